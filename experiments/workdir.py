@@ -1,0 +1,183 @@
+"""The folder of a run: whose it is, how far it has come, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tfp_surgery.models.weight_files import replaced_when_whole
+
+CONFIG_FILE = "config.json"
+RESULTS_FILE = "results.json"
+
+_PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy", "tfp-surgery")
+# What replaced_when_whole calls a file that is not yet whole: a killed run may leave one.
+_UNFINISHED = ".unfinished-"
+
+
+class State(enum.Enum):
+    """How far the run of a folder has come."""
+
+    NEW = "new"
+    BEGUN = "begun"
+    FINISHED = "finished"
+
+
+def find_state(folder: Path, experiment: str, config: Mapping[str, Any]) -> State:
+    """Looks at the folder of a run, and changes nothing.
+
+    Args:
+      folder: the folder, which need not exist.
+      experiment: name of the experiment.
+      config: its settings, in types that JSON knows.
+
+    Returns:
+      Whether the run with these settings has begun there, and is finished.
+
+    Raises:
+      OSError: if `folder` is no folder, or cannot be written to.
+      ValueError: if it holds something else: other files, or a run with other settings.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--workdir={folder} is a file, not a folder.")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"--workdir={folder}: {nearest} is a file, not a folder.")
+    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(f"--workdir={folder}: there is no permission to write in {nearest}.")
+    if not folder.exists() or all(path.name.startswith(_UNFINISHED) for path in folder.iterdir()):
+        return State.NEW
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"--workdir={folder} is not empty and holds no run of {experiment} (there is no "
+            f"{CONFIG_FILE}): name an empty or new folder. Nothing was changed."
+        )
+    _check_same_run(folder, experiment, config)
+    return State.FINISHED if (folder / RESULTS_FILE).is_file() else State.BEGUN
+
+
+def begin(
+    folder: Path, experiment: str, config: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> str | None:
+    """Makes the folder and its `config.json`, or clears what a killed run left half written.
+
+    Args:
+      folder: the folder, whose state is NEW or BEGUN.
+      experiment: name of the experiment.
+      config: its settings, in types that JSON knows.
+      dataset: what names the data set.
+
+    Returns:
+      A warning where the run was begun with other versions of the software, which may not give
+      the same numbers bit for bit.
+
+    Raises:
+      OSError: if the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.rglob(f"{_UNFINISHED}*"):
+            path.unlink()
+        if not (folder / CONFIG_FILE).exists():
+            description = {
+                "experiment": experiment,
+                "config": config,
+                "dataset": dataset,
+                "versions": versions(),
+            }
+            write_json(folder / CONFIG_FILE, description)
+    except OSError as error:
+        raise OSError(f"--workdir={folder} cannot be written to: {error}") from error
+    before = read_json(folder / CONFIG_FILE).get("versions", {})
+    changed = [
+        f"{name} {before.get(name)} -> {version}"
+        for name, version in versions().items()
+        if before.get(name) != version
+    ]
+    if not changed:
+        return None
+    return f"this run was begun with other versions ({', '.join(changed)}): numbers may differ."
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # the package itself, run from a checkout
+            found[package] = "not installed"
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      ValueError: if it holds no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it holds no JSON: {error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON, whole or not at all.
+
+    Raises:
+      ValueError: if there is NaN or infinity in the content.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    _write_text(path, f"{text}\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that have the same keys as CSV, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_text(path, buffer.getvalue())
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, whole or not at all; makes its folder."""
+    path.parent.mkdir(exist_ok=True)
+    with replaced_when_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replaced_when_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def _check_same_run(folder: Path, experiment: str, config: Mapping[str, Any]) -> None:
+    found = read_json(folder / CONFIG_FILE)
+    if not isinstance(found, dict) or found.get("experiment") != experiment:
+        raise ValueError(
+            f"--workdir={folder} holds something other than a run of {experiment}: name an empty "
+            "or new folder. Nothing was changed."
+        )
+    before = found.get("config", {})
+    differing = [
+        f"{name} was {before.get(name)!r}, is {config.get(name)!r}"
+        for name in {**before, **config}
+        if before.get(name) != config.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"--workdir={folder} holds a run with other settings ({'; '.join(differing)}): give "
+            "the same settings to go on with it, or name another folder. Nothing was changed."
+        )

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.distributions import components as components_lib
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+N, D = 4, 4  # equal on purpose: a shared [D, D] scale must not pass for a batch of N
+
+
+def _normal(*shape: int, seed: int = 0) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(seed).normal(size=shape), tf.float32)
+
+
+def _directions() -> tf.Tensor:
+    return tf.math.l2_normalize(_normal(N, D), axis=-1)
+
+
+FAMILIES = {
+    "diag, shared scale": lambda: tfd.MultivariateNormalDiag(_normal(N, D), tf.exp(_normal(D))),
+    "tril, shared scale": lambda: tfd.MultivariateNormalTriL(
+        _normal(N, D), tf.linalg.band_part(_normal(D, D), -1, 0) + 3 * tf.eye(D)
+    ),
+    "independent normal": lambda: tfd.Independent(tfd.Normal(_normal(N, D), 1.0), 1),
+    "scalar normal": lambda: tfd.Normal(_normal(N), 1.0),
+    "transformed": lambda: tfd.TransformedDistribution(
+        tfd.MultivariateNormalDiag(_normal(N, D)),
+        tfb.Chain([tfb.Exp(), tfb.Shift(_normal(D)), tfb.Scale(tf.exp(_normal(N, D, seed=1)))]),
+    ),
+    "log-normal": lambda: tfd.LogNormal(_normal(N), 1.0),
+    "dirichlet": lambda: tfd.Dirichlet(tf.exp(_normal(N, D))),
+    "von Mises-Fisher": lambda: tfd.VonMisesFisher(_directions(), 2.0),
+    "one-hot": lambda: tfd.OneHotCategorical(logits=_normal(N, D)),
+    "independent Bernoulli": lambda: tfd.Independent(tfd.Bernoulli(logits=_normal(N, D)), 1),
+    "mixture": lambda: tfd.MixtureSameFamily(
+        tfd.Categorical(logits=_normal(N, 2)), tfd.MultivariateNormalDiag(_normal(N, 2, D))
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leaves_carry_the_batch_and_rebuild_the_distribution(family: str) -> None:
+    distribution = FAMILIES[family]()
+    broadcast = components_lib.broadcast(distribution)
+    leaves = components_lib.leaves(broadcast)
+    assert leaves
+    assert all(leaf.shape[0] == N for leaf in leaves)
+    x = distribution.sample(seed=(1, 2))
+    rebuilt = components_lib.with_leaves(broadcast, leaves)
+    np.testing.assert_allclose(rebuilt.log_prob(x), distribution.log_prob(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gather_picks_components(family: str) -> None:
+    distribution = FAMILIES[family]()
+    indices = tf.constant([2, 0, 2])
+    picked = components_lib.gather(components_lib.broadcast(distribution), indices)
+    x = distribution.sample(seed=(1, 2))
+    np.testing.assert_allclose(
+        picked.log_prob(tf.gather(x, indices)),
+        tf.gather(distribution.log_prob(x), indices),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_concatenate_joins_batches_of_different_size(family: str) -> None:
+    distribution = FAMILIES[family]()
+    part = components_lib.gather(components_lib.broadcast(distribution), tf.constant([1, 3]))
+    joined = components_lib.concatenate([distribution, part])
+    assert joined.batch_shape == (N + 2,)
+    x = distribution.sample(seed=(1, 2))
+    expected = tf.gather(distribution.log_prob(x), [0, 1, 2, 3, 1, 3])
+    actual = joined.log_prob(tf.gather(x, [0, 1, 2, 3, 1, 3]))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_concatenate_refuses_different_kinds() -> None:
+    with pytest.raises(TypeError, match="MultivariateNormalDiag and MultivariateNormalTriL"):
+        components_lib.concatenate(
+            [
+                tfd.MultivariateNormalDiag(_normal(N, D)),
+                tfd.MultivariateNormalTriL(_normal(N, D), tf.eye(D)),
+            ]
+        )
+
+
+def test_linear_operators_are_refused_with_advice() -> None:
+    distribution = tfd.MultivariateNormalLinearOperator(
+        _normal(N, D), tf.linalg.LinearOperatorIdentity(D)
+    )
+    with pytest.raises(TypeError, match="MultivariateNormalTriL"):
+        components_lib.leaves(distribution)
+
+
+def test_what_cannot_be_a_component_is_refused() -> None:
+    with pytest.raises(TypeError, match="posterior must be a tfd.Distribution"):
+        components_lib.check_components(_normal(N, D), "posterior")
+    joint = tfd.JointDistributionSequential([tfd.Normal(0.0, 1.0), tfd.Normal(0.0, 1.0)])
+    with pytest.raises(TypeError, match="single tensors"):
+        components_lib.check_components(joint, "posterior")
+
+    class Undeclared(tfd.Distribution):
+        def __init__(self) -> None:
+            super().__init__(
+                tf.float32, tfd.NOT_REPARAMETERIZED, validate_args=False, allow_nan_stats=True
+            )
+
+    with pytest.raises(TypeError, match="_parameter_properties"):
+        components_lib.check_components(Undeclared(), "posterior")
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tests.testing import oracles
+from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import streaming
+
+tfd = tfp.distributions
+
+
+@pytest.fixture(params=["one block", "many ragged blocks"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many ragged blocks":
+        monkeypatch.setattr(streaming, "_GENERIC_BLOCK_ELEMENTS", 50)
+        monkeypatch.setattr(streaming, "_GENERIC_BLOCK_QUERIES", 4)
+        monkeypatch.setattr(streaming, "_GAUSSIAN_BLOCK", (7, 5))
+        streaming._gaussian_pass.cache_clear()
+    yield
+    streaming._gaussian_pass.cache_clear()
+
+
+def _uniform_log_weights(num_components: int, dtype: tf.DType) -> tf.Tensor:
+    return tf.fill([num_components], tf.constant(-np.log(num_components), dtype))
+
+
+def _components(kind: str, loc: np.ndarray, scale: np.ndarray) -> tfd.Distribution:
+    if kind == "diag":  # the Gaussian kernel
+        return tfd.MultivariateNormalDiag(loc, scale)
+    if kind == "tril":  # the generic path
+        return components_lib.broadcast(
+            tfd.MultivariateNormalTriL(loc, tf.linalg.diag(tf.constant(scale)))
+        )
+    raise ValueError(kind)
+
+
+def _draws(loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return loc + scale * np.random.default_rng(5).normal(size=loc.shape)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("kind", ["diag", "tril"])
+@pytest.mark.parametrize("case", oracles.CASES)
+@pytest.mark.parametrize("small", [True, False])
+def test_agrees_with_brute_force_in_float64(
+    case: str, kind: str, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:
+        monkeypatch.setattr(streaming, "_SMALL_PROBLEM", 0)
+    loc, scale = oracles.gaussian_case(case, 23, 3)
+    z = _draws(loc, scale)
+    log_prob, entropy = streaming.log_prob_and_index_entropy(
+        _components(kind, loc, scale), _uniform_log_weights(23, tf.float64), tf.constant(z)
+    )
+    expected = oracles.log_prob_and_entropy(oracles.gaussian_log_densities(z, loc, scale))
+    np.testing.assert_allclose(log_prob, expected[0], rtol=1e-12, atol=1e-10)
+    np.testing.assert_allclose(entropy, expected[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", oracles.CASES)
+@pytest.mark.parametrize("event_size", [1, 2, 20, 64])
+@pytest.mark.parametrize("scale_factor", [1.0, 1e-1, 1e-3])
+def test_float32_error_stays_within_its_bound(
+    case: str, event_size: int, scale_factor: float
+) -> None:
+    """|error| <= max(1e-4, 4 eps |log q|), the posteriors as narrow as they come."""
+    loc, scale = oracles.gaussian_case(case, 1100, event_size)
+    loc, scale = loc.astype(np.float32), (scale * scale_factor).astype(np.float32)
+    z = (loc + scale * np.random.default_rng(5).normal(size=loc.shape)).astype(np.float32)[:200]
+    log_prob, entropy = streaming.log_prob_and_index_entropy(
+        tfd.MultivariateNormalDiag(loc, scale),
+        _uniform_log_weights(1100, tf.float32),
+        tf.constant(z),
+    )
+    expected = oracles.log_prob_and_entropy(oracles.gaussian_log_densities(z, loc, scale))
+    bound = np.maximum(1e-4, 4 * np.finfo(np.float32).eps * np.abs(expected[0]))
+    assert np.all(np.abs(log_prob.numpy() - expected[0]) <= bound)
+    np.testing.assert_allclose(entropy, expected[1], atol=1e-4)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("kind", ["diag", "tril"])
+@pytest.mark.parametrize("case", oracles.CASES)
+@pytest.mark.parametrize("what", [0, 1, 2])
+def test_gradients_agree_with_the_dense_computation(case: str, kind: str, what: int) -> None:
+    """To queries, weights and parameters: of log q, of the entropy, and of a mix of both."""
+    loc, scale = oracles.gaussian_case(case, 13, 3)
+    variables = [
+        tf.constant(_draws(loc, scale)),
+        tf.constant(np.random.default_rng(1).normal(size=13)),
+        tf.constant(loc),
+        tf.constant(scale),
+    ]
+    upstream = tf.constant(np.random.default_rng(2).normal(size=13))
+
+    def reduce(log_prob: tf.Tensor, entropy: tf.Tensor) -> tf.Tensor:
+        parts = (log_prob, entropy, log_prob - 2.0 * entropy)
+        return tf.reduce_sum(upstream * parts[what])
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(variables)
+        z, logits, loc_variable, scale_variable = variables
+        log_weights = tf.nn.log_softmax(logits)
+        streamed = reduce(
+            *streaming.log_prob_and_index_entropy(
+                tfd.MultivariateNormalDiag(loc_variable, scale_variable)
+                if kind == "diag"
+                else tfd.MultivariateNormalTriL(loc_variable, tf.linalg.diag(scale_variable)),
+                log_weights,
+                z,
+            )
+        )
+        scores = log_weights + tf.reduce_sum(
+            -0.5 * ((z[:, None] - loc_variable) / scale_variable) ** 2
+            - tf.math.log(scale_variable)
+            - 0.5 * np.log(2 * np.pi),
+            axis=-1,
+        )
+        index_log_prob = tf.nn.log_softmax(scores)
+        dense = reduce(
+            tf.reduce_logsumexp(scores, -1),
+            -tf.reduce_sum(tf.exp(index_log_prob) * index_log_prob, -1),
+        )
+    actual = tape.gradient(streamed, variables)
+    expected = tape.gradient(dense, variables)
+    for got, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(
+            got, wanted, rtol=1e-7, atol=1e-9 * max(1.0, np.abs(wanted).max())
+        )
+
+
+def test_excluded_component_is_masked_inside_the_sum() -> None:
+    loc, scale = oracles.gaussian_case("separated", 9, 2)
+    z = _draws(loc, scale)
+    log_prob, _ = streaming.log_prob_and_index_entropy(
+        tfd.MultivariateNormalDiag(loc, scale),
+        _uniform_log_weights(9, tf.float64),
+        tf.constant(z),
+        excluded_index=tf.range(9),
+    )
+    densities = oracles.gaussian_log_densities(z, loc, scale) - np.log(9)
+    np.fill_diagonal(densities, -np.inf)
+    np.testing.assert_allclose(log_prob, np.logaddexp.reduce(densities, axis=-1), rtol=1e-12)
+
+
+def test_query_outside_every_support_has_no_density_and_zero_gradient() -> None:
+    components = tfd.Uniform(tf.constant([0.0, 1.0]), tf.constant([1.0, 2.0]))
+    z = tf.constant([0.5, 3.0])
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        log_prob, entropy = streaming.log_prob_and_index_entropy(
+            components, _uniform_log_weights(2, tf.float32), z
+        )
+    np.testing.assert_allclose(log_prob, [np.log(0.5), -np.inf])
+    assert entropy[0] == 0.0
+    assert np.isnan(entropy[1])
+    np.testing.assert_array_equal(tape.gradient(log_prob, z), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["diag", "tril"])
+def test_nan_queries_give_nan_and_not_a_number_by_accident(kind: str) -> None:
+    loc, scale = oracles.gaussian_case("overlapping", 5, 2)
+    z = _draws(loc, scale)
+    z[2, 0] = np.nan
+    log_prob, _ = streaming.log_prob_and_index_entropy(
+        _components(kind, loc, scale), _uniform_log_weights(5, tf.float64), tf.constant(z)
+    )
+    np.testing.assert_array_equal(np.isnan(log_prob), [False, False, True, False, False])
+
+
+def test_second_derivatives_are_an_error_and_not_wrong() -> None:
+    loc, scale = oracles.gaussian_case("overlapping", 5, 2)
+    z = tf.constant(_draws(loc, scale))
+    with tf.GradientTape() as outer:
+        outer.watch(z)
+        with tf.GradientTape() as inner:
+            inner.watch(z)
+            log_prob, _ = streaming.log_prob_and_index_entropy(
+                tfd.MultivariateNormalDiag(loc, scale), _uniform_log_weights(5, tf.float64), z
+            )
+        gradient = inner.gradient(log_prob, z)
+    with pytest.raises(LookupError, match="first derivatives only"):
+        outer.gradient(gradient, z)
+
+
+def test_unknown_static_shapes_are_served() -> None:
+    loc, scale = oracles.gaussian_case("overlapping", 11, 2)
+    z = _draws(loc, scale)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 2], tf.float64), tf.TensorSpec([None, 2], tf.float64)]
+    )
+    def run(z: tf.Tensor, loc: tf.Tensor) -> tf.Tensor:
+        num_components = tf.shape(loc)[0]
+        log_weights = -tf.math.log(tf.cast(tf.fill([num_components], num_components), tf.float64))
+        return streaming.log_prob_and_index_entropy(
+            tfd.MultivariateNormalDiag(loc, tf.ones_like(loc)), log_weights, z
+        )
+
+    log_prob, entropy = run(z, loc)
+    expected = oracles.log_prob_and_entropy(
+        oracles.gaussian_log_densities(z, loc, np.ones_like(scale))
+    )
+    np.testing.assert_allclose(log_prob, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(entropy, expected[1], rtol=1e-10)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,0 +1,1 @@
+"""Distributions: the aggregate posterior and its kernels."""

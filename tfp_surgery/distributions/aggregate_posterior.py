@@ -1,0 +1,504 @@
+"""The aggregate posterior q(z) = sum_n w_n q(z|x_n) as a `tfd.Distribution`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.distributions import distribution as distribution_lib
+from tensorflow_probability.python.internal import auto_composite_tensor
+from tensorflow_probability.python.internal import dtype_util
+from tensorflow_probability.python.internal import parameter_properties
+from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import samplers
+from tensorflow_probability.python.internal import tensor_util
+
+from tfp_surgery import checks
+from tfp_surgery.datasets import Dataset
+from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import marginals as marginals_lib
+from tfp_surgery.distributions import streaming
+
+tfd = tfp.distributions
+
+_MOMENT_BLOCK_ELEMENTS = 2**22
+
+
+class AggregatePosterior(tfd.Distribution):
+    r"""The aggregate posterior of Hoffman and Johnson (2016).
+
+    For posteriors `q(z|x_n)`, n = 1..N, with weights `w_n` (1/N unless given),
+
+        q(z) = sum_n w_n q(z|x_n).
+
+    It is a mixture of as many components as there are observations. Unlike
+    `tfd.MixtureSameFamily` it never builds an array of queries times components and never draws
+    from components that were not chosen: `log_prob` and `index_entropy` stream over blocks of
+    components (forward and backward, see `streaming`), `sample` gathers the chosen components.
+
+    All logarithms are natural; densities and entropies are in nats.
+
+    #### Examples
+
+    ```python
+    posteriors = tfd.MultivariateNormalDiag(loc=codes, scale_diag=scales)   # batch [N], event [D]
+    q_z = tfs.AggregatePosterior(posteriors)
+    z = q_z.sample(1000, seed=(0, 1))      # [1000, D]
+    q_z.log_prob(z)                        # [1000], exact over all N
+    q_z.index_entropy(z)                   # [1000], H[q(n|z)]
+    ```
+
+    Sampling is reparameterized where the components are and no weights are given: given the index,
+    whose distribution then has no parameters, a draw is a differentiable function of the drawn
+    component's parameters.
+
+    #### References
+
+    Matthew D. Hoffman and Matthew J. Johnson. ELBO surgery: yet another way to carve up the
+    variational evidence lower bound. NIPS Workshop in Advances in Approximate Bayesian Inference,
+    2016.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AggregatePosterior:
+        """Makes the result a `CompositeTensor` where the components are one."""
+        if cls is AggregatePosterior:
+            components = args[0] if args else kwargs.get("components_distribution")
+            if auto_composite_tensor.is_composite_tensor(components):
+                cls = _CompositeAggregatePosterior
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        components_distribution: tfd.Distribution,
+        weights: Any = None,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "AggregatePosterior",
+    ) -> None:
+        """Makes the aggregate of a batch of posteriors.
+
+        Args:
+          components_distribution: `tfd.Distribution` with batch shape `[..., N]`; the rightmost
+            batch dimension indexes the observations. Its events are single tensors.
+          weights: Optional non-negative floating `Tensor`, shape broadcastable to `[..., N]`; they
+            are normalised to sum to one. `None` means 1/N.
+          validate_args: Python `bool`. Whether values (weights, indices) are checked at run time.
+          allow_nan_stats: Python `bool`; see `tfd.Distribution`.
+          name: Name of the ops.
+
+        Raises:
+          TypeError: If `components_distribution` is no distribution over single tensors, or does
+            not declare its parameters.
+          ValueError: If it has no batch dimension, N = 0, or the weights do not fit N.
+        """
+        parameters = dict(locals())
+        with tf.name_scope(name) as name:
+            components_lib.check_components(components_distribution, "components_distribution")
+            if components_lib.batch_rank(components_distribution) < 1:
+                raise ValueError(
+                    "components_distribution needs a rightmost batch dimension that indexes the "
+                    f"observations; got batch shape {components_distribution.batch_shape}."
+                )
+            if components_distribution.batch_shape[-1] == 0:
+                raise ValueError("components_distribution has no components (N = 0).")
+            components_lib.event_rank(components_distribution)
+            self._components_distribution = components_distribution
+            self._weights = tensor_util.convert_nonref_to_tensor(
+                weights, dtype=components_lib.dtype_of(components_distribution), name="weights"
+            )
+            if self._weights is not None:
+                _check_weights_shape(self._weights.shape, components_distribution.batch_shape)
+            super().__init__(
+                dtype=components_distribution.dtype,
+                reparameterization_type=(
+                    components_distribution.reparameterization_type
+                    if weights is None
+                    else tfd.NOT_REPARAMETERIZED
+                ),
+                validate_args=validate_args,
+                allow_nan_stats=allow_nan_stats,
+                parameters=parameters,
+                name=name,
+            )
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: Callable[[Any], tfd.Distribution],
+        x: Any,
+        batch_size: int = 1000,
+        **kwargs: Any,
+    ) -> AggregatePosterior:
+        """Encodes a data set batch by batch and joins the N posteriors.
+
+        Args:
+          encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
+          x: Array or `Tensor`, shape `[N, ...]`, or a `tfp_surgery.datasets.Dataset` of settled
+            binarization: the observations.
+          batch_size: Number of observations encoded at a time.
+          **kwargs: Passed to the constructor.
+
+        Returns:
+          The aggregate posterior over all N observations, batch shape `[]`.
+
+        Raises:
+          ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
+            batch is not that of the observations it was given.
+          TypeError: If the encoder does not return a distribution, or not always of one kind.
+        """
+        x = x.observations() if isinstance(x, Dataset) else checks.check_observations(x)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        parts = []
+        for start in range(0, len(x), batch_size):
+            batch = tf.convert_to_tensor(x[start : start + batch_size])
+            posterior = checks.check_encoder_output(encoder(batch), len(batch))
+            components_lib.check_components(posterior, "The encoder's posterior")
+            parts.append(components_lib.broadcast(posterior))
+        return cls(components_lib.concatenate(parts), **kwargs)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
+        return {
+            "components_distribution": parameter_properties.BatchedComponentProperties(
+                event_ndims=1
+            ),
+            "weights": parameter_properties.ParameterProperties(
+                event_ndims=1,
+                default_constraining_bijector_fn=lambda: tfp.bijectors.Softplus(
+                    low=dtype_util.eps(dtype)
+                ),
+            ),
+        }
+
+    @property
+    def components_distribution(self) -> tfd.Distribution:
+        """The posteriors q(z|x_n), batch shape `[..., N]`."""
+        return self._components_distribution
+
+    @property
+    def weights(self) -> tf.Tensor | None:
+        """The weights as given (not normalised), or `None` for 1/N."""
+        return self._weights
+
+    @property
+    def num_components(self) -> Any:
+        """N: a Python `int` where it is known statically, else a scalar `Tensor`."""
+        return components_lib.num_components(self._components_distribution)
+
+    def _event_shape(self) -> tf.TensorShape:
+        return self._components_distribution.event_shape
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return self._components_distribution.event_shape_tensor()
+
+    def _log_weights(self, components: tfd.Distribution) -> tf.Tensor:
+        """Normalised log weights, shape `[B..., N]`."""
+        shape = components.batch_shape_tensor()
+        dtype = components_lib.dtype_of(components)
+        if self._weights is None:
+            return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
+        weights = tf.broadcast_to(tf.convert_to_tensor(self._weights), shape)
+        return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
+
+    def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Broadcasts z to `[S..., B..., E...]`; returns it as `[M, B..., E...]`, and `S... B...`."""
+        event_ndims = components_lib.event_rank(self._components_distribution)
+        shape = ps.shape(z)
+        outer_ndims = ps.rank_from_shape(shape) - event_ndims
+        batch_shape = self.batch_shape_tensor()
+        outer_shape = ps.broadcast_shape(shape[:outer_ndims], batch_shape)
+        event_shape = shape[outer_ndims:]
+        z = tf.broadcast_to(z, ps.concat([outer_shape, event_shape], axis=0))
+        # [S..., B..., E...] -> [M, B..., E...]
+        return tf.reshape(z, ps.concat([[-1], batch_shape, event_shape], axis=0)), outer_shape
+
+    def _stream(self, z: tf.Tensor, excluded_index: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        components = components_lib.broadcast(self._components_distribution)
+        queries, outer_shape = self._flatten_queries(z)
+        if excluded_index is not None:
+            # [S..., B...] -> [M, B...]
+            excluded_index = tf.reshape(
+                tf.broadcast_to(excluded_index, outer_shape),
+                ps.concat([[-1], self.batch_shape_tensor()], axis=0),
+            )
+        log_prob, entropy = streaming.log_prob_and_index_entropy(
+            components, self._log_weights(components), queries, excluded_index
+        )
+        return tf.reshape(log_prob, outer_shape), tf.reshape(entropy, outer_shape)
+
+    def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        return self._stream(z)[0]
+
+    def log_prob_and_index_entropy(
+        self, z: Any, name: str = "log_prob_and_index_entropy"
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns log q(z) and H[q(n|z)] from one pass over the components.
+
+        Args:
+          z: `Tensor`, shape `[S..., B..., E...]`.
+          name: Name of the ops.
+
+        Returns:
+          log_prob: Floating `Tensor`, shape `[S..., B...]`, in nats; `-inf` where no component has
+            z in its support.
+          index_entropy: Floating `Tensor` of the same shape, in nats; `NaN` there.
+        """
+        with self._name_and_control_scope(name, z):
+            return self._stream(self._convert(z))
+
+    def index_entropy(self, z: Any, name: str = "index_entropy") -> tf.Tensor:
+        """Returns H[q(n|z)] = - sum_n q(n|z) log q(n|z), streamed over the components.
+
+        With uniform weights it lies in [0, log N], and the index-code mutual information is
+        log N - E_q(z) H[q(n|z)].
+
+        Args:
+          z: `Tensor`, shape `[S..., B..., E...]`.
+          name: Name of the ops.
+
+        Returns:
+          Floating `Tensor`, shape `[S..., B...]`, in nats.
+        """
+        return self.log_prob_and_index_entropy(z, name=name)[1]
+
+    def index_log_probs(self, z: Any, name: str = "index_log_probs") -> tf.Tensor:
+        """Returns log q(n|z) = log w_n + log q(z|x_n) - log q(z) for every n.
+
+        The result has N entries a query; for statistics of q(n|z) over many queries use
+        `index_entropy`, which streams.
+
+        Args:
+          z: `Tensor`, shape `[S..., B..., E...]`.
+          name: Name of the ops.
+
+        Returns:
+          Floating `Tensor`, shape `[S..., B..., N]`, in nats.
+        """
+        with self._name_and_control_scope(name, z):
+            z = self._convert(z)
+            components = components_lib.broadcast(self._components_distribution)
+            event_ndims = components_lib.event_rank(components)
+            scores = components.log_prob(tf.expand_dims(z, -1 - event_ndims))  # [S..., B..., N]
+            return tf.nn.log_softmax(scores + self._log_weights(components), axis=-1)
+
+    def leave_one_out_log_prob(
+        self, z: Any, index: Any, name: str = "leave_one_out_log_prob"
+    ) -> tf.Tensor:
+        """Returns log q_{-i}(z), the aggregate of all components but i.
+
+        q_{-i}(z) = sum_{n != i} w_n q(z|x_n) / (1 - w_i). The component is masked inside the
+        log-sum-exp; subtracting it afterwards would lose every digit where it dominates.
+
+        Args:
+          z: `Tensor`, shape `[S..., B..., E...]`.
+          index: Integer `Tensor`, shape broadcastable to `[S..., B...]`: the component left out of
+            each query's aggregate.
+          name: Name of the ops.
+
+        Returns:
+          Floating `Tensor`, shape `[S..., B...]`, in nats; `-inf` where N = 1.
+
+        Raises:
+          TypeError: If `index` is not of an integer dtype.
+        """
+        index = tf.convert_to_tensor(index)
+        if not index.dtype.is_integer:
+            raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")
+        with self._name_and_control_scope(name, z):
+            z = self._convert(z)
+            log_weights = self._log_weights(
+                components_lib.broadcast(self._components_distribution)
+            )
+            num_components = tf.cast(ps.shape(log_weights)[-1], index.dtype)
+            assertions = []
+            if self.validate_args:
+                assertions = [
+                    tf.debugging.assert_non_negative(index, "index must be >= 0."),
+                    tf.debugging.assert_less(index, num_components, "index must be < N."),
+                ]
+            with tf.control_dependencies(assertions):
+                log_prob, _ = self._stream(z, excluded_index=index)
+            index = tf.broadcast_to(index, ps.shape(log_prob))
+            if self._weights is None:
+                others = tf.cast(num_components - 1, log_prob.dtype)
+                total = tf.cast(num_components, log_prob.dtype)
+                log_rest = tf.math.log(others) - tf.math.log(total)
+            else:
+                batch_ndims = components_lib.batch_rank(self._components_distribution) - 1
+                sample_ndims = ps.rank(index) - batch_ndims
+                # [S..., B...] -> [B..., S...], the layout of a batched gather
+                to_batch_first = ps.concat(
+                    [ps.range(sample_ndims, sample_ndims + batch_ndims), ps.range(sample_ndims)], 0
+                )
+                to_sample_first = ps.concat(
+                    [ps.range(batch_ndims, sample_ndims + batch_ndims), ps.range(batch_ndims)], 0
+                )
+                own = tf.gather(
+                    log_weights, tf.transpose(index, to_batch_first),
+                    axis=batch_ndims, batch_dims=batch_ndims,
+                )
+                log_rest = tf.math.log1p(-tf.exp(tf.transpose(own, to_sample_first)))
+            return tf.where(
+                tf.math.is_inf(log_prob), log_prob, log_prob - log_rest
+            )
+
+    def marginals(self, name: str = "marginals") -> AggregatePosterior:
+        """Returns the D one-dimensional aggregate posteriors q(z_j), as one batched distribution.
+
+        Available where the components' own marginals are: Gaussians, `tfd.Independent` over one
+        dimension, `tfd.Dirichlet` (Beta marginals).
+
+        Args:
+          name: Name of the ops.
+
+        Returns:
+          `AggregatePosterior` with batch shape `[B..., D]` and scalar events.
+
+        Raises:
+          ValueError: If the events are not vectors.
+          NotImplementedError: If the components' marginals have no closed form here.
+        """
+        with self._name_and_control_scope(name):
+            components = marginals_lib.one_dimensional_marginals(
+                components_lib.broadcast(self._components_distribution)
+            )
+            weights = self._weights
+            if weights is not None:
+                weights = tf.convert_to_tensor(weights)[..., tf.newaxis, :]
+            return AggregatePosterior(
+                components,
+                weights=weights,
+                validate_args=self.validate_args,
+                allow_nan_stats=self.allow_nan_stats,
+            )
+
+    def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
+        index_seed, component_seed = samplers.split_seed(seed, salt="AggregatePosterior")
+        components = components_lib.broadcast(self._components_distribution)
+        batch_ndims = components_lib.batch_rank(components) - 1
+        shape = components.batch_shape_tensor()
+        index_shape = ps.concat([shape[:-1], [n]], axis=0)  # [B..., n]
+        if self._weights is None:
+            indices = samplers.uniform(
+                index_shape, minval=0, maxval=shape[-1], dtype=tf.int32, seed=index_seed
+            )
+        else:
+            # Inverse of the cumulative weights in float64: float32 loses the small ones.
+            weights = tf.cast(tf.exp(self._log_weights(components)), tf.float64)
+            cumulative = tf.cumsum(weights, axis=-1)
+            uniforms = samplers.uniform(index_shape, dtype=tf.float64, seed=index_seed)
+            # u < 1, so u * total < total: the index is that of a component of positive weight.
+            indices = tf.searchsorted(
+                cumulative, uniforms * cumulative[..., -1:], side="right"
+            )  # [B..., n]
+        chosen = components_lib.gather(
+            components, indices, axis=batch_ndims, batch_dims=batch_ndims
+        )
+        draws = chosen.sample(seed=component_seed)  # [B..., n, E...]
+        order = ps.concat(
+            [[batch_ndims], ps.range(batch_ndims), ps.range(batch_ndims + 1, ps.rank(draws))],
+            axis=0,
+        )
+        return tf.transpose(draws, order)  # [n, B..., E...]
+
+    def _weighted_mean(self, values: tf.Tensor, components: tfd.Distribution) -> tf.Tensor:
+        """sum_n w_n values_n for values `[B..., N, ...]`."""
+        batch_ndims = components_lib.batch_rank(components) - 1
+        weights = tf.exp(self._log_weights(components))  # [B..., N]
+        extra = ps.rank(values) - batch_ndims - 1
+        weights = tf.reshape(
+            weights, ps.concat([ps.shape(weights), ps.ones([extra], tf.int32)], axis=0)
+        )
+        return tf.reduce_sum(weights * values, axis=batch_ndims)
+
+    def _mean(self) -> tf.Tensor:
+        components = components_lib.broadcast(self._components_distribution)
+        return self._weighted_mean(components.mean(), components)
+
+    def _variance(self) -> tf.Tensor:
+        components = components_lib.broadcast(self._components_distribution)
+        batch_ndims = components_lib.batch_rank(components) - 1
+        means = components.mean()
+        centre = tf.expand_dims(self._weighted_mean(means, components), batch_ndims)
+        return self._weighted_mean(components.variance() + (means - centre) ** 2, components)
+
+    def _covariance(self) -> tf.Tensor:
+        components = components_lib.broadcast(self._components_distribution)
+        batch_ndims = components_lib.batch_rank(components) - 1
+        weights = tf.exp(self._log_weights(components))  # [B..., N]
+        means = components.mean()  # [B..., N, D]
+        centred = means - tf.expand_dims(self._weighted_mean(means, components), batch_ndims)
+        between = tf.einsum("...n,...ni,...nj->...ij", weights, centred, centred)
+        if marginals_lib.is_factorised(components):
+            within = tf.linalg.diag(self._weighted_mean(components.variance(), components))
+        else:
+            within = self._mean_covariance(components, weights)
+        return within + between
+
+    def _mean_covariance(self, components: tfd.Distribution, weights: tf.Tensor) -> tf.Tensor:
+        """sum_n w_n Cov(z|x_n), block by block: `[N, D, D]` is not built."""
+        batch_ndims = components_lib.batch_rank(components) - 1
+        num_components = ps.shape(weights)[-1]
+        event_size = self.event_shape_tensor()[-1]
+        block = ps.maximum(1, _MOMENT_BLOCK_ELEMENTS // ps.maximum(event_size**2, 1))
+
+        def step(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            positions = start + tf.range(block)
+            inside = tf.cast(positions < num_components, weights.dtype)
+            indices = tf.minimum(positions, num_components - 1)
+            part = components_lib.gather(components, indices, axis=batch_ndims).covariance()
+            part_weights = tf.gather(weights, indices, axis=batch_ndims) * inside
+            return start + block, total + tf.einsum("...n,...nij->...ij", part_weights, part)
+
+        shape = ps.concat([self.batch_shape_tensor(), [event_size, event_size]], axis=0)
+        _, total = tf.while_loop(
+            lambda start, _: start < num_components,
+            step,
+            (0, tf.zeros(shape, weights.dtype)),
+            parallel_iterations=1,
+        )
+        return total
+
+    def _convert(self, z: Any) -> tf.Tensor:
+        return tf.convert_to_tensor(z, dtype=self.dtype, name="z")
+
+    def _default_event_space_bijector(self) -> Any:
+        # The components' supports agree in every family whose support has no parameters.
+        return self._components_distribution.experimental_default_event_space_bijector()
+
+    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
+        if not self.validate_args or self._weights is None:
+            return []
+        if is_init == tensor_util.is_ref(self._weights):
+            return []
+        weights = tf.convert_to_tensor(self._weights)
+        return [
+            tf.debugging.assert_non_negative(weights, "weights must be non-negative."),
+            tf.debugging.assert_positive(
+                tf.reduce_sum(weights, axis=-1), "weights must have a positive sum."
+            ),
+        ]
+
+    def _sample_control_dependencies(self, z: tf.Tensor) -> list[Any]:
+        return []
+
+
+class _CompositeAggregatePosterior(
+    AggregatePosterior, distribution_lib.AutoCompositeTensorDistribution
+):
+    """An `AggregatePosterior` of composite components: it passes through `tf.function`."""
+
+
+def _check_weights_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
+    try:
+        fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"weights of shape {shape} do not broadcast to the components' batch shape "
+            f"{batch_shape}."
+        )

@@ -1,0 +1,178 @@
+"""The parameter tensors of a batch of distributions: broadcast, gather, join.
+
+A batch of N posteriors is handled as the list of its parameter tensors ("leaves"), each carrying
+the full batch shape on the left, so that components can be picked, joined and differentiated
+without knowing which distribution they belong to. The traversal is TFP's own
+(`parameter_properties`), so any distribution or bijector that declares its parameters works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import batch_shape_lib
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+def _map_leaves(node: Any, fn: Callable[[tf.Tensor], tf.Tensor], x_event_ndims: Any = None) -> Any:
+    """Copies a distribution or bijector with `fn` applied to every parameter tensor."""
+
+    def visit(parameter: Any, event_ndims: Any) -> Any:
+        if isinstance(parameter, tfb.Bijector):
+            return _map_leaves(parameter, fn, event_ndims)
+        if isinstance(parameter, tfd.Distribution):
+            return _map_leaves(parameter, fn)
+        if isinstance(parameter, tf.linalg.LinearOperator):
+            raise TypeError(
+                f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
+                "handled by their parameter tensors. Use a distribution parameterised by "
+                "tensors, for example tfd.MultivariateNormalTriL(loc, operator.to_dense())."
+            )
+        return fn(tf.convert_to_tensor(parameter))
+
+    changed = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
+        node, visit, bijector_x_event_ndims=x_event_ndims
+    )
+    return node.copy(**changed)
+
+
+def check_components(distribution: Any, what: str) -> None:
+    """Raises unless `distribution` is a single-tensor `tfd.Distribution` with declared parameters.
+
+    Args:
+      distribution: The object to check.
+      what: What it is, for the message.
+
+    Raises:
+      TypeError: If it is no `tfd.Distribution`, is a joint distribution, or does not declare its
+        parameters (`_parameter_properties`).
+    """
+    if not isinstance(distribution, tfd.Distribution):
+        raise TypeError(f"{what} must be a tfd.Distribution; got {type(distribution).__name__}.")
+    if tf.nest.is_nested(distribution.dtype):
+        raise TypeError(
+            f"{what} must have events that are single tensors; got {type(distribution).__name__} "
+            f"with dtype {distribution.dtype}."
+        )
+    try:
+        distribution.parameter_properties()
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{what} is a {type(distribution).__name__}, which does not implement "
+            "`_parameter_properties`; its batch cannot be indexed without them."
+        ) from error
+
+
+def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
+    """Returns a copy whose every parameter tensor carries the full batch shape.
+
+    A parameter that several components share, a `[D, D]` scale for instance, could otherwise not
+    be told from one that varies with the component.
+    """
+    return distribution._broadcast_parameters_with_batch_shape(distribution.batch_shape_tensor())
+
+
+def leaves(distribution: tfd.Distribution) -> list[tf.Tensor]:
+    """Returns the parameter tensors of a `broadcast` distribution, in a fixed order."""
+    found: list[tf.Tensor] = []
+
+    def collect(tensor: tf.Tensor) -> tf.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map_leaves(distribution, collect)
+    return found
+
+
+def with_leaves(distribution: tfd.Distribution, tensors: Sequence[tf.Tensor]) -> tfd.Distribution:
+    """Returns a copy of `distribution` with its parameter tensors replaced, in `leaves` order."""
+    remaining = iter(tensors)
+    return _map_leaves(distribution, lambda _: next(remaining))
+
+
+def gather(
+    distribution: tfd.Distribution, indices: tf.Tensor, axis: int = 0, batch_dims: int = 0
+) -> tfd.Distribution:
+    """Picks components of a `broadcast` distribution.
+
+    Args:
+      distribution: A `broadcast` distribution with batch shape `[..., N]`.
+      indices: Integer `Tensor`; see `tf.gather`.
+      axis: The batch dimension to index, counted from the left.
+      batch_dims: See `tf.gather`.
+
+    Returns:
+      The distribution with `indices.shape[batch_dims:]` in place of that dimension.
+    """
+    return _map_leaves(
+        distribution, lambda leaf: tf.gather(leaf, indices, axis=axis, batch_dims=batch_dims)
+    )
+
+
+def concatenate(distributions: Sequence[tfd.Distribution]) -> tfd.Distribution:
+    """Joins batches of one kind of distribution along their single batch dimension.
+
+    Args:
+      distributions: Non-empty sequence of distributions of the same type, each with batch shape
+        `[B_i]`.
+
+    Returns:
+      One distribution with batch shape `[sum_i B_i]`.
+
+    Raises:
+      TypeError: If the distributions differ in type or in the parameters they were given.
+    """
+    first = distributions[0]
+    parts = [leaves(broadcast(part)) for part in distributions]
+    for part, tensors in zip(distributions, parts, strict=True):
+        if type(part) is not type(first) or len(tensors) != len(parts[0]):
+            raise TypeError(
+                "All batches must give the same kind of distribution; got "
+                f"{type(first).__name__} and {type(part).__name__}."
+            )
+    return with_leaves(
+        broadcast(first), [tf.concat(tensors, axis=0) for tensors in zip(*parts, strict=True)]
+    )
+
+
+def event_rank(distribution: tfd.Distribution) -> int:
+    """Returns the static rank of the event.
+
+    Raises:
+      ValueError: If the rank is not known statically.
+    """
+    rank = distribution.event_shape.rank
+    if rank is None:
+        raise ValueError(f"The event rank of {distribution} must be known statically.")
+    return int(rank)
+
+
+def batch_rank(distribution: tfd.Distribution) -> int:
+    """Returns the static rank of the batch.
+
+    Raises:
+      ValueError: If the rank is not known statically.
+    """
+    rank = distribution.batch_shape.rank
+    if rank is None:
+        raise ValueError(f"The batch rank of {distribution} must be known statically.")
+    return int(rank)
+
+
+def num_components(distribution: tfd.Distribution) -> Any:
+    """Returns N, the rightmost batch dimension: an `int` where static, else a scalar tensor."""
+    static = distribution.batch_shape[-1]
+    return static if static is not None else distribution.batch_shape_tensor()[-1]
+
+
+def dtype_of(distribution: tfd.Distribution) -> tf.DType:
+    """Returns the floating dtype in which the distribution's `log_prob` comes."""
+    for leaf in leaves(distribution):
+        if leaf.dtype.is_floating:
+            return leaf.dtype
+    return tf.float32 if not distribution.dtype.is_floating else distribution.dtype

@@ -1,0 +1,433 @@
+"""Blockwise log-sum-exp over mixture components: the hot loop.
+
+For components q_n with log weights log w_n the two streamed quantities are
+
+    log q(z) = logsumexp_n (log w_n + log q_n(z))
+    H[q(n|z)] = - sum_n q(n|z) log q(n|z),    q(n|z) = w_n q_n(z) / q(z)
+
+both accumulated in one pass over blocks of components with a running maximum, so that memory is
+that of one block whatever the number of queries M and components N. The backward pass recomputes
+the blocks instead of keeping them (as attention kernels do; Milakov and Gimelshein 2018 give the
+forward recurrence), hence gradients to the queries and to the components' parameters need no more
+memory either.
+
+Diagonal Gaussians have a kernel of their own with the components on the major and the queries on
+the minor axis, compiled by XLA; every other distribution is scored by its own `log_prob`.
+
+#### References
+
+Maxim Milakov and Natalia Gimelshein. Online normalizer calculation for softmax. arXiv:1805.02867,
+2018.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_surgery.distributions import components as components_lib
+
+tfd = tfp.distributions
+
+# score(block_leaves, block_queries) -> log q_n(z_m), [B..., n, m], from leaves with batch
+# [B..., n] and queries [B..., m, E...].
+_Score = Callable[[Sequence[tf.Tensor], tf.Tensor], tf.Tensor]
+
+_GAUSSIAN_BLOCK = (512, 1024)  # components, queries: the block fits the cache, nothing is stored
+_GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
+_GENERIC_BLOCK_QUERIES = 256
+_SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
+
+
+def log_prob_and_index_entropy(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Streams log q(z) and the index entropy over all components.
+
+    Args:
+      distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
+      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
+      queries: `Tensor`, shape `[M, B..., E...]`.
+      excluded_index: Optional integer `Tensor`, shape `[M, B...]`: a component that is masked
+        inside the log-sum-exp of that query (the weights are not renormalised).
+
+    Returns:
+      log_prob: Floating `Tensor`, shape `[M, B...]`, in nats.
+      index_entropy: Floating `Tensor`, shape `[M, B...]`, in nats.
+    """
+    batch_ndims = components_lib.batch_rank(distribution) - 1
+    event_ndims = components_lib.event_rank(distribution)
+    queries = _move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
+    if excluded_index is not None:
+        excluded_index = _move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
+
+    gaussian = _diagonal_gaussian_leaves(distribution)
+    if gaussian is not None:
+        leaves = gaussian
+        if event_ndims == 0:
+            queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
+        compute = _gaussian_pass(batch_ndims, _is_small(queries, log_weights))
+    else:
+        leaves = tuple(components_lib.leaves(distribution))  # type: ignore[assignment]
+        compute = _Pass(
+            _generic_score(distribution, batch_ndims),
+            batch_ndims,
+            *_generic_blocks(leaves, queries, batch_ndims),
+        )
+
+    @tf.custom_gradient
+    def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
+        # Without stop_gradient an eager tape would record, and keep, every block of the forward.
+        inputs = [tf.stop_gradient(part) for part in (queries, log_weights, *leaves)]
+        log_prob, entropy = compute.forward(inputs[0], inputs[1], inputs[2:], excluded_index)
+
+        def grad(log_prob_grad: tf.Tensor, entropy_grad: tf.Tensor) -> Any:
+            grads = compute.backward(
+                queries,
+                log_weights,
+                leaves,
+                excluded_index,
+                (log_prob, entropy),
+                (log_prob_grad, entropy_grad),
+            )
+            return tuple(None if part is None else _first_order_only(part) for part in grads)
+
+        return (log_prob, entropy), grad
+
+    log_prob, entropy = streamed(queries, log_weights, *leaves)
+    return _move_axis(log_prob, batch_ndims, 0), _move_axis(entropy, batch_ndims, 0)
+
+
+def _first_order_only(gradient: tf.Tensor) -> tf.Tensor:
+    """Makes a second derivative an error: the forward's results are constants to the backward."""
+    return tf.raw_ops.PreventGradient(
+        input=gradient, message="The aggregate posterior's log_prob has first derivatives only."
+    )
+
+
+class _Pass:
+    """The forward and backward passes over blocks, for one way of scoring a block."""
+
+    def __init__(
+        self, score: _Score, batch_ndims: int, component_block: Any, query_block: Any
+    ) -> None:
+        self._score = score
+        self._batch_ndims = batch_ndims
+        self._component_block = component_block
+        self._query_block = query_block
+
+    def forward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns log q(z) and H[q(n|z)], each `[B..., M]`."""
+        axis = self._batch_ndims
+        dtype = log_weights.dtype
+        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        floor = tf.constant(dtype.min, dtype)
+
+        def query_step(i: tf.Tensor, outputs: Any) -> Any:
+            z = query_blocks.gather(queries, i, axis)
+            excluded = (
+                None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
+            )
+
+            def component_step(j: tf.Tensor, top: Any, mass: Any, moment: Any) -> Any:
+                scores = self._weighted_scores(
+                    component_blocks, j, z, log_weights, leaves, excluded
+                )
+                new_top = tf.maximum(top, tf.reduce_max(scores, axis=axis))
+                shift = scores - tf.expand_dims(new_top, axis)
+                ratio = tf.exp(shift)
+                rescale = tf.exp(top - new_top)
+                # mass = sum_n exp(s_n - top); moment = sum_n exp(s_n - top) (s_n - top)
+                moment = rescale * (moment + (top - new_top) * mass) + tf.reduce_sum(
+                    tf.where(ratio > 0, ratio * shift, tf.zeros([], dtype)), axis=axis
+                )
+                mass = rescale * mass + tf.reduce_sum(ratio, axis=axis)
+                return j + 1, new_top, mass, moment
+
+            shape = ps.shape(z)[: axis + 1]
+            _, top, mass, moment = tf.while_loop(
+                lambda j, *_: j < component_blocks.count,
+                component_step,
+                (0, tf.fill(shape, floor), tf.zeros(shape, dtype), tf.zeros(shape, dtype)),
+                parallel_iterations=1,
+            )
+            outside = tf.equal(mass, 0)  # no component has this query in its support
+            safe_mass = tf.where(outside, tf.ones([], dtype), mass)
+            log_mass = tf.math.log(safe_mass)
+            log_prob = tf.where(
+                outside, tf.constant(-math.inf, dtype), top + log_mass
+            )
+            entropy = tf.where(
+                outside, tf.constant(math.nan, dtype), log_mass - moment / safe_mass
+            )
+            # H >= 0; rounding may leave it a few ulp below.
+            entropy = tf.where(entropy < 0, tf.zeros([], dtype), entropy)
+            stacked = tf.stack([log_prob, entropy])  # [2, B..., m]
+            return i + 1, outputs.write(i, stacked)
+
+        outputs = tf.TensorArray(dtype, size=query_blocks.count)
+        _, outputs = tf.while_loop(
+            lambda i, _: i < query_blocks.count, query_step, (0, outputs), parallel_iterations=1
+        )
+        stacked = query_blocks.join(outputs.stack(), axis + 1)  # [2, B..., M]
+        return stacked[0], stacked[1]
+
+    def backward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+        results: tuple[tf.Tensor, tf.Tensor],
+        upstream: tuple[tf.Tensor, tf.Tensor],
+    ) -> tuple[tf.Tensor | None, ...]:
+        """Returns the gradients to queries, log weights and leaves, recomputing every block."""
+        axis = self._batch_ndims
+        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        sources = (log_weights, *leaves)
+        wanted = [source.dtype.is_floating for source in sources]
+        queries_wanted = queries.dtype.is_floating
+        query_floats = queries if queries_wanted else tf.zeros(ps.shape(queries), log_weights.dtype)
+
+        def query_step(i: tf.Tensor, query_grads: Any, source_grads: Any) -> Any:
+            z = query_blocks.gather(queries, i, axis)
+            excluded = (
+                None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
+            )
+            log_prob, entropy, log_prob_grad, entropy_grad = (
+                tf.expand_dims(query_blocks.gather(part, i, axis), axis)
+                for part in (*results, *upstream)
+            )
+            valid = query_blocks.valid(i)
+            outside = tf.math.is_inf(log_prob)
+            log_prob = tf.where(outside, tf.zeros_like(log_prob), log_prob)
+            log_prob_grad, entropy_grad = (
+                tf.where(valid & ~outside, part, tf.zeros_like(part))
+                for part in (log_prob_grad, entropy_grad)
+            )
+
+            def component_step(j: tf.Tensor, z_grad: tf.Tensor, source_grads: Any) -> Any:
+                block = [component_blocks.gather(source, j, axis) for source in sources]
+                watched = [part for part, want in zip(block, wanted, strict=True) if want]
+                with tf.GradientTape() as tape:
+                    tape.watch([z, *watched] if queries_wanted else watched)
+                    scores = tf.expand_dims(block[0], -1) + self._score(block[1:], z)
+                log_index_prob = scores - log_prob
+                keep = component_blocks.mask(j, excluded)
+                index_prob = tf.where(keep, tf.exp(log_index_prob), tf.zeros_like(scores))
+                # d log q / d s_n = p_n; d H / d s_n = -p_n (log p_n + H)
+                score_grad = index_prob * log_prob_grad - tf.where(
+                    index_prob > 0,
+                    index_prob * (log_index_prob + entropy) * entropy_grad,
+                    tf.zeros_like(scores),
+                )
+                grads = tape.gradient(
+                    scores,
+                    [z, *watched] if queries_wanted else watched,
+                    output_gradients=score_grad,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+                if queries_wanted:
+                    z_grad = z_grad + grads.pop(0)
+                source_grads = tuple(
+                    component_blocks.scatter_add(total, part, j, axis)
+                    for total, part in zip(source_grads, grads, strict=True)
+                )
+                return j + 1, z_grad, source_grads
+
+            _, z_grad, source_grads = tf.while_loop(
+                lambda j, *_: j < component_blocks.count,
+                component_step,
+                (0, tf.zeros_like(query_blocks.gather(query_floats, i, axis)), source_grads),
+                parallel_iterations=1,
+            )
+            return i + 1, query_grads.write(i, z_grad), source_grads
+
+        _, query_grads, source_grads = tf.while_loop(
+            lambda i, *_: i < query_blocks.count,
+            query_step,
+            (
+                0,
+                tf.TensorArray(query_floats.dtype, size=query_blocks.count),
+                tuple(
+                    tf.zeros_like(source)
+                    for source, want in zip(sources, wanted, strict=True)
+                    if want
+                ),
+            ),
+            parallel_iterations=1,
+        )
+        remaining = iter(source_grads)
+        return (
+            query_blocks.join(query_grads.stack(), axis) if queries_wanted else None,
+            *(next(remaining) if want else None for want in wanted),
+        )
+
+    def _weighted_scores(
+        self,
+        blocks: _Blocks,
+        j: tf.Tensor,
+        z: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded: tf.Tensor | None,
+    ) -> tf.Tensor:
+        axis = self._batch_ndims
+        block = [blocks.gather(leaf, j, axis) for leaf in leaves]
+        weights = tf.expand_dims(blocks.gather(log_weights, j, axis), -1)
+        scores = weights + self._score(block, z)  # [B..., n, m]
+        return tf.where(blocks.mask(j, excluded), scores, tf.constant(-math.inf, scores.dtype))
+
+
+class _Blocks:
+    """Equal blocks that cover an axis; the last one overlaps nothing but repeats the end."""
+
+    def __init__(self, length: Any, limit: Any) -> None:
+        self.length = length
+        self.count = ps.maximum(1, -(-length // limit))
+        self.size = ps.maximum(1, -(-length // self.count))
+
+    def _positions(self, i: tf.Tensor) -> tf.Tensor:
+        return i * self.size + tf.range(self.size)
+
+    def valid(self, i: tf.Tensor) -> tf.Tensor:
+        """Which entries of block i lie within the axis, shape `[size]`."""
+        return self._positions(i) < self.length
+
+    def gather(self, tensor: tf.Tensor, i: tf.Tensor, axis: int) -> tf.Tensor:
+        return tf.gather(tensor, tf.minimum(self._positions(i), self.length - 1), axis=axis)
+
+    def mask(self, j: tf.Tensor, excluded: tf.Tensor | None) -> tf.Tensor:
+        """Which components of block j take part, `[n, 1]` or `[B..., n, m]`."""
+        keep = self.valid(j)[:, tf.newaxis]  # [n, 1]
+        if excluded is None:
+            return keep
+        positions = tf.cast(self._positions(j), excluded.dtype)[:, tf.newaxis]  # [n, 1]
+        return keep & tf.not_equal(positions, excluded[..., tf.newaxis, :])  # [B..., n, m]
+
+    def scatter_add(
+        self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int
+    ) -> tf.Tensor:
+        """Adds block j's part to the total; what repeats the end is zero and adds nothing."""
+        positions = tf.minimum(self._positions(j), self.length - 1)
+        if axis == 0:
+            return tf.tensor_scatter_nd_add(total, positions[:, tf.newaxis], part)
+        moved = tf.tensor_scatter_nd_add(
+            _move_axis(total, axis, 0), positions[:, tf.newaxis], _move_axis(part, axis, 0)
+        )
+        return _move_axis(moved, 0, axis)
+
+    def join(self, stacked: tf.Tensor, axis: int) -> tf.Tensor:
+        """Turns `[count, ..., size, ...]` (size at `axis` of a block) into `[..., length, ...]`."""
+        moved = _move_axis(stacked, 0, axis)  # [..., count, size, ...]
+        shape = ps.shape(moved)
+        flat = tf.reshape(
+            moved, ps.concat([shape[:axis], [self.count * self.size], shape[axis + 2 :]], axis=0)
+        )
+        return tf.gather(flat, tf.range(self.length), axis=axis)
+
+
+def _move_axis(tensor: tf.Tensor, source: int, destination: int) -> tf.Tensor:
+    if source == destination:
+        return tensor
+    order = list(range(tensor.shape.rank))
+    order.insert(destination, order.pop(source))
+    return tf.transpose(tensor, order)
+
+
+def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
+    event_ndims = components_lib.event_rank(distribution)
+
+    def score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+        block = components_lib.with_leaves(distribution, leaves)
+        z = tf.expand_dims(_move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
+        return _move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
+
+    return score
+
+
+def _generic_blocks(
+    leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
+) -> tuple[Any, Any]:
+    """Sizes of component and query blocks that keep one generic block within its budget."""
+    shape = ps.shape(queries)
+    query_block = ps.minimum(ps.maximum(shape[batch_ndims], 1), _GENERIC_BLOCK_QUERIES)
+    per_component = query_block * ps.reduce_prod(
+        ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)
+    )
+    for leaf in leaves:
+        leaf_shape = ps.shape(leaf)
+        per_component = ps.maximum(
+            per_component,
+            ps.reduce_prod(
+                ps.concat([leaf_shape[:batch_ndims], leaf_shape[batch_ndims + 1 :]], axis=0)
+            ),
+        )
+    return ps.maximum(1, _GENERIC_BLOCK_ELEMENTS // ps.maximum(per_component, 1)), query_block
+
+
+def _diagonal_gaussian_leaves(
+    distribution: tfd.Distribution,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
+    """Location, inverse scale (`[B..., N, D]`) and log normaliser (`[B..., N]`), or None."""
+    if type(distribution) is tfd.MultivariateNormalDiag:
+        loc, scale = distribution.mean(), distribution.stddev()
+    elif type(distribution) is tfd.Normal:
+        loc, scale = distribution.loc[..., tf.newaxis], distribution.scale[..., tf.newaxis]
+    elif (
+        type(distribution) is tfd.Independent
+        and type(distribution.distribution) is tfd.Normal
+        and components_lib.event_rank(distribution) == 1
+    ):
+        loc, scale = distribution.distribution.loc, distribution.distribution.scale
+    else:
+        return None
+    shape = ps.broadcast_shape(ps.shape(loc), ps.shape(scale))
+    loc, scale = tf.broadcast_to(loc, shape), tf.broadcast_to(scale, shape)
+    log_normaliser = -tf.reduce_sum(
+        tf.math.log(tf.abs(scale)) + tf.constant(0.5 * math.log(2.0 * math.pi), loc.dtype), axis=-1
+    )
+    return loc, 1.0 / scale, log_normaliser
+
+
+def _gaussian_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+    loc, inverse_scale, log_normaliser = leaves
+    z = tf.linalg.matrix_transpose(z)[..., tf.newaxis, :, :]  # [B..., 1, D, m]
+    standardised = (z - loc[..., tf.newaxis]) * inverse_scale[..., tf.newaxis]  # [B..., n, D, m]
+    return log_normaliser[..., tf.newaxis] - 0.5 * tf.reduce_sum(standardised**2, axis=-2)
+
+
+class _CompiledPass(_Pass):
+    """A pass compiled by XLA: the block is fused and never stored."""
+
+    forward = tf.function(_Pass.forward, jit_compile=True, autograph=False)
+    backward = tf.function(_Pass.backward, jit_compile=True, autograph=False)
+
+
+@functools.cache
+def _gaussian_pass(batch_ndims: int, small: bool) -> _Pass:
+    kind = _Pass if small else _CompiledPass
+    return kind(_gaussian_score, batch_ndims, *_GAUSSIAN_BLOCK)
+
+
+def _is_small(queries: tf.Tensor, log_weights: tf.Tensor) -> bool:
+    if not (queries.shape.is_fully_defined() and log_weights.shape.is_fully_defined()):
+        return False
+    return math.prod(queries.shape) * log_weights.shape[-1] <= _SMALL_PROBLEM

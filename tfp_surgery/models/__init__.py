@@ -1,0 +1,1 @@
+"""Latent-variable models made of an encoder, a decoder and a prior."""

@@ -1,0 +1,131 @@
+"""What a model is trained on: an array of observations, or a `tf.data.Dataset` of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_surgery.checks import check_observations
+
+
+class TrainingInput:
+    """Observations of a known shape whose values are checked, without reading from a pipeline.
+
+    An array is checked whole when `check_values` is called. Of a `tf.data.Dataset` the first
+    batch of each pass is, when Keras reads it: reading one beforehand would use up an epoch of a
+    pipeline that counts its passes.
+
+    Attributes:
+      event_shape: the shape of one observation.
+      data: what to hand to Keras in the place of the input.
+    """
+
+    def __init__(self, x: Any):
+        """Takes what `fit` was given as `x`.
+
+        Args:
+          x: array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
+            `[B, *event_shape]`, alone or in a tuple of one.
+
+        Raises:
+          TypeError: if `x` is neither, or not floating.
+          ValueError: if it has no observations, values that are not finite, no batch dimension,
+            an event shape that is not known, or targets beside the observations.
+        """
+        self._failure: Exception | None = None
+        if isinstance(x, tf.data.Dataset):
+            spec = _observation_spec(x.element_spec)
+            dtype, shape = spec.dtype.as_numpy_dtype, spec.shape
+            if shape.rank is None or shape.rank < 2 or not shape[1:].is_fully_defined():
+                raise ValueError(
+                    "a dataset must give batches of observations of a known shape, "
+                    f"[B, *event_shape], but its elements have shape {shape}. Has it been batched?"
+                )
+            self.event_shape = tuple(shape[1:].as_list())
+            self.data = x
+        else:
+            if isinstance(x, tuple) and len(x) == 1:
+                x = x[0]
+            if not (hasattr(x, "__array__") or isinstance(x, list)):
+                raise TypeError(
+                    "x must be an array of shape [N, *event_shape] or a tf.data.Dataset of "
+                    f"batches, got {type(x).__name__}."
+                )
+            self.data = check_observations(x)
+            dtype = self.data.dtype
+            self.event_shape = self.data.shape[1:]
+            if not self.event_shape:
+                raise ValueError(f"x must have shape [N, *event_shape], got {[*self.data.shape]}.")
+        if not tf.as_dtype(dtype).is_floating:
+            raise TypeError(
+                f"x must be floating, with intensities in [0, 1] for images, got dtype {dtype}."
+            )
+
+    def check_values(self, check: Callable[[np.ndarray], None]) -> None:
+        """Checks the array now, or arranges that batches are checked when they are read.
+
+        Args:
+          check: takes observations `[N, *event_shape]`, raises TypeError or ValueError.
+        """
+        if not isinstance(self.data, tf.data.Dataset):
+            check(self.data)
+            return
+
+        def check_batch(batch: tf.Tensor) -> bool:
+            try:
+                check(check_observations(batch.numpy()))
+            except (TypeError, ValueError) as error:
+                self._failure = error  # raised here, TensorFlow would log it with a traceback
+            return self._failure is None
+
+        def check_first(index: tf.Tensor, element: Any) -> tf.Tensor:
+            (batch,) = tf.nest.flatten(element)
+            is_good = tf.cond(
+                index == 0,
+                lambda: tf.py_function(check_batch, [batch], tf.bool),
+                lambda: tf.constant(True),
+            )
+            with tf.control_dependencies([tf.debugging.Assert(is_good, ["bad observations"])]):
+                return tf.identity(batch)
+
+        self.data = self.data.enumerate().map(check_first)
+
+    @contextmanager
+    def failures_raised(self) -> Iterator[None]:
+        """Raises what a check of a batch raised, in the place of TensorFlow's account of it."""
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+
+def reject_targets(**arguments: Any) -> None:
+    """Raises a ValueError for targets and weights, which a model of x alone has no use for.
+
+    Args:
+      **arguments: by name; anything but None is refused.
+    """
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"a VAE models x alone and takes no {', '.join(given)}: call fit(x), where the "
+            "observations are their own target and count the same."
+        )
+
+
+def _observation_spec(element_spec: Any) -> tf.TensorSpec:
+    if isinstance(element_spec, tuple) and len(element_spec) == 1:
+        element_spec = element_spec[0]
+    if not isinstance(element_spec, tf.TensorSpec):
+        raise ValueError(
+            "a dataset must give observations alone, one Tensor [B, *event_shape] an element, "
+            f"but its elements are {element_spec}. Map it to the observations, as in "
+            "dataset.map(lambda x, y: x)."
+        )
+    return element_spec

@@ -1,0 +1,303 @@
+"""The variational autoencoder: a Keras model over an encoder, a decoder and a prior."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks import (
+    build_prior,
+    check_decoder_output,
+    check_encoder_output,
+    check_prior,
+    check_support,
+)
+from tfp_surgery.models.training_input import TrainingInput, reject_targets
+from tfp_surgery.models.weight_files import WholeFileModel
+from tfp_surgery.training.objectives import ObjectiveTerms, elbo
+
+tfd = tfp.distributions
+
+_TRAINING_STREAM, _EVALUATION_STREAM = 0, 1
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery")
+class VAE(WholeFileModel):
+    """A model p(z) p(x|z) with an amortized posterior q(z|x), trained by `fit`.
+
+    Compile it with an optimizer and without loss or metrics: the objective is the model's own.
+    The metrics, means over the observations in nats, are `loss` (the negative objective, without
+    penalties that layers add), `average_reconstruction` and `average_kl`.
+
+    The noise of a training step is a function of `seed`, of the optimizer's step and of the
+    observations seen in the epoch; that of `evaluate` one of `seed` and the observations seen, so
+    each evaluation draws the same. A run that is saved, loaded and continued is thus the
+    uninterrupted run, weight for weight on a CPU, provided that its data are too (a
+    `tf.data.Dataset` that starts at the right epoch: `fit` shuffles arrays by a generator that is
+    saved nowhere), and that it was saved by a callback while `fit` ran: with an optimizer that
+    averages the weights (`use_ema`), `fit` ends by overwriting the weights with their averages.
+
+    Attributes:
+      encoder: as given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
+      event_shape: the shape of one observation, once the model is built.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
+        decoder: Callable[[tf.Tensor], tfd.Distribution],
+        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        objective: Callable[..., ObjectiveTerms] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        """Makes the model.
+
+        Weights are trained if they belong to Keras 3 layers. Anything may stand in for a layer
+        that has no weights to train: a function, a distribution, a fitted model of another
+        library.
+
+        Args:
+          encoder: callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.
+          decoder: callable from z `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+          prior: p(z), or a callable without arguments that builds it; a layer with weights
+            defines `call(self, condition=None)`.
+          objective: what to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
+          seed: int32, of the noise in training and evaluation.
+          **kwargs: of `keras.Model`.
+
+        Raises:
+          RuntimeError: if Keras runs on another backend than TensorFlow.
+          TypeError: if an argument is of the wrong kind.
+          ValueError: if `seed` is not in the range of int32.
+        """
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                "tfp_surgery needs Keras with the TensorFlow backend, and it runs on "
+                f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before the first "
+                "import of keras."
+            )
+        super().__init__(**kwargs)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(part):
+                raise TypeError(f"{name} must be callable, got {type(part).__name__}.")
+        if not (isinstance(prior, tfd.Distribution) or callable(prior)):
+            raise TypeError(f"prior must be a distribution or build one, got {prior!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {seed!r}.")
+        if not -(2**31) <= seed < 2**31:
+            raise ValueError(f"seed must fit in int32, got {seed}.")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+        self.objective = elbo() if objective is None else objective
+        self.seed = seed
+        self.event_shape: tuple[int, ...] | None = None
+        self._loss = keras.metrics.Mean(name="loss")
+        self._reconstruction = keras.metrics.Mean(name="average_reconstruction")
+        self._kl = keras.metrics.Mean(name="average_kl")
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics that Keras resets and reports."""
+        return [self._loss, self._reconstruction, self._kl]
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Runs the networks on zeros: creates their weights, checks what they return.
+
+        Args:
+          input_shape: `[B or None, *event_shape]`.
+
+        Raises:
+          TypeError: if a network or the prior gives no distribution, or has weights that Keras 3
+            cannot train.
+          ValueError: if their batch or event shapes do not go together.
+        """
+        event_shape = tuple(size for size in input_shape[1:] if size is not None)
+        if not event_shape or len(event_shape) != len(input_shape) - 1:
+            raise ValueError(f"input_shape must be [B, *event_shape], got {tuple(input_shape)}.")
+        with tf.init_scope():
+            probe = tf.zeros([2, *event_shape], keras.config.floatx())
+            check_decoder_output(self.decoder(self._probe_code(probe)), 2, event_shape)
+        for name in ("encoder", "decoder", "prior"):
+            self._check_weights_are_tracked(name)
+        self.event_shape = event_shape
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Reconstructs: the mean of p(x|z) at the mean of q(z|x), of the shape of `x`."""
+        return self.decoder(self.encoder(x).mean()).mean()
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the model; see `keras.Model.fit`.
+
+        Args:
+          x: array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
+            floating, finite, in the support of the likelihood.
+          y: None.
+          **kwargs: of `keras.Model.fit`, without sample and class weights; `validation_data` is
+            of the same kind as `x`.
+
+        Returns:
+          The history that Keras keeps.
+
+        Raises:
+          TypeError: if `x` is of another kind, or a network gives no distribution.
+          ValueError: if `x` is empty, not finite or outside the likelihood's support, if shapes
+            do not go together, or if there are targets.
+        """
+        reject_targets(
+            y=y,
+            sample_weight=kwargs.pop("sample_weight", None),
+            class_weight=kwargs.pop("class_weight", None),
+        )
+        training = self._checked_input(x)
+        if isinstance(training.data, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot
+        validation_data = kwargs.pop("validation_data", None)
+        if validation_data is None:
+            return self._fit(training, nullcontext(), **kwargs)
+        validation = self._checked_input(validation_data)
+        return self._fit(
+            training, validation.failures_raised(), validation_data=validation.data, **kwargs
+        )
+
+    def _fit(self, training: TrainingInput, validating: Any, **kwargs: Any) -> Any:
+        with training.failures_raised(), validating:
+            return super().fit(training.data, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """The metrics on `x`; see `keras.Model.evaluate`, and `fit` for what `x` may be."""
+        if kwargs.get("_use_cached_eval_dataset"):  # validation inside fit, which has checked it
+            return super().evaluate(x, **kwargs)
+        reject_targets(y=y, sample_weight=kwargs.pop("sample_weight", None))
+        checked = self._checked_input(x)
+        with checked.failures_raised():
+            return super().evaluate(checked.data, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step of the optimizer on a batch."""
+        x = self._unpack(data)
+        with tf.GradientTape() as tape:
+            terms = self._terms(x, self._step_seed(_TRAINING_STREAM), training=True)
+            loss = -tf.reduce_mean(terms.objective)
+            for penalty in self.losses:
+                loss += tf.cast(penalty, loss.dtype)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return self._updated_metrics(terms)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The metrics on a batch."""
+        x = self._unpack(data)
+        return self._updated_metrics(
+            self._terms(x, self._step_seed(_EVALUATION_STREAM), training=False)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, serialized.
+
+        Raises:
+          ValueError: if one of them is nothing that Keras can write.
+        """
+        config = super().get_config()
+        for name in ("encoder", "decoder", "prior", "objective"):
+            part = getattr(self, name)
+            if not hasattr(part, "get_config"):
+                raise ValueError(
+                    f"a VAE whose {name} is a {type(part).__name__} cannot be written to a .keras "
+                    "file: make it a keras.layers.Layer with get_config, or use save_weights and "
+                    "load_weights."
+                )
+            config[name] = keras.saving.serialize_keras_object(part)
+        return {**config, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
+        """The model from what `get_config` gave."""
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("encoder", "decoder", "prior", "objective")
+        }
+        return cls(**{**config, **parts})
+
+    def _checked_input(self, x: Any) -> TrainingInput:
+        """Builds the model for `x`, checks it, and returns what Keras is to read."""
+        if self.loss is not None or any(m.name == "compile_metrics" for m in super().metrics):
+            raise ValueError(
+                "compile a VAE with an optimizer alone: its loss and metrics are its own, and the "
+                "loss or metrics given to compile would be ignored."
+            )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError("a VAE trains on one device; a tf.distribute strategy is not served.")
+        checked = TrainingInput(x)
+        if not self.built:
+            self.build((None, *checked.event_shape))
+        elif checked.event_shape != self.event_shape:
+            raise ValueError(
+                f"the model was built for observations of shape {list(self.event_shape or ())}, "
+                f"but those of x have shape {list(checked.event_shape)}."
+            )
+
+        def check(values: np.ndarray) -> None:
+            code = self._probe_code(tf.constant(values[:1], keras.config.floatx()))
+            check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
+
+        checked.check_values(check)
+        return checked
+
+    def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
+        """Codes of `x`, once posterior and prior have been checked."""
+        posterior = check_encoder_output(self.encoder(x), x.shape[0])
+        check_prior(build_prior(self.prior), posterior)
+        return posterior.sample(seed=tf.constant([self.seed, _EVALUATION_STREAM]))
+
+    def _terms(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> ObjectiveTerms:
+        encoder, decoder = (
+            functools.partial(network, training=training)
+            if isinstance(network, keras.layers.Layer)
+            else network
+            for network in (self.encoder, self.decoder)
+        )
+        return self.objective(x, encoder, decoder, build_prior(self.prior), seed)
+
+    def _step_seed(self, stream: int) -> tf.Tensor:
+        """The stateless seed of this step, a pair of int32."""
+        seed = tf.constant([self.seed, stream])
+        if stream == _TRAINING_STREAM:
+            step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
+            seed = tf.random.experimental.stateless_fold_in(seed, step)
+        # Tells apart the batches of an evaluation, and those of one step where an optimizer
+        # accumulates gradients.
+        observations_seen = tf.cast(tf.convert_to_tensor(self._loss.count), tf.int32)
+        return tf.random.experimental.stateless_fold_in(seed, observations_seen)
+
+    def _updated_metrics(self, terms: ObjectiveTerms) -> dict[str, tf.Tensor]:
+        self._loss.update_state(-terms.objective)
+        self._reconstruction.update_state(terms.reconstruction)
+        self._kl.update_state(terms.kl)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _unpack(self, data: Any) -> tf.Tensor:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        reject_targets(y=y, sample_weight=sample_weight)
+        if not self.built:  # train_on_batch and test_on_batch come here without fit
+            self.build(tuple(x.shape))
+        return x
+
+    def _check_weights_are_tracked(self, name: str) -> None:
+        part = getattr(self, name)
+        weights = getattr(part, "trainable_variables", ())
+        if weights and not isinstance(part, keras.layers.Layer):
+            raise TypeError(
+                f"the {name} has {len(weights)} trainable variables that Keras 3 does not know and "
+                "would not train: make it a Keras 3 layer, or freeze it (trainable = False). "
+                "tfp_surgery.elbo_surgery takes it as it is."
+            )

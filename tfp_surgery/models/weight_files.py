@@ -1,0 +1,170 @@
+"""Models whose files are written whole and loaded whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import keras
+
+
+class WholeFileModel(keras.Model):
+    """A Keras model that no interrupted save and no failed load leaves in between."""
+
+    def save(self, filepath: str | Path, overwrite: bool = True, **kwargs: Any) -> None:
+        """Saves the model with its optimizer; see `keras.Model.save`.
+
+        A `.keras` file is replaced once it is whole: a process killed while it saves leaves the
+        earlier one.
+
+        Raises:
+          FileExistsError: if the file exists and `overwrite` is False.
+          ValueError: if a part of the model is nothing that Keras can write; `save_weights` and
+            `load_weights` serve any model.
+        """
+        if not str(filepath).endswith(".keras"):
+            super().save(filepath, overwrite=overwrite, **kwargs)
+            return
+        if Path(filepath).exists() and not overwrite:
+            raise FileExistsError(f"{filepath} exists, and overwrite is False.")
+        with replaced_when_whole(filepath) as unfinished:
+            super().save(unfinished, **kwargs)
+
+    def save_weights(
+        self, filepath: str | Path, overwrite: bool = True, max_shard_size: float | None = None
+    ) -> None:
+        """Saves weights and optimizer state, replacing the file once it is whole."""
+        if max_shard_size is not None:
+            super().save_weights(filepath, overwrite, max_shard_size)
+            return
+        if Path(filepath).exists() and not overwrite:
+            raise FileExistsError(f"{filepath} exists, and overwrite is False.")
+        with replaced_when_whole(filepath) as unfinished:
+            super().save_weights(unfinished)
+
+    def load_weights(self, filepath: str | Path, **kwargs: Any) -> None:
+        """Loads all that `save_weights` or `save` wrote, or nothing.
+
+        Args:
+          filepath: a `.weights.h5` or `.keras` file.
+          **kwargs: of `keras.Model.load_weights`.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          OSError: if the file is damaged.
+          ValueError: if it holds the weights of another model, or this one is not built.
+        """
+        if not self.built:
+            raise ValueError(
+                "the model has no weights yet to load into: call build([None, *event_shape])."
+            )
+        variables = [*self.variables]
+        if self.compiled:
+            if not self.optimizer.built:  # Keras leaves the state of an unbuilt one in the file
+                self.optimizer.build(self.trainable_variables)
+            variables += self.optimizer.variables
+        with restored_on_failure(variables, filepath):
+            if str(filepath).endswith((".h5", ".keras")) and not kwargs.get("skip_mismatch"):
+                check_same_weights(filepath, self.weights)
+            super().load_weights(filepath, **kwargs)
+
+
+@contextmanager
+def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
+    """A file to write beside `filepath`, which it replaces once it is written.
+
+    A process that is killed while it saves leaves the earlier file as it was.
+
+    Args:
+      filepath: the file to replace.
+
+    Yields:
+      The path to write to, with the same ending.
+    """
+    filepath = Path(filepath)
+    unfinished = filepath.with_name(f".unfinished-{filepath.name}")
+    try:
+        yield unfinished
+        unfinished.replace(filepath)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def restored_on_failure(
+    variables: Sequence[keras.Variable], filepath: str | Path
+) -> Iterator[None]:
+    """Gives `variables` their values back if the block, which loads `filepath`, fails.
+
+    Args:
+      variables: what the block assigns to.
+      filepath: the file that errors name.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      OSError: if the file is damaged or of another format.
+      ValueError: if the file holds other weights than the model has.
+    """
+    if not Path(filepath).exists():
+        raise FileNotFoundError(f"there is no file {filepath} to load weights from.")
+    before = [variable.numpy() for variable in variables]
+    try:
+        yield
+    except Exception as error:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        unchanged = "The model is as it was before."
+        # h5py reads a damaged file as OSError, RuntimeError or KeyError, and Keras packs what goes
+        # wrong inside one layer into a ValueError.
+        if isinstance(error, ValueError):
+            raise ValueError(
+                f"{filepath} does not hold the weights of this model. {unchanged} {error}"
+            ) from error
+        raise OSError(f"{filepath} cannot be read as weights. {unchanged} {error}") from error
+
+
+def check_same_weights(filepath: str | Path, weights: Sequence[keras.Variable]) -> None:
+    """Checks that a file holds arrays of just the shapes of `weights`.
+
+    Keras passes over what a file holds beside the weights it looks for, so that the file of a
+    deeper network loads into a shallower one.
+
+    Args:
+      filepath: a `.weights.h5` or `.keras` file.
+      weights: all weights of a model, without those of its optimizer.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    source: str | Path | io.BytesIO = filepath
+    if str(filepath).endswith(".keras"):
+        with zipfile.ZipFile(filepath) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+    found: list[tuple[int, ...]] = []
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
+            found.append(item.shape)
+
+    with h5py.File(source, "r") as file:
+        file.visititems(collect)
+    expected = [tuple(weight.shape) for weight in weights]
+    extra, missing = _difference(found, expected), _difference(expected, found)
+    if extra or missing:
+        raise ValueError(
+            f"Shapes in the file and not in the model: {extra}; in the model and not in the file: "
+            f"{missing}."
+        )
+
+
+def _difference(
+    shapes: list[tuple[int, ...]], others: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """The shapes without those of `others`, each as often as it occurs."""
+    return sorted((Counter(shapes) - Counter(others)).elements())

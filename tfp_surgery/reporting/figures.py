@@ -1,0 +1,244 @@
+"""Figures of the terms of the ELBO, of codes and of images.
+
+The functions take arrays and records and return a `matplotlib.figure.Figure`, without the global
+state of pyplot and without a display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+_MUTUAL_INFORMATION_COLOR = "#4477aa"
+_MARGINAL_KL_COLOR = "#d95f3b"
+_PRIOR_COLOR = "#cc3311"
+_PRIOR_MASSES = (0.5, 0.9, 0.99)
+
+
+def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Index-code mutual information and marginal KL, stacked to the average KL, against log N.
+
+    Args:
+      records: `ElboSurgery.to_dict()` with the entry `"latent_size"`, one a latent size, all of
+        one data set.
+      title: of the figure.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if there are no records, or they differ in N.
+    """
+    ceilings = {record["log_num_observations"] for record in records}
+    if len(ceilings) != 1:
+        raise ValueError(f"the records must be of one data set, but log N is {sorted(ceilings)}.")
+    (ceiling,) = ceilings
+    figure = Figure(figsize=(max(6.0, 2.6 + 1.3 * len(records)), 4.8), layout="constrained")
+    axes = figure.subplots()
+    positions = np.arange(len(records))
+
+    def values(name: str, key: str = "value") -> np.ndarray:
+        return np.array([record[name][key] for record in records], np.float64)
+
+    information, marginal = values("index_code_mutual_information"), values("marginal_kl")
+    axes.bar(
+        positions, information, 0.6, color=_MUTUAL_INFORMATION_COLOR,
+        label="index-code mutual information I(n; z)",
+    )
+    axes.bar(
+        positions, marginal, 0.6, bottom=information, color=_MARGINAL_KL_COLOR,
+        label="marginal KL(q(z) || p(z))",
+    )
+    total = values("average_kl")
+    axes.errorbar(
+        positions, total, 2 * values("average_kl", "standard_error"), fmt="none", ecolor="black",
+        capsize=4, label="average KL ± 2 standard errors",
+    )
+    axes.axhline(ceiling, color="black", linestyle="--", label=f"log N = {ceiling:.3f}")
+    highest = max(total.max(), ceiling)
+    for position, mi, kl, rate in zip(positions, information, marginal, total, strict=True):
+        axes.text(position, mi / 2, f"{mi:.2f}", ha="center", va="center", color="white")
+        axes.text(
+            position + 0.33, mi + kl / 2, f"{kl:.2f}", ha="left", va="center",
+            color=_MARGINAL_KL_COLOR,
+        )
+        axes.text(position, rate + 0.02 * highest, f"{rate:.2f}", ha="center", va="bottom")
+    axes.set_xticks(positions, [str(record["latent_size"]) for record in records])
+    axes.set_xlim(-0.6, len(records) - 0.2)
+    axes.set_ylim(min(0.0, 1.1 * marginal.min()), 1.12 * highest)
+    axes.set_xlabel("latent size D")
+    axes.set_ylabel("nats per observation")
+    axes.set_title(title, fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def codes_figure(
+    means: np.ndarray,
+    kl: np.ndarray,
+    grid: np.ndarray,
+    log_aggregate: np.ndarray,
+    log_prior: np.ndarray,
+    title: str,
+) -> Figure:
+    """Two-dimensional codes, the density of q(z), and where it falls short of the prior.
+
+    Args:
+      means: `[M, 2]`, means of posteriors q(z|x_n).
+      kl: `[M]`, KL(q(z|x_n) || p(z)) in nats, which colours the means.
+      grid: `[G]`, increasing positions along both axes.
+      log_aggregate: `[G, G]`, log q(z) in nats; rows go along the second axis of z.
+      log_prior: `[G, G]`, log p(z) likewise.
+      title: of the figure.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if the shapes do not go together.
+    """
+    size = len(grid)
+    if means.ndim != 2 or means.shape[1] != 2 or kl.shape != means.shape[:1]:
+        raise ValueError(
+            f"means must be [M, 2] and kl [M], got {list(means.shape)} and {list(kl.shape)}."
+        )
+    if log_aggregate.shape != (size, size) or log_prior.shape != (size, size):
+        raise ValueError(
+            f"the densities must be [{size}, {size}] like the grid, got "
+            f"{list(log_aggregate.shape)} and {list(log_prior.shape)}."
+        )
+    figure = Figure(figsize=(15.0, 4.9), layout="constrained")
+    codes, density, difference = figure.subplots(1, 3)
+
+    size_of_point = float(np.clip(15_000 / len(means), 1.5, 8.0))
+    points = codes.scatter(
+        means[:, 0], means[:, 1], c=kl, s=size_of_point, cmap="viridis", linewidths=0, rasterized=True,
+        vmin=float(np.quantile(kl, 0.01)), vmax=float(np.quantile(kl, 0.99)),
+    )
+    codes.set_title("means of the posteriors q(z|x_n)")
+    figure.colorbar(points, ax=codes, label="KL(q(z|x_n) || p(z)) [nats]", extend="both")
+
+    peak = float(log_aggregate.max())
+    image = density.pcolormesh(
+        grid, grid, np.maximum(log_aggregate, peak - 8.0), cmap="magma", rasterized=True
+    )
+    density.set_title("aggregate posterior q(z)")
+    figure.colorbar(image, ax=density, label="log q(z) [nats]", extend="min")
+
+    image = difference.pcolormesh(
+        grid, grid, np.clip(log_aggregate - log_prior, -3.0, 3.0), cmap="RdBu_r", vmin=-3.0,
+        vmax=3.0, rasterized=True,
+    )
+    difference.set_title("holes: blue where q(z) < p(z)")
+    figure.colorbar(image, ax=difference, label="log q(z) - log p(z) [nats]", extend="both")
+
+    levels = _highest_density_levels(log_prior)
+    for axes, color in ((codes, _PRIOR_COLOR), (density, "white"), (difference, "black")):
+        axes.contour(
+            grid, grid, log_prior, levels=levels, colors=color, linewidths=1.2, linestyles="solid"
+        )
+        axes.set_xlim(grid[0], grid[-1])
+        axes.set_ylim(grid[0], grid[-1])
+        axes.set_aspect("equal")
+        axes.set_xlabel("$z_1$")
+        axes.set_ylabel("$z_2$")
+    masses = ", ".join(f"{mass:.0%}" for mass in _PRIOR_MASSES)
+    codes.legend(
+        [Line2D([], [], color=_PRIOR_COLOR)], [f"prior p(z): {masses} of its mass"],
+        loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False,
+    )
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def reconstructions_figure(
+    originals: np.ndarray, reconstructions: np.ndarray, title: str
+) -> Figure:
+    """Observations in one row and their reconstructions below.
+
+    Args:
+      originals: `[M, height, width, channels]`, in [0, 1].
+      reconstructions: of the same shape: means of p(x|z).
+      title: of the figure.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if the shapes differ or are not those of images.
+    """
+    if originals.shape != reconstructions.shape:
+        raise ValueError(
+            f"originals and reconstructions must have one shape, got {list(originals.shape)} and "
+            f"{list(reconstructions.shape)}."
+        )
+    number = len(originals)
+    figure = Figure(figsize=(max(6.0, 0.8 * number), 2.7), layout="constrained")
+    rows = figure.subplots(2, 1)
+    _show_images(rows[0], originals, number, "observations")
+    _show_images(rows[1], reconstructions, number, "mean of p(x|z) at the mean of q(z|x)")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def samples_figure(prior_images: np.ndarray, aggregate_images: np.ndarray, title: str) -> Figure:
+    """Images decoded from draws of the prior, beside those from draws of q(z).
+
+    Args:
+      prior_images: `[M, height, width, channels]`: means of p(x|z) for z from p(z).
+      aggregate_images: likewise for z from the aggregate posterior.
+      title: of the figure.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if the shapes are not those of images.
+    """
+    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    prior, aggregate = figure.subplots(1, 2)
+    for axes, images, label in (
+        (prior, prior_images, "z from the prior p(z)"),
+        (aggregate, aggregate_images, "z from the aggregate posterior q(z)"),
+    ):
+        _show_images(axes, images, math.ceil(math.sqrt(len(images))), label)
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _highest_density_levels(log_density: np.ndarray) -> list[float]:
+    """Levels, increasing, above which a density on a regular grid has the stated masses."""
+    descending = np.sort(log_density.ravel())[::-1]
+    mass = np.cumsum(np.exp(descending - descending[0]))
+    indices = np.searchsorted(mass / mass[-1], sorted(_PRIOR_MASSES, reverse=True))
+    return sorted(set(descending[indices].tolist()))
+
+
+def _show_images(axes: Axes, images: np.ndarray, columns: int, label: str) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
+        raise ValueError(
+            "images must have the shape [M, height, width, channels] with 1 or 3 channels, got "
+            f"{list(images.shape)}."
+        )
+    axes.imshow(_image_grid(images, columns), cmap="gray_r", vmin=0.0, vmax=1.0)
+    axes.set_axis_off()
+    axes.set_title(label, fontsize="medium")
+
+
+def _image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images `[M, H, W, C]` laid out in rows of `columns`, as one image with gaps."""
+    count, height, width, channels = images.shape
+    rows, gap = -(-count // columns), max(1, height // 14)
+    grid = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 0.3, np.float32
+    )
+    for number, image in enumerate(images):
+        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = image
+    return grid[..., 0] if channels == 1 else grid

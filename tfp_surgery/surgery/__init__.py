@@ -1,0 +1,1 @@
+"""The decompositions of the evidence lower bound."""

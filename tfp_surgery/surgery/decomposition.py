@@ -1,0 +1,276 @@
+"""elbo_surgery: the three terms of the ELBO over a whole data set, with standard errors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery import checks
+from tfp_surgery.datasets import Dataset
+from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.surgery.result import ElboSurgery
+
+tfd = tfp.distributions
+
+_MAX_SEED = 2**31
+
+
+def elbo_surgery(
+    x: Any,
+    encoder: Callable[[Any], tfd.Distribution],
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    *,
+    num_samples: int = 2,
+    num_query: int | None = None,
+    seed: int = 0,
+    batch_size: int = 2000,
+    training_aggregate_posterior: AggregatePosterior | None = None,
+) -> ElboSurgery:
+    r"""Carves up the ELBO of a latent-variable model on a data set.
+
+    With q(n) = 1/N, q(z|n) = q(z|x_n) and q(z) = 1/N sum_n q(z|x_n) (Hoffman and Johnson 2016,
+    equation 8 ff.):
+
+        ELBO = 1/N sum_n E_q(z|x_n)[log p(x_n|z)]      (1) average reconstruction
+               - I(n; z)                               (2) index-code mutual information
+               - KL(q(z) || p(z))                      (3) marginal KL
+
+    log q(z) is exact over all N components. The expectations over z are Monte Carlo averages over
+    `num_samples` draws from every q(z|x_n), stratified by observation; each comes with its
+    standard error, which is that of the draws given the data. With `num_query` the expectations
+    run over a random subset of the observations (the aggregate posterior is still that of all N),
+    and the standard errors contain the spread between observations. All estimates are unbiased,
+    except that rounding is that of the model's dtype.
+
+    The index-code mutual information is a quantity of this finite data set, with ceiling log N. It
+    is not the mutual information of X and Z in the population. A held-out data set is carved with
+    its own aggregate posterior; `training_aggregate_posterior` adds the cross term against that of
+    the training set, under its own name.
+
+    Args:
+      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
+        `seed` names.
+      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
+        batch `[B]`, event `event_shape`.
+      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
+      num_samples: Draws of z an observation, at least 1. With 1 the standard errors are NaN.
+      num_query: Number of observations to take the expectations over; None for all N.
+      seed: Integer in [0, 2**31). The same seed and `batch_size` give the same draws.
+      batch_size: Number of observations encoded, and of codes decoded and scored, at a time.
+      training_aggregate_posterior: Aggregate posterior of another data set over the same codes.
+
+    Returns:
+      `ElboSurgery`, everything in nats per observation.
+
+    Raises:
+      TypeError: If encoder, decoder or prior do not give distributions.
+      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
+        fit; if a number is out of range; or if the model gives NaN.
+    """
+    _check_numbers(num_samples, num_query, seed, batch_size)
+    prior_now = checks.build_prior(prior)
+    x, data = _observations(x, seed)
+    num_observations = len(x)
+    if num_query is not None and num_query > num_observations:
+        raise ValueError(
+            f"num_query = {num_query} exceeds the number of observations, {num_observations}."
+        )
+    _check_model(x, encoder, decoder, prior_now)
+    if num_samples == 1:
+        warnings.warn(
+            "num_samples=1 leaves the standard errors unknown (NaN); use num_samples >= 2.",
+            stacklevel=2,
+        )
+
+    aggregate = AggregatePosterior.from_encoder(encoder, x, batch_size=batch_size)
+    _check_finite_posteriors(aggregate)
+    rng = np.random.default_rng([seed, 0])
+    queries = (
+        np.arange(num_observations)
+        if num_query is None or num_query == num_observations
+        else np.sort(rng.choice(num_observations, size=num_query, replace=False))
+    )
+    samples, kl = _sample_terms(
+        x, queries, aggregate, decoder, prior, num_samples, seed, batch_size,
+        training_aggregate_posterior,
+    )
+
+    def estimate(values: np.ndarray) -> Estimate:
+        return stratified_estimate(values, num_observations)
+
+    log_posterior, log_aggregate, log_prior = (
+        samples[name] for name in ("log_posterior", "log_aggregate", "log_prior")
+    )
+    return ElboSurgery(
+        elbo=estimate(samples["reconstruction"] - log_posterior + log_prior),
+        average_reconstruction=estimate(samples["reconstruction"]),
+        average_kl=estimate(log_posterior - log_prior),
+        index_code_mutual_information=estimate(log_posterior - log_aggregate),
+        marginal_kl=estimate(log_aggregate - log_prior),
+        average_kl_analytic=None if kl is None else exact_strata_estimate(kl, num_observations),
+        index_code_mutual_information_from_entropy=estimate(
+            np.log(num_observations) - samples["index_entropy"]
+        ),
+        index_code_mutual_information_by_subtraction=(
+            None if kl is None else estimate(kl - (log_aggregate - log_prior))
+        ),
+        cross_term=(
+            estimate(samples["log_training_aggregate"] - log_prior)
+            if "log_training_aggregate" in samples
+            else None
+        ),
+        num_observations=num_observations,
+        num_query=len(queries),
+        num_samples=num_samples,
+        seed=seed,
+        data=data,
+    )
+
+
+def _sample_terms(
+    x: np.ndarray,
+    queries: np.ndarray,
+    aggregate: AggregatePosterior,
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: Any,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+    training_aggregate_posterior: AggregatePosterior | None,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Draws z and returns each log density as float64 `[S, Q]`, and the analytic KL `[Q]`."""
+    posteriors = aggregate.components_distribution
+    per_step = min(len(queries), max(1, batch_size // num_samples))
+
+    # Eager on purpose: encoder and decoder may be any Python function, and a step is long enough
+    # that only its kernels count.
+    def step(indices: tf.Tensor, observations: tf.Tensor, step_seed: tf.Tensor) -> Any:
+        prior_now = checks.build_prior(prior)
+        posterior = components_lib.gather(posteriors, indices)
+        z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
+        log_aggregate, index_entropy = aggregate.log_prob_and_index_entropy(z)
+        terms = {
+            "log_posterior": posterior.log_prob(z),
+            "log_prior": prior_now.log_prob(z),
+            "log_aggregate": log_aggregate,
+            "index_entropy": index_entropy,
+            "reconstruction": _reconstruction(decoder, z, observations),
+        }
+        if training_aggregate_posterior is not None:
+            terms["log_training_aggregate"] = training_aggregate_posterior.log_prob(z)
+        return terms, _registered_kl(posterior, prior_now)
+
+    base_seed = tf.constant([seed, 1], tf.int32)
+    parts: list[dict[str, np.ndarray]] = []
+    kl_parts: list[np.ndarray] = []
+    for number, start in enumerate(range(0, len(queries), per_step)):
+        # The last step repeats earlier observations to keep one shape: kernels compile once.
+        shown = min(start, len(queries) - per_step)
+        indices = queries[shown : shown + per_step]
+        terms, kl = step(
+            tf.constant(indices, tf.int32),
+            tf.convert_to_tensor(x[indices]),
+            tf.random.experimental.stateless_fold_in(base_seed, number),
+        )
+        new = slice(start - shown, None)
+        parts.append({name: value.numpy()[:, new] for name, value in terms.items()})
+        if kl is not None:
+            kl_parts.append(kl.numpy()[new])
+    samples = {
+        name: np.concatenate([part[name] for part in parts], axis=1).astype(np.float64)
+        for name in parts[0]
+    }
+    for name, values in samples.items():
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{name.replace('_', ' ')} is not finite in {np.sum(~np.isfinite(values))} of "
+                f"{values.size} draws: the model gives no density there."
+            )
+    kl = np.concatenate(kl_parts).astype(np.float64) if kl_parts else None
+    return samples, kl
+
+
+def _reconstruction(
+    decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, observations: tf.Tensor
+) -> tf.Tensor:
+    """log p(x_n|z_sn) of draws `[S, B, ...]` and observations `[B, ...]`, shape `[S, B]`."""
+    num_samples, num_queries = z.shape[:2]
+    codes = tf.reshape(z, [num_samples * num_queries, *z.shape[2:]])  # [S, B, ...] -> [S B, ...]
+    event_shape = tuple(observations.shape[1:])
+    repeated = tf.tile(observations, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
+    likelihood = checks.check_decoder_output(
+        decoder(codes), num_samples * num_queries, event_shape
+    )
+    return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
+
+
+def _registered_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
+    """KL(q || p) where TFP registers a closed form, shape `[B]`; None where it does not."""
+    try:
+        return tfd.kl_divergence(posterior, prior)
+    except NotImplementedError:
+        return None
+
+
+def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:
+    if isinstance(x, Dataset):
+        stochastic = x.binarization == "stochastic"
+        draw_seed = seed if stochastic else None
+        return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
+    x = checks.check_observations(x)
+    return x, f"an array, N = {len(x)}, binarization not stated"
+
+
+def _check_numbers(num_samples: int, num_query: int | None, seed: int, batch_size: int) -> None:
+    for name, value in (
+        ("num_samples", num_samples), ("num_query", num_query), ("batch_size", batch_size)
+    ):
+        if value is None and name == "num_query":
+            continue
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer; got {value!r}.")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer; got {seed!r}.")
+    if not 0 <= seed < _MAX_SEED:
+        raise ValueError(f"seed must lie in [0, 2**31); got {seed}.")
+
+
+def _check_model(
+    x: np.ndarray,
+    encoder: Callable[[Any], tfd.Distribution],
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution,
+) -> None:
+    """Runs the model on one observation, so that what does not fit is said before the work."""
+    if not callable(encoder) or not callable(decoder):
+        raise TypeError("encoder and decoder must be callables that return a tfd.Distribution.")
+    first = tf.convert_to_tensor(x[:2])
+    posterior = checks.check_encoder_output(encoder(first), len(first))
+    components_lib.check_components(posterior, "The encoder's posterior")
+    checks.check_prior(prior, posterior)
+    code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
+    likelihood = checks.check_decoder_output(decoder(code), 1, x.shape[1:])
+    checks.check_support(likelihood, x)
+
+
+def _check_finite_posteriors(aggregate: AggregatePosterior) -> None:
+    for leaf in components_lib.leaves(aggregate.components_distribution):
+        values = leaf.numpy()
+        if leaf.dtype.is_floating and not np.isfinite(values).all():
+            bad = (~np.isfinite(values)).reshape(len(values), -1).any(axis=1).sum()
+            raise ValueError(
+                f"The encoder gives NaN or infinite parameters for {bad} of {len(values)} "
+                "observations; has training diverged?"
+            )

@@ -1,0 +1,1 @@
+"""Objectives that are maximised in training, and callbacks."""

@@ -1,0 +1,88 @@
+"""ElboSurgeryCallback: the three terms of the ELBO while a model trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.result import ElboSurgery
+
+
+class ElboSurgeryCallback(keras.callbacks.Callback):
+    """Carves up the ELBO on a subset during training, and on all of the data at its end.
+
+    The subset is one of queries: the expectations run over `num_query` observations, but q(z) is
+    the aggregate posterior of all N, so that what is reported is an unbiased view of the full
+    terms and does not saturate at the logarithm of a batch. The same subset and the same random
+    numbers serve every epoch.
+
+    The terms are added to the epoch's logs as `surgery_<term>` (nats per observation): the
+    progress bar, `History`, and `CSVLogger` or `TensorBoard` callbacks listed after this one show
+    them.
+
+    Attributes:
+      history: `ElboSurgery` of each epoch that was looked at, as pairs (epoch, surgery).
+      result: `ElboSurgery` over all observations, once training has ended; None before.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        *,
+        every: int = 1,
+        num_query: int = 1000,
+        num_samples: int = 2,
+        seed: int = 0,
+        batch_size: int = 2000,
+    ) -> None:
+        """Makes the callback for a model with `encoder`, `decoder` and `prior`, as `tfs.VAE`.
+
+        Args:
+          x: The data set: array of shape `[N, *event_shape]` or `tfp_surgery.datasets.Dataset`.
+          every: Look at every so many epochs.
+          num_query: Number of observations in the subset; all where there are fewer.
+          num_samples: Draws of z an observation.
+          seed: Integer in [0, 2**31); see `elbo_surgery`.
+          batch_size: See `elbo_surgery`.
+
+        Raises:
+          ValueError: If `every` or `num_query` is less than 1.
+        """
+        super().__init__()
+        for name, value in (("every", every), ("num_query", num_query)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        self._x = x
+        self._every = every
+        self._num_query = min(num_query, len(x))
+        self._settings = {"num_samples": num_samples, "seed": seed, "batch_size": batch_size}
+        self.history: list[tuple[int, ElboSurgery]] = []
+        self.result: ElboSurgery | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the terms on the subset to the logs."""
+        if (epoch + 1) % self._every:
+            return
+        surgery = self._surgery(self._num_query)
+        self.history.append((epoch, surgery))
+        if logs is not None:
+            logs.update(
+                {f"surgery_{name}": term.value for name, term in surgery.estimates().items()}
+            )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Carves up the ELBO on all of the data."""
+        self.result = self._surgery(None)
+
+    def _surgery(self, num_query: int | None) -> ElboSurgery:
+        model = self.model
+        return elbo_surgery(
+            self._x,
+            model.encoder,
+            model.decoder,
+            model.prior,
+            num_query=num_query,
+            **self._settings,
+        )
