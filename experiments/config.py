@@ -63,14 +63,19 @@ class Config:
         if not self.dataset:
             raise ValueError("--dataset must name a data set.")
         if not self.latent_sizes or min(self.latent_sizes) < 1:
-            raise ValueError(f"--latent_sizes must be at least 1 each, got {_list(self.latent_sizes)}.")
+            raise ValueError(
+                f"--latent_sizes must be at least 1 each, got {_list(self.latent_sizes)}."
+            )
         if len(set(self.latent_sizes)) != len(self.latent_sizes):
             raise ValueError(f"--latent_sizes names one twice: {_list(self.latent_sizes)}.")
         if self.hidden_sizes and min(self.hidden_sizes) < 1:
-            raise ValueError(f"--hidden_sizes must be at least 1 each, got {_list(self.hidden_sizes)}.")
+            raise ValueError(
+                f"--hidden_sizes must be at least 1 each, got {_list(self.hidden_sizes)}."
+            )
         if self.binarization not in BINARIZATIONS:
             raise ValueError(
-                f"--binarization must be one of {', '.join(BINARIZATIONS)}, got {self.binarization}."
+                f"--binarization must be one of {', '.join(BINARIZATIONS)}, "
+                f"got {self.binarization}."
             )
         if self.binarization == "none":
             raise ValueError(

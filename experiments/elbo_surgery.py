@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import config as config_lib
 from experiments import vae_figures, workdir
 from experiments.config import Config, config_from_flags
 from experiments.training import train
@@ -30,11 +31,15 @@ from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting import figures, tables
 from tfp_surgery.surgery.decomposition import elbo_surgery
 
+flags.adopt_module_key_flags(config_lib)  # --helpshort shows them
+
 _EXPERIMENT = "elbo_surgery"
 _RECORD_FILE = "record.json"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data; TFDS's own if none")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "folder of prepared TFDS data; TFDS's own if none"
+)
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "folder with the data set's original files, for machines without network"
 )
@@ -63,7 +68,7 @@ def run(
     """
     state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
     if state is workdir.State.FINISHED:
-        records: list[dict[str, Any]] = workdir.read_json(folder / workdir.RESULTS_FILE)["results"]
+        records = finished_records(folder / workdir.RESULTS_FILE)
         print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
         print(tables.text_table(records), flush=True)
         return records
@@ -106,6 +111,25 @@ def run(
         },
     )
     print(f"\n{tables.text_table(records)}\n\nWritten to {folder}", flush=True)
+    return records
+
+
+def finished_records(path: Path) -> list[dict[str, Any]]:
+    """The records in a results file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      One record a latent size, in order.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    results = workdir.read_json(path)
+    records = results.get("results") if isinstance(results, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
     return records
 
 
@@ -170,6 +194,7 @@ def carve(
     Returns:
       `ElboSurgery.to_dict()`.
     """
+    print(f"\nSurgery over all of {dataset.name}/{dataset.split} ...", flush=True)
     surgery = elbo_surgery(
         dataset,
         vae.encoder,
@@ -179,7 +204,7 @@ def carve(
         seed=config.seed,
         training_aggregate_posterior=training_aggregate,
     )
-    print(f"\n{surgery}", flush=True)
+    print(surgery, flush=True)
     return surgery.to_dict()
 
 
@@ -252,14 +277,17 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --helpshort.")
         run(config_from_flags(), Path(_WORKDIR.value), _DATA_DIR.value, _MANUAL_DIR.value)
     except (OSError, ValueError) as error:
         logging.debug("where it happened:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -18,7 +18,7 @@ from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.checkpoint import Checkpoint, CheckpointCallback, load_checkpoint
 
 # Saving takes a part of a second, and so does an epoch of a small data set.
-_SECONDS_BETWEEN_CHECKPOINTS = 5.0
+SECONDS_BETWEEN_CHECKPOINTS = 3.0
 _PROGRESS_LINES = 20
 _SURGERIES = 5
 
@@ -92,7 +92,7 @@ def train(config: Config, latent_size: int, dataset: Dataset, folder: Path) -> C
             keras.callbacks.TensorBoard(folder / "events", write_graph=False),
             CheckpointCallback(
                 path,
-                every_seconds=_SECONDS_BETWEEN_CHECKPOINTS,
+                every_seconds=SECONDS_BETWEEN_CHECKPOINTS,
                 seconds_before=start.seconds,
             ),
         ],
@@ -123,7 +123,7 @@ class Progress(keras.callbacks.Callback):
         self._every = every
         self._seconds_before = seconds_before
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""
         self._start = time.monotonic()
 

@@ -65,7 +65,7 @@ def test_integers_and_booleans_have_no_nan_to_be_found() -> None:
         (lambda: tfp.layers.IndependentBernoulli([2]), 2, tfd.Independent),
     ],
 )
-def test_a_coercible_distribution_is_unwrapped(last_layer: Any, units: int, kind: type) -> None:
+def test_a_coercible_distribution_is_unwrapped(last_layer: Any, units: int, kind: Any) -> None:
     network = tf_keras.Sequential([tf_keras.layers.Dense(units), last_layer()])
     x = tf.random.stateless_normal([3, 4], seed=(0, 1))
     coercible = network(x)

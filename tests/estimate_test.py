@@ -32,7 +32,9 @@ def test_level_outside_the_unit_interval_is_refused(level: float) -> None:
         (1.5, math.nan, "1.5000 ± unknown"),
     ],
 )
-def test_str_shows_as_many_digits_as_the_error_allows(value: float, error: float, text: str) -> None:
+def test_str_shows_as_many_digits_as_the_error_allows(
+    value: float, error: float, text: str
+) -> None:
     assert str(Estimate(value, error, 10)) == text
 
 

@@ -100,7 +100,7 @@ def test_linear_operators_are_refused_with_advice() -> None:
 
 
 def test_what_cannot_be_a_component_is_refused() -> None:
-    with pytest.raises(TypeError, match="posterior must be a tfd.Distribution"):
+    with pytest.raises(TypeError, match=r"posterior must be a tfd\.Distribution"):
         components_lib.check_components(_normal(N, D), "posterior")
     joint = tfd.JointDistributionSequential([tfd.Normal(0.0, 1.0), tfd.Normal(0.0, 1.0)])
     with pytest.raises(TypeError, match="single tensors"):

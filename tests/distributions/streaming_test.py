@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +15,7 @@ tfd = tfp.distributions
 
 
 @pytest.fixture(params=["one block", "many ragged blocks"])
-def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "many ragged blocks":
         monkeypatch.setattr(streaming, "_GENERIC_BLOCK_ELEMENTS", 50)
         monkeypatch.setattr(streaming, "_GENERIC_BLOCK_QUERIES", 4)

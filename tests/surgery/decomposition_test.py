@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from scipy import stats
 from tests.testing import oracles
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.decomposition import elbo_surgery
 from tfp_surgery.surgery.joint import decoder_and_prior
 from tfp_surgery.surgery.result import ElboSurgery
@@ -27,7 +32,7 @@ def _table_encoder(distribution: tfd.Distribution) -> Network:
     from tfp_surgery.distributions import components as components_lib
 
     broadcast = components_lib.broadcast(distribution)
-    return lambda x: components_lib.gather(broadcast, tf.cast(x[:, 0], tf.int32))
+    return lambda x: components_lib.gather(broadcast, tf.cast(tf.round(x[:, 0]), tf.int32))
 
 
 def _index_data(num_observations: int, dtype: type = np.float64) -> np.ndarray:
@@ -61,9 +66,9 @@ class _LinearGaussian:
         )
         self.prior = tfd.MultivariateNormalDiag(np.zeros(latent_size), np.ones(latent_size))
         covariance = weights @ weights.T + self.noise * np.eye(event_size)
-        self.log_evidence = stats.multivariate_normal(np.zeros(event_size), covariance).logpdf(
-            self.x
-        ).mean()
+        self.log_evidence = (
+            stats.multivariate_normal(np.zeros(event_size), covariance).logpdf(self.x).mean()
+        )
         # E_q |x - W z|^2 = |x - W m|^2 + tr(W S W^T)
         residual = ((self.x - self.x @ to_code @ weights.T) ** 2).sum(axis=1).mean()
         spread = np.trace(weights @ scale_tril @ scale_tril.T @ weights.T)
@@ -79,7 +84,8 @@ def linear_gaussian() -> _LinearGaussian:
     return _LinearGaussian()
 
 
-def _within(estimate: object, truth: float, multiple: float = 4.0) -> None:
+def _within(estimate: Estimate | None, truth: float, multiple: float = 4.0) -> None:
+    assert estimate is not None
     assert abs(estimate.value - truth) <= multiple * estimate.standard_error + 1e-9, (
         estimate,
         truth,
@@ -94,6 +100,7 @@ def test_linear_gaussian_model_with_exact_posteriors(linear_gaussian: _LinearGau
     # log p(x, z) - log q(z|x) is log p(x) for every z: no Monte Carlo error.
     assert surgery.elbo.value == pytest.approx(model.log_evidence, abs=1e-6)
     assert surgery.elbo.standard_error < 1e-9
+    assert surgery.average_kl_analytic is not None
     assert surgery.average_kl_analytic.value == pytest.approx(model.average_kl, abs=1e-6)
     assert surgery.average_kl_analytic.standard_error == 0.0
     _within(surgery.average_kl, model.average_kl)
@@ -115,7 +122,9 @@ def _quadrature(
     log_p = prior.log_prob(grid).numpy()
 
     def integral(values: np.ndarray) -> float:
-        return float(integrate.simpson(np.where(densities > 0, densities * values, 0.0).mean(1), grid))
+        return float(
+            integrate.simpson(np.where(densities > 0, densities * values, 0.0).mean(1), grid)
+        )
 
     with np.errstate(invalid="ignore"):
         return (
@@ -185,7 +194,10 @@ def test_full_covariances_agree_with_two_dimensional_quadrature(case: str) -> No
     axis = np.linspace(-9, 9, 1201)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)  # [G G, 2]
     log_densities = np.stack(
-        [stats.multivariate_normal(m, c @ c.T).logpdf(grid) for m, c in zip(loc, tril, strict=True)],
+        [
+            stats.multivariate_normal(m, c @ c.T).logpdf(grid)
+            for m, c in zip(loc, tril, strict=True)
+        ],
         axis=1,
     )
     cell = (axis[1] - axis[0]) ** 2
@@ -202,9 +214,7 @@ def test_full_covariances_agree_with_two_dimensional_quadrature(case: str) -> No
         num_samples=1000,
         seed=1,
     )
-    _check_against(
-        surgery, mutual_information + marginal_kl, mutual_information, marginal_kl
-    )
+    _check_against(surgery, mutual_information + marginal_kl, mutual_information, marginal_kl)
 
 
 def test_discrete_codes_agree_with_enumeration() -> None:
@@ -311,14 +321,12 @@ def test_a_subset_of_queries_has_the_spread_between_observations(
     linear_gaussian: _LinearGaussian,
 ) -> None:
     model = linear_gaussian
-    whole = elbo_surgery(
-        model.x, model.encoder, model.decoder, model.prior, num_samples=50, seed=3
-    )
+    whole = elbo_surgery(model.x, model.encoder, model.decoder, model.prior, num_samples=50, seed=3)
     subset = elbo_surgery(
         model.x, model.encoder, model.decoder, model.prior, num_samples=50, num_query=100, seed=4
     )
     assert (subset.num_query, subset.num_observations) == (100, 400)
-    assert "random 100 of them" in str(subset)
+    assert "of a random 100," in str(subset)
     assert subset.elbo.standard_error > 0.01  # the evidence differs from observation to observation
     for name, estimate in subset.estimates().items():
         error = math.hypot(estimate.standard_error, whole.estimates()[name].standard_error)
@@ -333,7 +341,12 @@ def test_held_out_data_are_carved_with_their_own_aggregate_posterior(
     train, test = model.x[:300], model.x[300:]
     q_train = AggregatePosterior.from_encoder(model.encoder, train)
     surgery = elbo_surgery(
-        test, model.encoder, model.decoder, model.prior, num_samples=50, seed=3,
+        test,
+        model.encoder,
+        model.decoder,
+        model.prior,
+        num_samples=50,
+        seed=3,
         training_aggregate_posterior=q_train,
     )
     assert surgery.num_observations == 100
@@ -344,13 +357,17 @@ def test_held_out_data_are_carved_with_their_own_aggregate_posterior(
     def log_aggregate(x: np.ndarray) -> np.ndarray:
         posterior = model.encoder(x)
         covariance = posterior.covariance().numpy()[0]
-        return np.log(
+        values: np.ndarray = np.log(
             np.mean(
-                [stats.multivariate_normal(m, covariance).pdf(grid) for m in posterior.mean().numpy()],
+                [
+                    stats.multivariate_normal(m, covariance).pdf(grid)
+                    for m in posterior.mean().numpy()
+                ],
                 axis=0,
             )
             + 1e-300
         )
+        return values
 
     log_test, log_train = log_aggregate(test), log_aggregate(train)
     log_prior = stats.norm.logpdf(grid).sum(axis=1)
@@ -451,10 +468,11 @@ def test_one_draw_warns_and_has_no_error() -> None:
     with pytest.warns(UserWarning, match="num_samples=1"):
         surgery = elbo_surgery(*arguments, num_samples=1)
     assert math.isnan(surgery.elbo.standard_error)
+    assert surgery.average_kl_analytic is not None
     assert surgery.average_kl_analytic.standard_error == 0.0
 
 
-def _valid() -> dict[str, object]:
+def _valid() -> dict[str, Any]:
     return {
         "x": np.zeros([6, 3], np.float32),
         "encoder": lambda x: tfd.MultivariateNormalDiag(x[:, :2]),
@@ -469,10 +487,18 @@ def _valid() -> dict[str, object]:
         ({"x": np.zeros([0, 3], np.float32)}, ValueError, "no observations"),
         ({"x": np.full([6, 3], np.nan, np.float32)}, ValueError, "NaN"),
         ({"x": np.full([6, 3], 0.4, np.float32)}, ValueError, "Binarize"),
-        ({"encoder": lambda x: tfd.MultivariateNormalDiag(x[0, :2])}, ValueError, r"batch shape \[2\]"),
+        (
+            {"encoder": lambda x: tfd.MultivariateNormalDiag(x[0, :2])},
+            ValueError,
+            r"batch shape \[2\]",
+        ),
         ({"encoder": lambda x: x}, TypeError, "encoder must return a distribution"),
         ({"encoder": None}, TypeError, "callables"),
-        ({"decoder": lambda z: tfd.Bernoulli(logits=tf.tile(z[:, :1], [1, 3]))}, ValueError, "event shape"),
+        (
+            {"decoder": lambda z: tfd.Bernoulli(logits=tf.tile(z[:, :1], [1, 3]))},
+            ValueError,
+            "event shape",
+        ),
         ({"prior": tfd.MultivariateNormalDiag(tf.zeros(3))}, ValueError, "prior"),
         ({"prior": 3.0}, TypeError, "prior"),
         ({"num_samples": 0}, ValueError, "num_samples"),
@@ -488,7 +514,7 @@ def _valid() -> dict[str, object]:
     ],
 )
 def test_what_does_not_fit_is_refused_with_one_clear_message(
-    change: dict[str, object], error: type[Exception], message: str
+    change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     arguments = {**_valid(), **change}
     with pytest.raises(error, match=message):
@@ -502,17 +528,63 @@ def test_a_model_without_density_somewhere_is_named() -> None:
         elbo_surgery(**arguments)
 
 
+_SURGERY_OF_60000 = """
+import resource
+import numpy as np, tensorflow as tf, tensorflow_probability as tfp
+import tfp_surgery as tfs
+tfd = tfp.distributions
+rng = np.random.default_rng(0)
+x = (rng.random((60000, 28, 28, 1), np.float32) < 0.2).astype(np.float32)
+to_code = tf.constant(rng.normal(size=(784, 20)) / 10, tf.float32)
+def encoder(x):
+    return tfd.MultivariateNormalDiag(tf.reshape(x, [-1, 784]) @ to_code, tf.fill([20], 0.2))
+def decoder(z):
+    logits = tf.reshape(z @ tf.transpose(to_code), [-1, 28, 28, 1])
+    return tfd.Independent(tfd.Bernoulli(logits=logits), 3)
+prior = tfd.MultivariateNormalDiag(tf.zeros(20))
+tfs.elbo_surgery(x[:5000], encoder, decoder, prior)  # libraries and kernels are loaded
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+surgery = tfs.elbo_surgery(x, encoder, decoder, prior, num_samples=2)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(surgery.num_observations, (after - before) / 2**20)
+"""
+
+
 @pytest.mark.slow
-def test_intervals_cover_the_truth() -> None:
-    """95% intervals of 500 seeded repetitions cover in 92 to 98 of 100 cases."""
-    loc, scale = oracles.gaussian_case("overlapping", 40, 1)
+def test_memory_of_a_surgery_of_60000_observations() -> None:
+    """Peaks below 2 GiB above the model at N = 60000, D = 20; a dense array takes 13 GiB."""
+    result = subprocess.run(
+        [sys.executable, "-c", _SURGERY_OF_60000],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    num_observations, gibibytes = result.stdout.split()[-2:]
+    assert int(num_observations) == 60000
+    assert float(gibibytes) < 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_query", [None, 200])
+def test_intervals_cover_the_truth(num_query: int | None) -> None:
+    """95% intervals of 500 seeded repetitions cover in 92 to 98 of 100 cases.
+
+    The interval is a normal one: the subset is large enough for the few observations with an
+    entropy far below the others' not to make its mean skewed.
+    """
+    loc, scale = oracles.gaussian_case("overlapping", 400, 1)
     scalar = tfd.Normal(loc[:, 0], scale[:, 0])
     average_kl, information, marginal = _quadrature(
-        scalar, tfd.Normal(np.float64(0), np.float64(2)), np.linspace(-12, 12, 200001)
+        scalar, tfd.Normal(np.float64(0), np.float64(2)), np.linspace(-12, 12, 20001)
     )
     q_train = AggregatePosterior(tfd.MultivariateNormalDiag(loc[:10], scale[:10]))
-    # log p(x|z) = -(z^2 + log 2 pi) / 2 at x = 0 of a unit Gaussian around z
-    reconstruction = -0.5 * np.mean(loc**2 + scale**2) - 0.5 * math.log(2 * math.pi)
+    x, width = _index_data(400) / 100, 5.0
+    # E log N(x_n; z, width^2) over z ~ N(loc_n, scale_n^2)
+    reconstruction = -0.5 * np.mean((x - loc) ** 2 + scale**2) / width**2 - 0.5 * math.log(
+        2 * math.pi * width**2
+    )
+    encoder = _table_encoder(tfd.MultivariateNormalDiag(loc, scale))
     truth = {
         "average_kl": average_kl,
         "index_code_mutual_information": information,
@@ -523,33 +595,27 @@ def test_intervals_cover_the_truth() -> None:
         "elbo": reconstruction - average_kl,
         "cross_term": _cross_term(loc, scale, 10),
     }
-    x = np.concatenate([_index_data(40), np.zeros([40, 1])], axis=1)
-    for num_query in (None, 25):
-        covered = dict.fromkeys(truth, 0)
-        for seed in range(500):
-            surgery = elbo_surgery(
-                x,
-                _table_encoder(tfd.MultivariateNormalDiag(loc, scale)),
-                lambda z: tfd.MultivariateNormalDiag(
-                    tf.concat([tf.zeros_like(z), z], 1), [1e150, 1.0]
-                ),
-                tfd.MultivariateNormalDiag(np.zeros(1), 2 * np.ones(1)),
-                num_samples=16,
-                num_query=num_query,
-                seed=seed,
-                training_aggregate_posterior=q_train,
-            )
-            shift = math.log(1e150) + 0.5 * math.log(2 * math.pi)
-            for name, value in truth.items():
-                low, high = surgery.estimates()[name].interval(0.95)
-                offset = shift if name in ("average_reconstruction", "elbo") else 0.0
-                covered[name] += low <= value - offset <= high
-        for name, count in covered.items():
-            assert 0.92 <= count / 500 <= 0.98, (num_query, name, count / 500)
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(500):
+        surgery = elbo_surgery(
+            x,
+            lambda x: encoder(x * 100),
+            lambda z: tfd.MultivariateNormalDiag(z, [width]),
+            tfd.MultivariateNormalDiag(np.zeros(1), 2 * np.ones(1)),
+            num_samples=4,
+            num_query=num_query,
+            seed=seed,
+            training_aggregate_posterior=q_train,
+        )
+        for name, value in truth.items():
+            low, high = surgery.estimates()[name].interval(0.95)
+            covered[name] += low <= value <= high
+    for name, count in covered.items():
+        assert 0.92 <= count / 500 <= 0.98, (name, count / 500)
 
 
 def _cross_term(loc: np.ndarray, scale: np.ndarray, num_train: int) -> float:
-    grid = np.linspace(-12, 12, 100001)
+    grid = np.linspace(-12, 12, 20001)
     densities = stats.norm.pdf(grid[:, None], loc.T, scale.T)
     log_train = np.log(densities[:, :num_train].mean(axis=1) + 1e-300)
     values = densities.mean(axis=1) * (log_train - stats.norm.logpdf(grid, 0, 2))

@@ -18,6 +18,10 @@ def _decoder(z: tf.Tensor) -> tfd.Distribution:
     return tfd.Independent(tfd.Normal(tf.stack([z[..., 0], z[..., 1], z[..., 0]], -1), 0.1), 1)
 
 
+def _decoder_of_code(code: tf.Tensor) -> tfd.Distribution:
+    return _decoder(code)
+
+
 @tfd.JointDistributionCoroutine
 def _coroutine() -> Iterator[tfd.Distribution]:
     z = yield tfd.JointDistributionCoroutine.Root(_PRIOR)
@@ -28,8 +32,8 @@ def _coroutine() -> Iterator[tfd.Distribution]:
     "joint",
     [
         tfd.JointDistributionSequential([_PRIOR, _decoder]),
-        tfd.JointDistributionNamed({"z": _PRIOR, "x": lambda z: _decoder(z)}),
-        tfd.JointDistributionNamed({"code": _PRIOR, "a": lambda code: _decoder(code)}),
+        tfd.JointDistributionNamed({"z": _PRIOR, "x": _decoder}),
+        tfd.JointDistributionNamed({"code": _PRIOR, "a": _decoder_of_code}),
         _coroutine,
     ],
     ids=["sequential", "named", "named in another order", "coroutine"],
@@ -45,7 +49,7 @@ def test_parts_are_those_of_the_joint(joint: tfd.JointDistribution) -> None:
 
 def test_three_variables_are_refused() -> None:
     joint = tfd.JointDistributionSequential([_PRIOR, _decoder, _decoder])
-    with pytest.raises(ValueError, match="two variables.* 3"):
+    with pytest.raises(ValueError, match=r"two variables.* 3"):
         decoder_and_prior(joint)
 
 

@@ -32,7 +32,8 @@ def gaussian_case(
 def gaussian_log_densities(z: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """log N(z_m; loc_n, diag(scale_n^2)), float64 `[M, N]`."""
     z, loc, scale = (np.asarray(part, np.float64) for part in (z, loc, scale))
-    return stats.norm.logpdf(z[:, None, :], loc[None], scale[None]).sum(axis=-1)
+    densities: np.ndarray = stats.norm.logpdf(z[:, None, :], loc[None], scale[None]).sum(axis=-1)
+    return densities
 
 
 def log_prob_and_entropy(

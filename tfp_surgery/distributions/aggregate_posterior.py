@@ -8,22 +8,22 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions import distribution as distribution_lib
-from tensorflow_probability.python.internal import auto_composite_tensor
-from tensorflow_probability.python.internal import dtype_util
-from tensorflow_probability.python.internal import parameter_properties
+from tensorflow_probability.python.internal import (
+    auto_composite_tensor,
+    dtype_util,
+    parameter_properties,
+    samplers,
+    tensor_util,
+)
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import samplers
-from tensorflow_probability.python.internal import tensor_util
 
 from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import marginals as marginals_lib
-from tfp_surgery.distributions import streaming
+from tfp_surgery.distributions import moments, streaming
 
 tfd = tfp.distributions
-
-_MOMENT_BLOCK_ELEMENTS = 2**22
 
 
 class AggregatePosterior(tfd.Distribution):
@@ -63,11 +63,13 @@ class AggregatePosterior(tfd.Distribution):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AggregatePosterior:
         """Makes the result a `CompositeTensor` where the components are one."""
+        kind = cls
         if cls is AggregatePosterior:
             components = args[0] if args else kwargs.get("components_distribution")
             if auto_composite_tensor.is_composite_tensor(components):
-                cls = _CompositeAggregatePosterior
-        return super().__new__(cls)
+                kind = _CompositeAggregatePosterior
+        instance: AggregatePosterior = super().__new__(kind)
+        return instance
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class AggregatePosterior(tfd.Distribution):
         return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
 
     def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Broadcasts z to `[S..., B..., E...]`; returns it as `[M, B..., E...]`, and `S... B...`."""
+        """Returns z as `[M, B..., E...]` and the shape `[S..., B...]` it stands for."""
         event_ndims = components_lib.event_rank(self._components_distribution)
         shape = ps.shape(z)
         outer_ndims = ps.rank_from_shape(shape) - event_ndims
@@ -309,9 +311,7 @@ class AggregatePosterior(tfd.Distribution):
             raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            log_weights = self._log_weights(
-                components_lib.broadcast(self._components_distribution)
-            )
+            log_weights = self._log_weights(components_lib.broadcast(self._components_distribution))
             num_components = tf.cast(ps.shape(log_weights)[-1], index.dtype)
             assertions = []
             if self.validate_args:
@@ -337,13 +337,13 @@ class AggregatePosterior(tfd.Distribution):
                     [ps.range(batch_ndims, sample_ndims + batch_ndims), ps.range(batch_ndims)], 0
                 )
                 own = tf.gather(
-                    log_weights, tf.transpose(index, to_batch_first),
-                    axis=batch_ndims, batch_dims=batch_ndims,
+                    log_weights,
+                    tf.transpose(index, to_batch_first),
+                    axis=batch_ndims,
+                    batch_dims=batch_ndims,
                 )
                 log_rest = tf.math.log1p(-tf.exp(tf.transpose(own, to_sample_first)))
-            return tf.where(
-                tf.math.is_inf(log_prob), log_prob, log_prob - log_rest
-            )
+            return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
 
     def marginals(self, name: str = "marginals") -> AggregatePosterior:
         """Returns the D one-dimensional aggregate posteriors q(z_j), as one batched distribution.
@@ -404,63 +404,17 @@ class AggregatePosterior(tfd.Distribution):
         )
         return tf.transpose(draws, order)  # [n, B..., E...]
 
-    def _weighted_mean(self, values: tf.Tensor, components: tfd.Distribution) -> tf.Tensor:
-        """sum_n w_n values_n for values `[B..., N, ...]`."""
-        batch_ndims = components_lib.batch_rank(components) - 1
-        weights = tf.exp(self._log_weights(components))  # [B..., N]
-        extra = ps.rank(values) - batch_ndims - 1
-        weights = tf.reshape(
-            weights, ps.concat([ps.shape(weights), ps.ones([extra], tf.int32)], axis=0)
-        )
-        return tf.reduce_sum(weights * values, axis=batch_ndims)
-
     def _mean(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        return self._weighted_mean(components.mean(), components)
+        return moments.mean(components, self._log_weights(components))
 
     def _variance(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        batch_ndims = components_lib.batch_rank(components) - 1
-        means = components.mean()
-        centre = tf.expand_dims(self._weighted_mean(means, components), batch_ndims)
-        return self._weighted_mean(components.variance() + (means - centre) ** 2, components)
+        return moments.variance(components, self._log_weights(components))
 
     def _covariance(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        batch_ndims = components_lib.batch_rank(components) - 1
-        weights = tf.exp(self._log_weights(components))  # [B..., N]
-        means = components.mean()  # [B..., N, D]
-        centred = means - tf.expand_dims(self._weighted_mean(means, components), batch_ndims)
-        between = tf.einsum("...n,...ni,...nj->...ij", weights, centred, centred)
-        if marginals_lib.is_factorised(components):
-            within = tf.linalg.diag(self._weighted_mean(components.variance(), components))
-        else:
-            within = self._mean_covariance(components, weights)
-        return within + between
-
-    def _mean_covariance(self, components: tfd.Distribution, weights: tf.Tensor) -> tf.Tensor:
-        """sum_n w_n Cov(z|x_n), block by block: `[N, D, D]` is not built."""
-        batch_ndims = components_lib.batch_rank(components) - 1
-        num_components = ps.shape(weights)[-1]
-        event_size = self.event_shape_tensor()[-1]
-        block = ps.maximum(1, _MOMENT_BLOCK_ELEMENTS // ps.maximum(event_size**2, 1))
-
-        def step(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            positions = start + tf.range(block)
-            inside = tf.cast(positions < num_components, weights.dtype)
-            indices = tf.minimum(positions, num_components - 1)
-            part = components_lib.gather(components, indices, axis=batch_ndims).covariance()
-            part_weights = tf.gather(weights, indices, axis=batch_ndims) * inside
-            return start + block, total + tf.einsum("...n,...nij->...ij", part_weights, part)
-
-        shape = ps.concat([self.batch_shape_tensor(), [event_size, event_size]], axis=0)
-        _, total = tf.while_loop(
-            lambda start, _: start < num_components,
-            step,
-            (0, tf.zeros(shape, weights.dtype)),
-            parallel_iterations=1,
-        )
-        return total
+        return moments.covariance(components, self._log_weights(components))
 
     def _convert(self, z: Any) -> tf.Tensor:
         return tf.convert_to_tensor(z, dtype=self.dtype, name="z")

@@ -77,7 +77,7 @@ def log_prob_and_index_entropy(
             queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
         compute = _gaussian_pass(batch_ndims, _is_small(queries, log_weights))
     else:
-        leaves = tuple(components_lib.leaves(distribution))  # type: ignore[assignment]
+        leaves = tuple(components_lib.leaves(distribution))
         compute = _Pass(
             _generic_score(distribution, batch_ndims),
             batch_ndims,
@@ -170,12 +170,8 @@ class _Pass:
             outside = tf.equal(mass, 0)  # no component has this query in its support
             safe_mass = tf.where(outside, tf.ones([], dtype), mass)
             log_mass = tf.math.log(safe_mass)
-            log_prob = tf.where(
-                outside, tf.constant(-math.inf, dtype), top + log_mass
-            )
-            entropy = tf.where(
-                outside, tf.constant(math.nan, dtype), log_mass - moment / safe_mass
-            )
+            log_prob = tf.where(outside, tf.constant(-math.inf, dtype), top + log_mass)
+            entropy = tf.where(outside, tf.constant(math.nan, dtype), log_mass - moment / safe_mass)
             # H >= 0; rounding may leave it a few ulp below.
             entropy = tf.where(entropy < 0, tf.zeros([], dtype), entropy)
             stacked = tf.stack([log_prob, entropy])  # [2, B..., m]
@@ -322,9 +318,7 @@ class _Blocks:
         positions = tf.cast(self._positions(j), excluded.dtype)[:, tf.newaxis]  # [n, 1]
         return keep & tf.not_equal(positions, excluded[..., tf.newaxis, :])  # [B..., n, m]
 
-    def scatter_add(
-        self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int
-    ) -> tf.Tensor:
+    def scatter_add(self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int) -> tf.Tensor:
         """Adds block j's part to the total; what repeats the end is zero and adds nothing."""
         positions = tf.minimum(self._positions(j), self.length - 1)
         if axis == 0:
@@ -430,4 +424,4 @@ def _gaussian_pass(batch_ndims: int, small: bool) -> _Pass:
 def _is_small(queries: tf.Tensor, log_weights: tf.Tensor) -> bool:
     if not (queries.shape.is_fully_defined() and log_weights.shape.is_fully_defined()):
         return False
-    return math.prod(queries.shape) * log_weights.shape[-1] <= _SMALL_PROBLEM
+    return bool(math.prod(queries.shape) * log_weights.shape[-1] <= _SMALL_PROBLEM)

@@ -41,31 +41,47 @@ def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     (ceiling,) = ceilings
     figure = Figure(figsize=(max(6.0, 2.6 + 1.3 * len(records)), 4.8), layout="constrained")
     axes = figure.subplots()
-    positions = np.arange(len(records))
+    positions = range(len(records))
 
     def values(name: str, key: str = "value") -> np.ndarray:
         return np.array([record[name][key] for record in records], np.float64)
 
     information, marginal = values("index_code_mutual_information"), values("marginal_kl")
     axes.bar(
-        positions, information, 0.6, color=_MUTUAL_INFORMATION_COLOR,
+        positions,
+        information,
+        0.6,
+        color=_MUTUAL_INFORMATION_COLOR,
         label="index-code mutual information I(n; z)",
     )
     axes.bar(
-        positions, marginal, 0.6, bottom=information, color=_MARGINAL_KL_COLOR,
+        positions,
+        marginal,
+        0.6,
+        bottom=information,
+        color=_MARGINAL_KL_COLOR,
         label="marginal KL(q(z) || p(z))",
     )
     total = values("average_kl")
     axes.errorbar(
-        positions, total, 2 * values("average_kl", "standard_error"), fmt="none", ecolor="black",
-        capsize=4, label="average KL ± 2 standard errors",
+        positions,
+        total,
+        2 * values("average_kl", "standard_error"),
+        fmt="none",
+        ecolor="black",
+        capsize=4,
+        label="average KL ± 2 standard errors",
     )
     axes.axhline(ceiling, color="black", linestyle="--", label=f"log N = {ceiling:.3f}")
     highest = max(total.max(), ceiling)
     for position, mi, kl, rate in zip(positions, information, marginal, total, strict=True):
         axes.text(position, mi / 2, f"{mi:.2f}", ha="center", va="center", color="white")
         axes.text(
-            position + 0.33, mi + kl / 2, f"{kl:.2f}", ha="left", va="center",
+            position + 0.33,
+            mi + kl / 2,
+            f"{kl:.2f}",
+            ha="left",
+            va="center",
             color=_MARGINAL_KL_COLOR,
         )
         axes.text(position, rate + 0.02 * highest, f"{rate:.2f}", ha="center", va="bottom")
@@ -113,13 +129,20 @@ def codes_figure(
             f"the densities must be [{size}, {size}] like the grid, got "
             f"{list(log_aggregate.shape)} and {list(log_prior.shape)}."
         )
-    figure = Figure(figsize=(15.0, 4.9), layout="constrained")
+    figure = Figure(figsize=(15.0, 5.2), layout="constrained")
     codes, density, difference = figure.subplots(1, 3)
 
     size_of_point = float(np.clip(15_000 / len(means), 1.5, 8.0))
     points = codes.scatter(
-        means[:, 0], means[:, 1], c=kl, s=size_of_point, cmap="viridis", linewidths=0, rasterized=True,
-        vmin=float(np.quantile(kl, 0.01)), vmax=float(np.quantile(kl, 0.99)),
+        means[:, 0],
+        means[:, 1],
+        c=kl,
+        s=size_of_point,
+        cmap="viridis",
+        linewidths=0,
+        rasterized=True,
+        vmin=float(np.quantile(kl, 0.01)),
+        vmax=float(np.quantile(kl, 0.99)),
     )
     codes.set_title("means of the posteriors q(z|x_n)")
     figure.colorbar(points, ax=codes, label="KL(q(z|x_n) || p(z)) [nats]", extend="both")
@@ -132,8 +155,13 @@ def codes_figure(
     figure.colorbar(image, ax=density, label="log q(z) [nats]", extend="min")
 
     image = difference.pcolormesh(
-        grid, grid, np.clip(log_aggregate - log_prior, -3.0, 3.0), cmap="RdBu_r", vmin=-3.0,
-        vmax=3.0, rasterized=True,
+        grid,
+        grid,
+        np.clip(log_aggregate - log_prior, -3.0, 3.0),
+        cmap="RdBu_r",
+        vmin=-3.0,
+        vmax=3.0,
+        rasterized=True,
     )
     difference.set_title("holes: blue where q(z) < p(z)")
     figure.colorbar(image, ax=difference, label="log q(z) - log p(z) [nats]", extend="both")
@@ -150,8 +178,11 @@ def codes_figure(
         axes.set_ylabel("$z_2$")
     masses = ", ".join(f"{mass:.0%}" for mass in _PRIOR_MASSES)
     codes.legend(
-        [Line2D([], [], color=_PRIOR_COLOR)], [f"prior p(z): {masses} of its mass"],
-        loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False,
+        [Line2D([], [], color=_PRIOR_COLOR)],
+        [f"prior p(z): {masses} of its mass"],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        frameon=False,
     )
     figure.suptitle(title, fontsize="medium")
     return figure

@@ -17,8 +17,8 @@ _TERMS = {
     "cross_term": "cross term",
 }
 _READING = (
-    "Nats per observation, ± the Monte Carlo standard error. ELBO = (1) - (2) - (3); log N is the "
-    "ceiling of (2)."
+    "D is the latent size. Nats per observation, ± the Monte Carlo standard error. "
+    "ELBO = (1) - (2) - (3); log N is the ceiling of (2)."
 )
 _READING_CROSS_TERM = (
     "Each split has its own aggregate posterior q(z); cross term = E_q_test[log q_train(z) - "
@@ -62,10 +62,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
       ValueError: if there are no records.
     """
     header, *rows = _rows(records)
-    lines = [
-        "| " + " | ".join(row) + " |"
-        for row in (header, ["---:"] * len(header), *rows)
-    ]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---:"] * len(header), *rows)]
     data = [f"- {line}" for line in _data_lines(records)]
     return "\n".join([*data, "", *lines, "", *_reading(records)])
 
@@ -119,9 +116,7 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _data_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each data set once."""
     return list(
-        dict.fromkeys(
-            surgery["data"] for record in records for surgery in _splits(record).values()
-        )
+        dict.fromkeys(surgery["data"] for record in records for surgery in _splits(record).values())
     )
 
 

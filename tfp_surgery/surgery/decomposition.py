@@ -101,7 +101,14 @@ def elbo_surgery(
         else np.sort(rng.choice(num_observations, size=num_query, replace=False))
     )
     samples, kl = _sample_terms(
-        x, queries, aggregate, decoder, prior, num_samples, seed, batch_size,
+        x,
+        queries,
+        aggregate,
+        decoder,
+        prior,
+        num_samples,
+        seed,
+        batch_size,
         training_aggregate_posterior,
     )
 
@@ -208,9 +215,7 @@ def _reconstruction(
     codes = tf.reshape(z, [num_samples * num_queries, *z.shape[2:]])  # [S, B, ...] -> [S B, ...]
     event_shape = tuple(observations.shape[1:])
     repeated = tf.tile(observations, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
-    likelihood = checks.check_decoder_output(
-        decoder(codes), num_samples * num_queries, event_shape
-    )
+    likelihood = checks.check_decoder_output(decoder(codes), num_samples * num_queries, event_shape)
     return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
 
 
@@ -233,7 +238,9 @@ def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:
 
 def _check_numbers(num_samples: int, num_query: int | None, seed: int, batch_size: int) -> None:
     for name, value in (
-        ("num_samples", num_samples), ("num_query", num_query), ("batch_size", batch_size)
+        ("num_samples", num_samples),
+        ("num_query", num_query),
+        ("batch_size", batch_size),
     ):
         if value is None and name == "num_query":
             continue

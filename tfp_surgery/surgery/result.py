@@ -96,7 +96,10 @@ class ElboSurgery:
             ("(1) average reconstruction", self.average_reconstruction),
             ("(2) index-code mutual information", self.index_code_mutual_information),
             ("      from the entropy of q(n|z)", self.index_code_mutual_information_from_entropy),
-            ("      average KL (analytic) - (3)", self.index_code_mutual_information_by_subtraction),
+            (
+                "      average KL (analytic) - (3)",
+                self.index_code_mutual_information_by_subtraction,
+            ),
             ("(3) marginal KL(q(z) || p(z))", self.marginal_kl),
             ("average KL = (2) + (3), Monte Carlo", self.average_kl),
             ("average KL, analytic", self.average_kl_analytic),
@@ -107,15 +110,12 @@ class ElboSurgery:
         # Aligned at the decimal point.
         before = max(text.index(".") if "." in text else text.index(" ") for _, text in present)
         queries = (
-            ""
-            if self.num_query == self.num_observations
-            else f" of a random {self.num_query} of them"
+            "" if self.num_query == self.num_observations else f" of a random {self.num_query}"
         )
-        draws = "draw" if self.num_samples == 1 else "draws"
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
         lines = [
             f"ELBO surgery of {self.data}",
-            f"nats per observation; {self.num_samples} {draws} an observation{queries}, "
-            f"seed {self.seed}",
+            f"nats per observation; {draws} an observation{queries}, seed {self.seed}",
         ]
         for label, text in present:
             point = text.index(".") if "." in text else text.index(" ")

@@ -57,7 +57,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._x = x
         self._every = every
         self._num_query = min(num_query, len(x))
-        self._settings = {"num_samples": num_samples, "seed": seed, "batch_size": batch_size}
+        self._num_samples = num_samples
+        self._seed = seed
+        self._batch_size = batch_size
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None
 
@@ -84,5 +86,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             model.decoder,
             model.prior,
             num_query=num_query,
-            **self._settings,
+            num_samples=self._num_samples,
+            seed=self._seed,
+            batch_size=self._batch_size,
         )

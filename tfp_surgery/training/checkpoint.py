@@ -87,11 +87,11 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._every_seconds = every_seconds
         self._seconds_before = seconds_before
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""
         self._start = self._last_saved = time.monotonic()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves, if it is time."""
         is_last = epoch + 1 == self.params["epochs"] or self.model.stop_training
         if not is_last and time.monotonic() - self._last_saved < self._every_seconds:

@@ -1,0 +1,109 @@
+"""Tests of the settings of the main job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments.config import Config, config_from_flags
+
+VALID: dict[str, Any] = {
+    "dataset": "digits",
+    "latent_sizes": (2, 10),
+    "binarization": "fixed",
+    "epochs": 3,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "hidden_sizes": (500, 500),
+    "num_samples": 4,
+    "seed": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def restored_flags() -> Iterator[None]:
+    with flagsaver.flagsaver():
+        yield
+    flags.FLAGS.unparse_flags()
+
+
+def parsed(*arguments: str) -> Config:
+    flags.FLAGS(["experiment", "--workdir=unused", *arguments])
+    return config_from_flags()
+
+
+def test_defaults_serve_the_bundled_digits() -> None:
+    config = parsed()
+    assert config.dataset == "digits"
+    assert config.latent_sizes == (2, 10, 20)
+    assert config.binarization == "fixed"
+    assert config.hidden_sizes == (500, 500)
+    assert config.batch_size == 128
+    assert config.learning_rate == 1e-3
+
+
+def test_the_number_of_epochs_goes_with_the_data_set() -> None:
+    assert parsed("--dataset=mnist").epochs == 80
+    assert parsed("--dataset=digits").epochs == 100
+    assert parsed("--dataset=mnist", "--epochs=7").epochs == 7
+
+
+def test_flags_set_every_setting() -> None:
+    config = parsed(
+        "--dataset=mnist", "--latent_sizes=3,4", "--binarization=threshold", "--epochs=5",
+        "--batch_size=6", "--learning_rate=0.01", "--hidden_sizes=7,8", "--num_samples=9",
+        "--seed=10",
+    )  # fmt: skip
+    assert config == Config("mnist", (3, 4), "threshold", 5, 6, 0.01, (7, 8), 9, 10)
+
+
+def test_survives_json() -> None:
+    config = Config(**VALID)
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    assert config.to_dict()["latent_sizes"] == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dataset", "", "--dataset must name"),
+        ("latent_sizes", (), "--latent_sizes must be at least 1"),
+        ("latent_sizes", (2, 0), "--latent_sizes must be at least 1"),
+        ("latent_sizes", (2, 2), "--latent_sizes names one twice"),
+        ("hidden_sizes", (0,), "--hidden_sizes must be at least 1"),
+        ("binarization", "dither", "--binarization must be one of"),
+        ("binarization", "none", "Bernoulli"),
+        ("epochs", 0, "--epochs must be at least 1, got 0"),
+        ("batch_size", 0, "--batch_size must be at least 1"),
+        ("num_samples", 1, "--num_samples must be at least 2"),
+        ("seed", -1, "--seed must be at least 0"),
+        ("seed", 2**31, "--seed must be below"),
+        ("learning_rate", 0.0, "--learning_rate must be positive"),
+        ("learning_rate", float("nan"), "--learning_rate must be positive"),
+    ],
+)
+def test_says_which_setting_is_wrong(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**{**VALID, name: value})
+
+
+@pytest.mark.parametrize(
+    "argument", ["--latent_sizes=2,ten", "--latent_sizes=2.5", "--hidden_sizes=x"]
+)
+def test_says_that_sizes_are_integers(argument: str) -> None:
+    with pytest.raises(ValueError, match="takes integers with commas"):
+        parsed(argument)
+
+
+def test_unknown_flags_are_refused() -> None:
+    with pytest.raises(flags.UnrecognizedFlagError):
+        parsed("--latent_size=2")
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

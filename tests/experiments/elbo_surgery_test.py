@@ -1,0 +1,365 @@
+"""Tests of the main job, on the bundled digits and in seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import elbo_surgery, training
+from experiments.config import Config
+from tfp_surgery import datasets
+from tfp_surgery.surgery.decomposition import elbo_surgery as surgery_of
+from tfp_surgery.surgery.result import ElboSurgery
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+CONFIG = Config(
+    dataset="digits",
+    latent_sizes=(2, 3),
+    binarization="fixed",
+    epochs=3,
+    batch_size=500,
+    learning_rate=1e-3,
+    hidden_sizes=(8,),
+    num_samples=2,
+    seed=1,
+)
+TIMES = ("training_seconds", "surgery_seconds")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    elbo_surgery.run(CONFIG, folder)
+    return folder
+
+
+@pytest.fixture
+def restored_flags() -> Iterator[None]:
+    with flagsaver.flagsaver():
+        yield
+    flags.FLAGS.unparse_flags()
+
+
+def strict_json(path: pathlib.Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def estimates(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The records without what differs from run to run: the times."""
+    records = strict_json(folder / "results.json")["results"]
+    return [
+        {name: entry for name, entry in record.items() if name not in TIMES} for record in records
+    ]
+
+
+def test_leaves_all_its_files(finished: pathlib.Path) -> None:
+    files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    events = {name for name in files if "events.out.tfevents" in name}
+    assert files - events == {
+        "config.json",
+        "results.json",
+        "results.csv",
+        "figures/terms.png",
+        "figures/codes_latent_02.png",
+        *(
+            f"{folder}latent_{latent_size}{ending}"
+            for latent_size in ("02", "03")
+            for folder, ending in (
+                ("figures/reconstructions_", ".png"),
+                ("figures/samples_", ".png"),
+                ("", "/checkpoint.keras"),
+                ("", "/record.json"),
+            )
+        ),
+    }
+    assert {name.split("/")[0] for name in events} == {"latent_02", "latent_03"}
+    for name in files:
+        if name.endswith(".png"):
+            assert (finished / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_name_settings_data_and_software(finished: pathlib.Path) -> None:
+    config, results = (strict_json(finished / name) for name in ("config.json", "results.json"))
+    for content in (config, results):
+        assert content["config"] == CONFIG.to_dict()
+        assert content["dataset"]["train"]["num_observations"] == 1500
+        assert content["dataset"]["test"]["num_observations"] == 297
+        assert content["dataset"]["train"]["binarization"] == "fixed"
+        assert content["versions"]["tensorflow"] == tf.__version__
+
+
+def test_results_have_a_record_for_each_latent_size(finished: pathlib.Path) -> None:
+    records = strict_json(finished / "results.json")["results"]
+    assert [record["latent_size"] for record in records] == [2, 3]
+    fields = {field.name for field in dataclasses.fields(ElboSurgery)}
+    for record in records:
+        assert record["epochs"] == CONFIG.epochs
+        assert record["num_parameters"] > 1000
+        assert all(record[name] > 0 for name in TIMES)
+        for surgery, size in ((record, 1500), (record["test"], 297)):
+            assert fields <= set(surgery)
+            assert surgery["num_observations"] == surgery["num_query"] == size
+            assert surgery["log_num_observations"] == pytest.approx(math.log(size))
+            assert set(surgery["elbo"]) == {"value", "standard_error"}
+            assert surgery["elbo"]["standard_error"] > 0
+            # Two routes to the average KL; 4 standard errors.
+            error = surgery["average_kl"]["standard_error"]
+            difference = surgery["average_kl"]["value"] - surgery["average_kl_analytic"]["value"]
+            assert abs(difference) < 4 * error
+        assert record["cross_term"] is None
+        assert record["test"]["cross_term"]["standard_error"] > 0
+
+
+def test_results_are_the_surgery_of_the_checkpoint(finished: pathlib.Path) -> None:
+    record = strict_json(finished / "results.json")["results"][1]
+    vae = load_checkpoint(finished / "latent_03" / "checkpoint.keras").model
+    train = datasets.load("digits", "train", binarization="fixed", seed=CONFIG.seed)
+    surgery = surgery_of(
+        train, vae.encoder, vae.decoder, vae.prior, num_samples=2, seed=CONFIG.seed
+    ).to_dict()
+    assert {name: record[name] for name in surgery} == surgery
+
+
+def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
+    records = strict_json(finished / "results.json")["results"]
+    with (finished / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["latent_size"], row["split"]) for row in rows] == [
+        ("2", "train"), ("2", "test"), ("3", "train"), ("3", "test")
+    ]  # fmt: skip
+    surgeries = [surgery for record in records for surgery in (record, record["test"])]
+    for row, surgery in zip(rows, surgeries, strict=True):
+        for name in ("elbo", "marginal_kl", "index_code_mutual_information", "average_kl_analytic"):
+            assert float(row[name]) == surgery[name]["value"]
+            assert float(row[f"{name}_standard_error"]) == surgery[name]["standard_error"]
+    assert rows[0]["cross_term"] == ""
+    assert float(rows[1]["cross_term"]) == surgeries[1]["cross_term"]["value"]
+
+
+def test_events_hold_objective_and_terms_of_the_epochs(finished: pathlib.Path) -> None:
+    (path,) = (finished / "latent_02" / "events" / "train").iterdir()
+    steps: dict[str, list[int]] = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            steps.setdefault(value.tag, []).append(event.step)
+    assert steps["epoch_average_kl"] == [0, 1, 2]
+    assert steps["epoch_surgery_marginal_kl"] == [0, 1, 2]
+
+
+def test_a_finished_run_is_shown_and_left_alone(
+    finished: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    records = elbo_surgery.run(CONFIG, finished)
+    assert snapshot(finished) == before
+    assert records == strict_json(finished / "results.json")["results"]
+    printed = capsys.readouterr().out
+    assert "nothing was changed" in printed
+    assert "log N" in printed
+    assert f"{records[0]['elbo']['value']:.1f}"[:4] in printed
+
+
+def test_another_run_is_left_alone(finished: pathlib.Path) -> None:
+    before = snapshot(finished)
+    with pytest.raises(ValueError, match=r"seed was 1, is 2"):
+        elbo_surgery.run(dataclasses.replace(CONFIG, seed=2), finished)
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    "binarization", ["fixed", pytest.param("stochastic", marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
+    binarization: str,
+    finished: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = dataclasses.replace(CONFIG, binarization=binarization)
+    reference, folder = finished, tmp_path / "stopped"
+    if binarization != CONFIG.binarization:
+        reference = tmp_path / "uninterrupted"
+        elbo_surgery.run(config, reference)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    on_epoch_end = training.Progress.on_epoch_end
+
+    def stop_in_the_middle_of_the_second(self: Any, epoch: int, logs: Any = None) -> None:
+        on_epoch_end(self, epoch, logs)
+        if (folder / "latent_03").exists() and epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Progress, "on_epoch_end", stop_in_the_middle_of_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            elbo_surgery.run(config, folder)
+    assert not (folder / "results.json").exists()
+    assert load_checkpoint(folder / "latent_03" / "checkpoint.keras").num_epochs == 2
+    before = snapshot(folder / "latent_02")
+    capsys.readouterr()
+
+    elbo_surgery.run(config, folder)
+    assert snapshot(folder / "latent_02") == before
+    printed = capsys.readouterr().out
+    assert "D = 2: done before" in printed
+    assert "D = 3: goes on after epoch 2" in printed
+    assert estimates(folder) == estimates(reference)
+
+
+def test_a_run_stopped_after_its_training_is_not_trained_again(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config = tmp_path / "stopped", dataclasses.replace(CONFIG, latent_sizes=(2,))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(elbo_surgery, "carve", stop)
+        with pytest.raises(KeyboardInterrupt):
+            elbo_surgery.run(config, folder)
+    checkpoint = folder / "latent_02" / "checkpoint.keras"
+    before = checkpoint.stat().st_mtime_ns
+    elbo_surgery.run(config, folder)
+    assert checkpoint.stat().st_mtime_ns == before
+    assert estimates(folder) == estimates(finished)[:1]
+
+
+def test_a_foreign_checkpoint_is_not_gone_on_with(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "checkpoint.keras").write_bytes(
+        (finished / "latent_03" / "checkpoint.keras").read_bytes()
+    )
+    train = datasets.load("digits", "train", binarization="fixed")
+    with pytest.raises(ValueError, match="another model than the VAE of latent size 2"):
+        training.train(CONFIG, 2, train, tmp_path)
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs the command in this process and returns its one line of error."""
+    rest = flags.FLAGS(["elbo_surgery", *arguments])
+    assert elbo_surgery.main(rest) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.usefixtures("restored_flags")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--binarization=none"], "Bernoulli"),
+        (["--latent_sizes=2,x"], "takes integers"),
+        (["--epochs=0"], "--epochs must be at least 1"),
+        (["--dataset=mnits"], "did you mean mnist"),
+        (["--dataset=mnist", "--manual_dir=/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_work(
+    arguments: list[str],
+    message: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    error = run_main(capsys, f"--workdir={folder}", f"--data_dir={tmp_path / 'tfds'}", *arguments)
+    assert message in error
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("restored_flags")
+def test_a_foreign_or_impossible_workdir_is_one_message(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "holds no run of elbo_surgery" in run_main(capsys, f"--workdir={tmp_path}")
+    assert "is a file" in run_main(capsys, f"--workdir={tmp_path / 'notes.txt'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.usefixtures("restored_flags")
+def test_a_damaged_result_is_one_message(
+    tmp_path: pathlib.Path, finished: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    (tmp_path / "results.json").write_text("{}")
+    arguments = ["--latent_sizes=2,3", "--epochs=3", "--batch_size=500", "--hidden_sizes=8"]
+    arguments += ["--num_samples=2", "--seed=1", f"--workdir={tmp_path}"]
+    assert "results.json is damaged" in run_main(capsys, *arguments)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def start(folder: pathlib.Path) -> subprocess.Popen[str]:
+        command = [
+            sys.executable, "-m", "experiments.elbo_surgery", "--dataset=digits",
+            f"--workdir={folder}", "--latent_sizes=2", "--epochs=150", "--hidden_sizes=64,64",
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+        return subprocess.Popen(
+            command, cwd=root, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    process = start(uninterrupted)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+    checkpoint = killed / "latent_02" / "checkpoint.keras"
+    process = start(killed)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    assert 0 < load_checkpoint(checkpoint).num_epochs < 150
+    assert not (killed / "results.json").exists()
+
+    process = start(killed)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "goes on after epoch" in output
+    assert estimates(killed) == estimates(uninterrupted)
+    before = snapshot(killed)
+    process = start(killed)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "nothing was changed" in output
+    assert snapshot(killed) == before
+    np.testing.assert_array_less(0, estimates(killed)[0]["elbo"]["standard_error"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

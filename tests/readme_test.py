@@ -1,0 +1,66 @@
+"""What the README tells a newcomer to type works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.testing.mnist import mnist_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXPERIMENT_COMMANDS = re.findall(
+    r"^ {4}(?:\S*/)?(python -m experiments\.[^\n]*(?:\\\n[^\n]*)*)", README, re.M
+)
+
+
+def test_the_examples_run_in_order() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) >= 2
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"make ([a-z-]+)", README)) - {"sure"}
+    assert named
+    assert named <= targets
+
+
+def test_continuous_integration_runs_the_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    for target in ("demo", "test", "test-slow", "check", "bazel-test"):
+        assert re.search(rf"^make {target}\b", script, re.M), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EXPERIMENT_COMMANDS)
+def test_commands_of_the_results_run(command: str, tmp_path: Path) -> None:
+    """The exact command, with one epoch in place of all and folders of the test's own."""
+    arguments = shlex.split(command.replace("\\\n", " "))[1:]
+    arguments = [part for part in arguments if not part.startswith(("--workdir", "--manual_dir"))]
+    arguments += [f"--workdir={tmp_path / 'run'}", "--epochs=1", "--latent_sizes=2"]
+    if "--dataset=mnist" in arguments:
+        arguments += [f"--manual_dir={mnist_dir()}", f"--data_dir={tmp_path / 'tfds'}"]
+    subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        check=True,
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert [record["latent_size"] for record in results] == [2]
+    assert set(results[0]["elbo"]) == {"value", "standard_error"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
