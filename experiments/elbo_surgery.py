@@ -292,4 +292,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)

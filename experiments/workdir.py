@@ -15,14 +15,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tfp_surgery.models.weight_files import replaced_when_whole
+from tfp_surgery.files import UNFINISHED, replaced_when_whole
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 
 _PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy", "tfp-surgery")
-# What replaced_when_whole calls a file that is not yet whole: a killed run may leave one.
-_UNFINISHED = ".unfinished-"
 
 
 class State(enum.Enum):
@@ -55,7 +53,7 @@ def find_state(folder: Path, experiment: str, config: Mapping[str, Any]) -> Stat
         raise NotADirectoryError(f"--workdir={folder}: {nearest} is a file, not a folder.")
     if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
         raise PermissionError(f"--workdir={folder}: there is no permission to write in {nearest}.")
-    if not folder.exists() or all(path.name.startswith(_UNFINISHED) for path in folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
         return State.NEW
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
@@ -86,7 +84,7 @@ def begin(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.rglob(f"{_UNFINISHED}*"):
+        for path in folder.rglob(f"{UNFINISHED}*"):
             path.unlink()
         if not (folder / CONFIG_FILE).exists():
             description = {

@@ -21,12 +21,19 @@ tfd = tfp.distributions
 
 def _map_leaves(node: Any, fn: Callable[[tf.Tensor], tf.Tensor], x_event_ndims: Any = None) -> Any:
     """Copies a distribution or bijector with `fn` applied to every parameter tensor."""
+    return node.copy(**_mapped_parameters(node, fn, _map_leaves, x_event_ndims))
+
+
+def _mapped_parameters(
+    node: Any, fn: Callable[[tf.Tensor], Any], descend: Callable[..., Any], x_event_ndims: Any
+) -> dict[str, Any]:
+    """`fn` of every parameter tensor of `node`, `descend` of every nested object."""
 
     def visit(parameter: Any, event_ndims: Any) -> Any:
         if isinstance(parameter, tfb.Bijector):
-            return _map_leaves(parameter, fn, event_ndims)
+            return descend(parameter, fn, event_ndims)
         if isinstance(parameter, tfd.Distribution):
-            return _map_leaves(parameter, fn)
+            return descend(parameter, fn)
         if isinstance(parameter, tf.linalg.LinearOperator):
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
@@ -35,10 +42,10 @@ def _map_leaves(node: Any, fn: Callable[[tf.Tensor], tf.Tensor], x_event_ndims: 
             )
         return fn(tf.convert_to_tensor(parameter))
 
-    changed = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
+    mapped: dict[str, Any] = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
         node, visit, bijector_x_event_ndims=x_event_ndims
     )
-    return node.copy(**changed)
+    return mapped
 
 
 def check_components(distribution: Any, what: str) -> None:
@@ -81,11 +88,10 @@ def leaves(distribution: tfd.Distribution) -> list[tf.Tensor]:
     """Returns the parameter tensors of a `broadcast` distribution, in a fixed order."""
     found: list[tf.Tensor] = []
 
-    def collect(tensor: tf.Tensor) -> tf.Tensor:
-        found.append(tensor)
-        return tensor
+    def collect(node: Any, fn: Callable[[tf.Tensor], Any], x_event_ndims: Any = None) -> None:
+        _mapped_parameters(node, fn, collect, x_event_ndims)
 
-    _map_leaves(distribution, collect)
+    collect(distribution, found.append)
     return found
 
 

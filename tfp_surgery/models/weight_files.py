@@ -13,6 +13,8 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]
 import keras
 
+from tfp_surgery.files import replaced_when_whole
+
 
 class WholeFileModel(keras.Model):
     """A Keras model that no interrupted save and no failed load leaves in between."""
@@ -73,27 +75,6 @@ class WholeFileModel(keras.Model):
             if str(filepath).endswith((".h5", ".keras")) and not kwargs.get("skip_mismatch"):
                 check_same_weights(filepath, self.weights)
             super().load_weights(filepath, **kwargs)
-
-
-@contextmanager
-def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
-    """A file to write beside `filepath`, which it replaces once it is written.
-
-    A process that is killed while it saves leaves the earlier file as it was.
-
-    Args:
-      filepath: the file to replace.
-
-    Yields:
-      The path to write to, with the same ending.
-    """
-    filepath = Path(filepath)
-    unfinished = filepath.with_name(f".unfinished-{filepath.name}")
-    try:
-        yield unfinished
-        unfinished.replace(filepath)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

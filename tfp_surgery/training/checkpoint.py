@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from tfp_surgery.models.weight_files import replaced_when_whole
+from tfp_surgery.files import replaced_when_whole
 
 # What this module adds to the archive that a .keras file is.
 _PROGRESS_FILE = "tfp_surgery_progress.json"

@@ -1,0 +1,31 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# How the name of a file begins that is not yet whole: a killed process may leave one.
+UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
+    """A file to write beside `filepath`, which it replaces once it is written.
+
+    A process that is killed while it saves leaves the earlier file as it was.
+
+    Args:
+      filepath: the file to replace.
+
+    Yields:
+      The path to write to, with the same ending.
+    """
+    filepath = Path(filepath)
+    unfinished = filepath.with_name(f"{UNFINISHED}{filepath.name}")
+    try:
+        yield unfinished
+        unfinished.replace(filepath)
+    finally:
+        unfinished.unlink(missing_ok=True)
