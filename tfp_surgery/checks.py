@@ -28,14 +28,19 @@ def check_observations(x: Any) -> np.ndarray:
       TypeError: if `x` is no array of numbers.
       ValueError: if `x` is a scalar, has no elements, or holds NaN or infinity.
     """
+    given = type(x).__name__
     try:
-        array: np.ndarray = np.asarray(x)
-    except ValueError as error:  # ragged nested lists
-        raise TypeError(f"x must be an array of numbers of shape [N, ...]: {error}") from error
+        # Lists of Python numbers become float32, as TensorFlow makes them.
+        array: np.ndarray = np.asarray(x, np.float32 if isinstance(x, (list, tuple)) else None)
+    except (TypeError, ValueError) as error:  # ragged nested lists
+        raise TypeError(
+            f"x must be an array of numbers of shape [N, ...], got a {given}: {error}"
+        ) from error
     kinds = (np.floating, np.integer, np.bool_, tf.bfloat16.as_numpy_dtype)
     if not any(np.issubdtype(array.dtype, kind) for kind in kinds):
         raise TypeError(
-            f"x must be an array of numbers of shape [N, ...], got dtype {array.dtype}."
+            f"x must be an array of numbers of shape [N, ...], got a {given} of dtype "
+            f"{array.dtype}."
         )
     if array.ndim == 0:
         raise ValueError("x must have shape [N, ...] with one row an observation, got a scalar.")
@@ -50,6 +55,19 @@ def check_observations(x: Any) -> np.ndarray:
             f"{bad.size} of {len(array)} observations (the first at index {bad[0]})."
         )
     return array
+
+
+def check_positive_integer(name: str, value: Any) -> None:
+    """Checks that a number of things is an integer of at least 1.
+
+    Raises:
+      TypeError: if `value` is no integer.
+      ValueError: if it is less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def unwrap(distribution: Any) -> tfd.Distribution:
@@ -157,7 +175,8 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
       `prior`.
 
     Raises:
-      ValueError: if the prior has a batch shape, or another event shape than the posterior.
+      ValueError: if the prior has a batch shape, or another event shape or dtype than the
+        posterior.
     """
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
@@ -168,26 +187,40 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
             f"the encoder's are, but {prior.name} has batch shape {_list(batch_shape)} and event "
             f"shape {_list(prior_event)}."
         )
+    if prior.dtype != posterior.dtype:
+        raise ValueError(
+            f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
+            f"the encoder's {posterior.name} has {posterior.dtype.name}."
+        )
     return prior
 
 
 def check_support(likelihood: tfd.Distribution, x: Any) -> None:
     """Checks that every value of `x` lies in the support of the likelihood.
 
-    The base of `tfd.Independent` and `tfd.Sample` is asked, by the assertions that TFP itself
-    makes under `validate_args=True`; families for which TFP has none (transformed distributions,
-    mixtures) are not checked.
+    The base of `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast` is asked, by the assertions
+    that TFP itself makes under `validate_args=True`. Of mixtures only those of Bernoullis are
+    checked; families for which TFP has no assertions (transformed distributions) are not.
 
     Args:
       likelihood: p(x|z) with batch shape `[1]` or `[B]`, B the number of rows of `x`.
       x: array-like of shape `[N, *event_shape]`, finite.
 
     Raises:
-      ValueError: naming the distribution, the range of `x` and what was expected.
+      ValueError: naming the distribution, the range of `x` and what was expected; or if TFP
+        refuses the parameters that the decoder gave.
     """
     base = unwrap(likelihood)
-    while isinstance(base, (tfd.Independent, tfd.Sample)):
-        base = unwrap(base.distribution)
+    in_mixture = False
+    while not isinstance(base, tfd.Bernoulli):
+        if isinstance(base, (tfd.Independent, tfd.Sample, tfd.BatchBroadcast)):
+            base = unwrap(base.distribution)
+        elif isinstance(base, tfd.MixtureSameFamily):
+            base, in_mixture = unwrap(base.components_distribution), True
+        elif in_mixture:  # its batch does not line up with that of x
+            return
+        else:
+            break
     x = np.asarray(x)
     if x.dtype == np.bool_:
         x = x.astype(np.float32)
@@ -222,16 +255,29 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
         if np.allclose(values, nearest, rtol=0.0, atol=1e-6):
             return ""
         return f"one of {outcomes.size} levels from {outcomes.min():g} to {outcomes.max():g}."
+    if isinstance(base, tfd.OneHotCategorical):
+        if bool(tf.reduce_all((x == 0) | (x == 1)) & tf.reduce_all(tf.reduce_sum(x, -1) == 1)):
+            return ""
+        return "a single 1 among 0s along the last axis."
     if base.dtype.is_floating:
         x = tf.cast(x, base.dtype)
     try:
-        base.copy(validate_args=True)._sample_control_dependencies(x)
+        checking = base.copy(validate_args=True)
     except (tf.errors.InvalidArgumentError, ValueError) as error:
-        message = str(getattr(error, "message", error)).strip()
-        if "fractional components" in message:
+        raise ValueError(
+            f"the decoder gave {base.name} parameters that TFP refuses: {_first_line(error)}"
+        ) from error
+    try:
+        checking._sample_control_dependencies(x)
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        if "fractional components" in str(error):
             return "whole numbers of at least 0."
-        return f"values that TFP accepts ({message.splitlines()[0][:200]})"
+        return f"values that TFP accepts ({_first_line(error)})"
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).strip().splitlines()[0][:200]
 
 
 def _unwrap_output(distribution: Any, network: str) -> tfd.Distribution:

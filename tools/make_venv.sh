@@ -34,5 +34,5 @@ printf 'Making %s with Python %s and installing %s into it: a few minutes.\n' \
 rm -f "$venv"/.*-installed
 rm -rf "$venv"
 "$base" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$lock" ||
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --requirement "$lock" ||
     fail "make: pip could not install $lock; it needs a package registry and 3 GB of disk."

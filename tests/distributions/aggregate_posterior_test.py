@@ -377,13 +377,106 @@ def test_constructor_refuses_what_does_not_fit() -> None:
         AggregatePosterior(tfd.Normal(tf.zeros([3]), 1.0)).leave_one_out_log_prob(0.0, 1.0)
 
 
+@pytest.mark.parametrize("shape", [(5, 2), (), (3,)])
+def test_queries_of_another_event_shape_are_refused(shape: tuple[int, ...]) -> None:
+    """An event of one dimension must not be broadcast to two."""
+    q_z = AggregatePosterior(tfd.MultivariateNormalDiag(tf.zeros([4, 1]), tf.ones([4, 1])))
+    for method in (q_z.log_prob, q_z.index_entropy, q_z.index_log_probs):
+        with pytest.raises(ValueError, match="event shape"):
+            method(tf.zeros(shape))
+
+
+@pytest.mark.parametrize("family", ["diag", "tril"])
+def test_no_queries_give_nothing(family: str) -> None:
+    q_z = AggregatePosterior(FAMILIES[family]())
+    assert q_z.log_prob(tf.zeros([0, D])).shape == (0,)
+    assert q_z.index_entropy(tf.zeros([2, 0, D])).shape == (2, 0)
+
+
+def test_indices_of_few_bits_leave_out_one_component() -> None:
+    components = tfd.Normal(tf.linspace(0.0, 1.0, 300), 0.1)
+    q_z = AggregatePosterior(components)
+    expected = q_z.leave_one_out_log_prob([0.5], tf.constant([5]))
+    actual = q_z.leave_one_out_log_prob([0.5], tf.constant([5], tf.uint8))
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("index", [-1, 7])
+def test_indices_out_of_range_are_refused(index: int) -> None:
+    q_z = AggregatePosterior(FAMILIES["diag"]())
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 7\)"):
+        q_z.leave_one_out_log_prob(tf.zeros([1, D]), [index])
+
+
+def test_infinite_densities_stay_infinite() -> None:
+    q_z = AggregatePosterior(tfd.Beta([0.5, 2.0], 1.0))
+    assert q_z.log_prob(0.0) == np.inf
+
+
+def test_scalar_weights_serve_the_marginals() -> None:
+    q_z = AggregatePosterior(FAMILIES["diag"](), weights=2.0)
+    z = q_z.sample(3, seed=(1, 2))
+    uniform = AggregatePosterior(FAMILIES["diag"]()).marginals()
+    np.testing.assert_allclose(q_z.marginals().log_prob(z), uniform.log_prob(z), rtol=1e-5)
+
+
+def test_default_bijector_is_that_of_a_shared_support() -> None:
+    bijector = AggregatePosterior(
+        FAMILIES["dirichlet"]()
+    ).experimental_default_event_space_bijector()
+    np.testing.assert_allclose(tf.reduce_sum(bijector(tf.zeros([D - 1]))), 1.0, rtol=1e-6)
+    shifted = tfd.TransformedDistribution(
+        tfd.MultivariateNormalDiag(_normal(N, D)), tfb.Shift(_normal(N, D))
+    )
+    with pytest.raises(NotImplementedError, match="do not share one support"):
+        AggregatePosterior(shifted).experimental_default_event_space_bijector()
+
+
+def test_from_encoder_passes_gradients_to_observations() -> None:
+    """Learned pseudo-inputs get theirs, eagerly and in a compiled function."""
+    x = tf.Variable(_normal(6, 2))
+    z = _normal(5, 2, seed=3)
+
+    def objective() -> tf.Tensor:
+        q_z = AggregatePosterior.from_encoder(
+            lambda batch: tfd.MultivariateNormalDiag(2.0 * batch), x, batch_size=4
+        )
+        return tf.reduce_sum(q_z.log_prob(z))
+
+    with tf.GradientTape() as tape:
+        eager = objective()
+    gradient = tape.gradient(eager, x)
+    loc = 2.0 * x.numpy()
+    densities = oracles.gaussian_log_densities(z.numpy(), loc, np.ones_like(loc))
+    index_probs = np.exp(densities - np.logaddexp.reduce(densities, axis=1, keepdims=True))
+    expected = 2.0 * np.einsum("mn,mnd->nd", index_probs, z.numpy()[:, None] - loc)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tf.function(objective, jit_compile=True)(), eager, rtol=1e-5)
+
+
+def test_half_precision_components_are_scored_in_float32() -> None:
+    loc, scale = oracles.gaussian_case("overlapping", 50, 20)
+    half = tfd.MultivariateNormalDiag(tf.cast(loc, tf.bfloat16), tf.cast(scale, tf.bfloat16))
+    q_z = AggregatePosterior(half)
+    z = q_z.sample(5, seed=(1, 2))
+    assert z.dtype == tf.float32
+    rounded = (tf.cast(part, tf.float64).numpy() for part in (half.mean(), half.stddev()))
+    expected, _ = oracles.log_prob_and_entropy(oracles.gaussian_log_densities(z.numpy(), *rounded))
+    np.testing.assert_allclose(q_z.log_prob(z), expected, atol=1e-4)
+
+
+def test_users_see_the_public_name() -> None:
+    assert "tfp.distributions.AggregatePosterior" in str(AggregatePosterior(FAMILIES["diag"]()))
+
+
 def test_validate_args_checks_values() -> None:
     components = tfd.Normal(tf.zeros([2]), 1.0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="non-negative"):
         AggregatePosterior(components, weights=[1.0, -1.0], validate_args=True)
     q_z = AggregatePosterior(components, validate_args=True)
+    leave_out = tf.function(q_z.leave_one_out_log_prob)
     with pytest.raises(tf.errors.InvalidArgumentError, match="index must be < N"):
-        q_z.leave_one_out_log_prob([0.0], [2])
+        leave_out(tf.constant([0.0]), tf.constant([2]))
 
 
 def test_memory_stays_that_of_a_block() -> None:

@@ -91,6 +91,36 @@ def test_concatenate_refuses_different_kinds() -> None:
         )
 
 
+def test_concatenate_looks_into_what_is_wrapped() -> None:
+    with pytest.raises(TypeError, match="Independent of Normal and Independent of Laplace"):
+        components_lib.concatenate(
+            [
+                tfd.Independent(tfd.Normal(_normal(N, D), 1.0), 1),
+                tfd.Independent(tfd.Laplace(_normal(N, D), 1.0), 1),
+            ]
+        )
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_prepare_widens_half_precision(dtype: tf.DType) -> None:
+    loc = tf.cast(_normal(N, D), dtype)
+    prepared = components_lib.prepare(
+        tfd.Independent(tfd.Normal(loc, tf.ones([D], dtype)), 1), "posterior"
+    )
+    assert prepared.dtype == tf.float32
+    np.testing.assert_array_equal(prepared.mean(), tf.cast(loc, tf.float32))
+
+
+def test_prepare_unwraps_what_layers_of_tfp_made() -> None:
+    layer = tfp.layers.MixtureNormal(2, [D])
+    coercible = layer(_normal(N, layer.params_size(2, [D])))
+    prepared = components_lib.prepare(coercible, "posterior")
+    leaves = components_lib.leaves(components_lib.broadcast(prepared))
+    assert all(leaf.shape[0] == N for leaf in leaves)
+    x = _normal(N, D)
+    np.testing.assert_allclose(prepared.log_prob(x), coercible.log_prob(x), rtol=1e-5)
+
+
 def test_linear_operators_are_refused_with_advice() -> None:
     distribution = tfd.MultivariateNormalLinearOperator(
         _normal(N, D), tf.linalg.LinearOperatorIdentity(D)
@@ -101,10 +131,10 @@ def test_linear_operators_are_refused_with_advice() -> None:
 
 def test_what_cannot_be_a_component_is_refused() -> None:
     with pytest.raises(TypeError, match=r"posterior must be a tfd\.Distribution"):
-        components_lib.check_components(_normal(N, D), "posterior")
+        components_lib.prepare(_normal(N, D), "posterior")
     joint = tfd.JointDistributionSequential([tfd.Normal(0.0, 1.0), tfd.Normal(0.0, 1.0)])
     with pytest.raises(TypeError, match="single tensors"):
-        components_lib.check_components(joint, "posterior")
+        components_lib.prepare(joint, "posterior")
 
     class Undeclared(tfd.Distribution):
         def __init__(self) -> None:
@@ -113,7 +143,7 @@ def test_what_cannot_be_a_component_is_refused() -> None:
             )
 
     with pytest.raises(TypeError, match="_parameter_properties"):
-        components_lib.check_components(Undeclared(), "posterior")
+        components_lib.prepare(Undeclared(), "posterior")
 
 
 if __name__ == "__main__":

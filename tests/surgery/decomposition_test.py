@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -506,10 +507,41 @@ def _valid() -> dict[str, Any]:
         ({"num_query": 7}, ValueError, "num_query = 7 exceeds"),
         ({"seed": -1}, ValueError, "seed"),
         ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"x": np.zeros([6, 1], np.float32)}, ValueError, r"event shape|encoder failed"),
+        (
+            {"encoder": lambda x: tfd.MultivariateNormalDiag(x @ tf.zeros([5, 2]))},
+            ValueError,
+            r"the encoder failed on inputs of shape \(2, 3\)",
+        ),
+        (
+            {"decoder": lambda z: tfd.MultivariateNormalDiag(z @ tf.zeros([3, 3]))},
+            ValueError,
+            r"the decoder failed on inputs of shape \(1, 2\)",
+        ),
+        (
+            {"prior": tfd.MultivariateNormalDiag(np.zeros(2))},
+            ValueError,
+            "prior and posterior must have one dtype",
+        ),
+        (
+            {"decoder": lambda z: tfd.Independent(tfd.Normal(tf.zeros([len(z), 3]), 0.0), 1)},
+            ValueError,
+            "the decoder gave Normal parameters that TFP refuses",
+        ),
+        ({"training_aggregate_posterior": "a"}, TypeError, "must be an AggregatePosterior"),
+        (
+            {
+                "training_aggregate_posterior": AggregatePosterior(
+                    tfd.MultivariateNormalDiag(tf.zeros([4, 3]))
+                )
+            },
+            ValueError,
+            "training_aggregate_posterior must be one distribution over codes of shape",
+        ),
         (
             {"encoder": lambda x: tfd.MultivariateNormalDiag(x[:, :2] / tf.zeros([]))},
             ValueError,
-            "NaN or infinite parameters for 6 of 6",
+            "NaN parameters for 6 of 6",
         ),
     ],
 )
@@ -519,6 +551,54 @@ def test_what_does_not_fit_is_refused_with_one_clear_message(
     arguments = {**_valid(), **change}
     with pytest.raises(error, match=message):
         elbo_surgery(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float64])
+def test_observations_may_be_of_any_numeric_dtype(dtype: type) -> None:
+    """A real-valued likelihood sees them in its own dtype."""
+    x = (np.random.default_rng(0).uniform(size=(6, 3)) < 0.5).astype(np.float32)
+    arguments = {
+        **_valid(),
+        "encoder": lambda x: tfd.MultivariateNormalDiag(tf.cast(x[:, :2], tf.float32)),
+        "decoder": lambda z: tfd.Independent(tfd.Normal(tf.tile(z[:, :1], [1, 3]), 1.0), 1),
+    }
+    expected = elbo_surgery(**{**arguments, "x": x})
+    assert elbo_surgery(**{**arguments, "x": x.astype(dtype)}).elbo == expected.elbo
+    assert elbo_surgery(**{**arguments, "x": x.tolist()}).elbo == expected.elbo
+
+
+def test_infinite_parameters_with_finite_densities_are_served() -> None:
+    arguments = {
+        **_valid(),
+        "encoder": lambda x: tfd.Independent(
+            tfd.TruncatedNormal(x[:, :2], 1.0, low=0.0, high=np.inf), 1
+        ),
+    }
+    assert math.isfinite(elbo_surgery(**arguments).marginal_kl.value)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_half_precision_posteriors_are_measured_in_float32(dtype: tf.DType) -> None:
+    loc, scale = (tf.cast(part, dtype) for part in oracles.gaussian_case("overlapping", 50, 20))
+    arguments = (
+        lambda z: tfd.MultivariateNormalDiag(tf.zeros([len(z), 1]), [1.0]),
+        tfd.MultivariateNormalDiag(tf.zeros(20)),
+    )
+    x = _index_data(50, np.float32)
+    half, full = (
+        elbo_surgery(x, _table_encoder(tfd.MultivariateNormalDiag(*parameters)), *arguments)
+        for parameters in (
+            (loc, scale),
+            (tf.cast(loc, tf.float32), tf.cast(scale, tf.float32)),
+        )
+    )
+    assert half.index_code_mutual_information == full.index_code_mutual_information
+
+
+def test_numbers_of_numpy_leave_a_result_that_json_knows() -> None:
+    numbers: dict[str, Any] = {"num_samples": np.int64(3), "seed": np.int64(3)}
+    surgery = elbo_surgery(**_valid(), **numbers)
+    json.dumps(surgery.to_dict(), allow_nan=False)
 
 
 def test_a_model_without_density_somewhere_is_named() -> None:

@@ -54,7 +54,17 @@ def test_the_average_of_the_weights_is_what_the_end_is_about() -> None:
     assert callback.result == elbo_surgery(dataset, vae.encoder, vae.decoder, vae.prior)
 
 
-@pytest.mark.parametrize("name", ["every", "num_query"])
+def test_what_cannot_be_carved_is_refused_before_training() -> None:
+    with pytest.raises(TypeError, match="array of numbers"):
+        ElboSurgeryCallback(load("digits", binarization="fixed").batches(10))
+    with pytest.raises(ValueError, match="NaN"):
+        ElboSurgeryCallback(np.full([3, 2], np.nan))
+    callback = ElboSurgeryCallback(np.zeros([3, 2]))
+    with pytest.raises(TypeError, match="no encoder and no decoder and no prior"):
+        callback.set_model(keras.Sequential([keras.layers.Dense(1)]))
+
+
+@pytest.mark.parametrize("name", ["every", "num_query", "num_samples", "batch_size"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         ElboSurgeryCallback(np.zeros([3, 2]), **{name: 0})

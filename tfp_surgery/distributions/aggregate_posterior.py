@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions import distribution as distribution_lib
@@ -38,7 +39,8 @@ class AggregatePosterior(tfd.Distribution):
     from components that were not chosen: `log_prob` and `index_entropy` stream over blocks of
     components (forward and backward, see `streaming`), `sample` gathers the chosen components.
 
-    All logarithms are natural; densities and entropies are in nats.
+    All logarithms are natural; densities and entropies are in nats. `log_prob` and `index_entropy`
+    have first derivatives only; asking for second ones raises `LookupError`.
 
     #### Examples
 
@@ -83,9 +85,11 @@ class AggregatePosterior(tfd.Distribution):
 
         Args:
           components_distribution: `tfd.Distribution` with batch shape `[..., N]`; the rightmost
-            batch dimension indexes the observations. Its events are single tensors.
+            batch dimension indexes the observations. Its events are single tensors. Parameters in
+            float16 or bfloat16 are cast to float32.
           weights: Optional non-negative floating `Tensor`, shape broadcastable to `[..., N]`; they
-            are normalised to sum to one. `None` means 1/N.
+            are normalised to sum to one. `None` means 1/N. The gradient to a weight of exactly
+            zero is NaN.
           validate_args: Python `bool`. Whether values (weights, indices) are checked at run time.
           allow_nan_stats: Python `bool`; see `tfd.Distribution`.
           name: Name of the ops.
@@ -97,7 +101,9 @@ class AggregatePosterior(tfd.Distribution):
         """
         parameters = dict(locals())
         with tf.name_scope(name) as name:
-            components_lib.check_components(components_distribution, "components_distribution")
+            components_distribution = components_lib.prepare(
+                components_distribution, "components_distribution"
+            )
             if components_lib.batch_rank(components_distribution) < 1:
                 raise ValueError(
                     "components_distribution needs a rightmost batch dimension that indexes the "
@@ -137,8 +143,9 @@ class AggregatePosterior(tfd.Distribution):
 
         Args:
           encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
-          x: Array or `Tensor`, shape `[N, ...]`, or a `tfp_surgery.datasets.Dataset` of settled
-            binarization: the observations.
+          x: The observations: array or `Tensor` of shape `[N, ...]`, N known statically, or a
+            `tfp_surgery.datasets.Dataset` of settled binarization. Gradients flow to a `Tensor` or
+            `tf.Variable`; inside a `tf.function` its values are not checked.
           batch_size: Number of observations encoded at a time.
           **kwargs: Passed to the constructor.
 
@@ -150,15 +157,15 @@ class AggregatePosterior(tfd.Distribution):
             batch is not that of the observations it was given.
           TypeError: If the encoder does not return a distribution, or not always of one kind.
         """
-        x = x.observations() if isinstance(x, Dataset) else checks.check_observations(x)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        if not callable(encoder):
+            raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
+        checks.check_positive_integer("batch_size", batch_size)
+        x = _observations(x)
         parts = []
-        for start in range(0, len(x), batch_size):
+        for start in range(0, x.shape[0], batch_size):
             batch = tf.convert_to_tensor(x[start : start + batch_size])
-            posterior = checks.check_encoder_output(encoder(batch), len(batch))
-            components_lib.check_components(posterior, "The encoder's posterior")
-            parts.append(components_lib.broadcast(posterior))
+            posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
+            parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
         return cls(components_lib.concatenate(parts), **kwargs)
 
     @classmethod
@@ -208,6 +215,13 @@ class AggregatePosterior(tfd.Distribution):
     def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns z as `[M, B..., E...]` and the shape `[S..., B...]` it stands for."""
         event_ndims = components_lib.event_rank(self._components_distribution)
+        given = z.shape[z.shape.rank - event_ndims :] if z.shape.rank is not None else z.shape
+        if given.rank is not None and (
+            z.shape.rank < event_ndims or not given.is_compatible_with(self.event_shape)
+        ):
+            raise ValueError(
+                f"z of shape {z.shape} does not end in the event shape {self.event_shape}."
+            )
         shape = ps.shape(z)
         outer_ndims = ps.rank_from_shape(shape) - event_ndims
         batch_shape = self.batch_shape_tensor()
@@ -226,8 +240,12 @@ class AggregatePosterior(tfd.Distribution):
                 tf.broadcast_to(excluded_index, outer_shape),
                 ps.concat([[-1], self.batch_shape_tensor()], axis=0),
             )
+        log_weights = self._log_weights(components)
+        if queries.shape[0] == 0:
+            nothing = tf.zeros(outer_shape, log_weights.dtype)
+            return nothing, nothing
         log_prob, entropy = streaming.log_prob_and_index_entropy(
-            components, self._log_weights(components), queries, excluded_index
+            components, log_weights, queries, excluded_index
         )
         return tf.reshape(log_prob, outer_shape), tf.reshape(entropy, outer_shape)
 
@@ -277,10 +295,12 @@ class AggregatePosterior(tfd.Distribution):
           name: Name of the ops.
 
         Returns:
-          Floating `Tensor`, shape `[S..., B..., N]`, in nats.
+          Floating `Tensor`, shape `[S..., B..., N]`, in nats; `NaN` where no component has z in
+          its support.
         """
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
+            self._flatten_queries(z)
             components = components_lib.broadcast(self._components_distribution)
             event_ndims = components_lib.event_rank(components)
             scores = components.log_prob(tf.expand_dims(z, -1 - event_ndims))  # [S..., B..., N]
@@ -305,10 +325,13 @@ class AggregatePosterior(tfd.Distribution):
 
         Raises:
           TypeError: If `index` is not of an integer dtype.
+          ValueError: If `index` is known statically and not in [0, N).
         """
         index = tf.convert_to_tensor(index)
         if not index.dtype.is_integer:
             raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")
+        _check_static_index(tf.get_static_value(index), self.num_components)
+        index = tf.cast(index, tf.int32)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
             log_weights = self._log_weights(components_lib.broadcast(self._components_distribution))
@@ -367,7 +390,8 @@ class AggregatePosterior(tfd.Distribution):
             )
             weights = self._weights
             if weights is not None:
-                weights = tf.convert_to_tensor(weights)[..., tf.newaxis, :]
+                shape = self._components_distribution.batch_shape_tensor()
+                weights = tf.broadcast_to(weights, shape)[..., tf.newaxis, :]  # [B..., 1, N]
             return AggregatePosterior(
                 components,
                 weights=weights,
@@ -420,8 +444,17 @@ class AggregatePosterior(tfd.Distribution):
         return tf.convert_to_tensor(z, dtype=self.dtype, name="z")
 
     def _default_event_space_bijector(self) -> Any:
-        # The components' supports agree in every family whose support has no parameters.
-        return self._components_distribution.experimental_default_event_space_bijector()
+        components = self._components_distribution
+        bijector = components.experimental_default_event_space_bijector()
+        if bijector is None:
+            return None
+        event_ndims = bijector.inverse_event_ndims(components_lib.event_rank(components))
+        if bijector.experimental_batch_shape(x_event_ndims=event_ndims).rank != 0:
+            raise NotImplementedError(
+                f"The components ({type(components).__name__}) do not share one support: each has "
+                "a bijector of its own."
+            )
+        return bijector
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args or self._weights is None:
@@ -440,10 +473,38 @@ class AggregatePosterior(tfd.Distribution):
         return []
 
 
+def _observations(x: Any) -> Any:
+    """The observations as something that can be sliced, its values checked where there are any."""
+    if isinstance(x, Dataset):
+        return x.observations()
+    if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
+        return checks.check_observations(x)
+    x = tf.convert_to_tensor(x)
+    if not tf.is_symbolic_tensor(x):
+        checks.check_observations(x)
+    elif not x.shape.rank or not x.shape[0]:
+        raise ValueError(f"x must have a static number of observations; got shape {x.shape}.")
+    return x
+
+
+def _check_static_index(index: Any, num_components: Any) -> None:
+    if index is None or not isinstance(num_components, int) or index.size == 0:
+        return
+    if index.min() < 0 or index.max() >= num_components:
+        raise ValueError(
+            f"index must lie in [0, {num_components}); got values from {index.min()} to "
+            f"{index.max()}."
+        )
+
+
 class _CompositeAggregatePosterior(
     AggregatePosterior, distribution_lib.AutoCompositeTensorDistribution
 ):
     """An `AggregatePosterior` of composite components: it passes through `tf.function`."""
+
+
+# The name that users see in reprs and messages.
+_CompositeAggregatePosterior.__name__ = "AggregatePosterior"
 
 
 def _check_weights_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:

@@ -15,6 +15,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import batch_shape_lib
 
+from tfp_surgery import checks
+
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
@@ -42,18 +44,31 @@ def _mapped_parameters(
             )
         return fn(tf.convert_to_tensor(parameter))
 
-    mapped: dict[str, Any] = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
-        node, visit, bijector_x_event_ndims=x_event_ndims
-    )
+    try:
+        mapped: dict[str, Any] = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
+            node, visit, bijector_x_event_ndims=x_event_ndims
+        )
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{type(node).__name__} does not declare its parameters (`_parameter_properties`): "
+            "a batch that holds it cannot be indexed."
+        ) from error
     return mapped
 
 
-def check_components(distribution: Any, what: str) -> None:
-    """Raises unless `distribution` is a single-tensor `tfd.Distribution` with declared parameters.
+def prepare(distribution: Any, what: str) -> tfd.Distribution:
+    """Returns a distribution whose batch can be indexed and whose densities are wide enough.
+
+    Distributions that a layer of `tfp.layers` made coercible to a tensor are unwrapped at every
+    level, and parameters in float16 or bfloat16 are cast to float32: densities and log-sum-exps in
+    fewer bits are wrong by whole nats.
 
     Args:
-      distribution: The object to check.
+      distribution: A `tfd.Distribution` over single tensors that declares its parameters.
       what: What it is, for the message.
+
+    Returns:
+      The distribution.
 
     Raises:
       TypeError: If it is no `tfd.Distribution`, is a joint distribution, or does not declare its
@@ -66,13 +81,37 @@ def check_components(distribution: Any, what: str) -> None:
             f"{what} must have events that are single tensors; got {type(distribution).__name__} "
             f"with dtype {distribution.dtype}."
         )
-    try:
-        distribution.parameter_properties()
-    except NotImplementedError as error:
-        raise TypeError(
-            f"{what} is a {type(distribution).__name__}, which does not implement "
-            "`_parameter_properties`; its batch cannot be indexed without them."
-        ) from error
+    distribution = _unwrap(distribution)
+    if any(leaf.dtype in (tf.float16, tf.bfloat16) for leaf in leaves(distribution)):
+        return _map_leaves(
+            distribution,
+            lambda leaf: tf.cast(leaf, tf.float32) if leaf.dtype.is_floating else leaf,
+        )
+    return distribution
+
+
+def _unwrap(distribution: tfd.Distribution) -> tfd.Distribution:
+    distribution = checks.unwrap(distribution)
+    unwrapped = {
+        name: _unwrap(parameter)
+        for name, parameter in distribution.parameters.items()
+        if isinstance(parameter, tfd.Distribution)
+    }
+    if all(inner is distribution.parameters[name] for name, inner in unwrapped.items()):
+        return distribution
+    return distribution.copy(**unwrapped)
+
+
+def _kinds(distribution: tfd.Distribution) -> list[type]:
+    """The types of a distribution and of all distributions and bijectors in it."""
+    found = [type(distribution)]
+
+    def collect(inner: Any, ignore: Callable[[tf.Tensor], Any], x_event_ndims: Any = None) -> None:
+        found.append(type(inner))
+        _mapped_parameters(inner, ignore, collect, x_event_ndims)
+
+    _mapped_parameters(distribution, lambda _: None, collect, None)
+    return found
 
 
 def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
@@ -131,19 +170,25 @@ def concatenate(distributions: Sequence[tfd.Distribution]) -> tfd.Distribution:
       One distribution with batch shape `[sum_i B_i]`.
 
     Raises:
-      TypeError: If the distributions differ in type or in the parameters they were given.
+      TypeError: If the distributions differ in type, at any level, or in the parameters they were
+        given.
     """
     first = distributions[0]
     parts = [leaves(broadcast(part)) for part in distributions]
+    kinds = _kinds(first)
     for part, tensors in zip(distributions, parts, strict=True):
-        if type(part) is not type(first) or len(tensors) != len(parts[0]):
+        if _kinds(part) != kinds or len(tensors) != len(parts[0]):
             raise TypeError(
                 "All batches must give the same kind of distribution; got "
-                f"{type(first).__name__} and {type(part).__name__}."
+                f"{_names(kinds)} and {_names(_kinds(part))}."
             )
     return with_leaves(
         broadcast(first), [tf.concat(tensors, axis=0) for tensors in zip(*parts, strict=True)]
     )
+
+
+def _names(kinds: Sequence[type]) -> str:
+    return " of ".join(kind.__name__ for kind in kinds)
 
 
 def event_rank(distribution: tfd.Distribution) -> int:

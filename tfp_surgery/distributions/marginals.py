@@ -50,7 +50,13 @@ def one_dimensional_marginals(components: tfd.Distribution) -> tfd.Distribution:
         return components_lib.with_leaves(
             scalar, [swap(leaf) for leaf in components_lib.leaves(scalar)]
         )
-    if isinstance(components, tfd.MultivariateNormalLinearOperator):  # Diag, TriL and the like
+    if isinstance(
+        components,
+        (
+            tfd.MultivariateNormalLinearOperator,  # Diag, TriL and the like
+            tfd.MultivariateNormalDiagPlusLowRankCovariance,
+        ),
+    ):
         return tfd.Normal(
             loc=tf.linalg.matrix_transpose(components.mean()),
             scale=tf.linalg.matrix_transpose(components.stddev()),

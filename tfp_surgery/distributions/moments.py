@@ -39,7 +39,11 @@ def variance(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tensor:
     """
     means = components.mean()
     centred = means - tf.expand_dims(_weighted_mean(means, log_weights), log_weights.shape.rank - 1)
-    return _weighted_mean(components.variance() + centred**2, log_weights)
+    try:
+        within = components.variance()
+    except NotImplementedError:  # TFP's spherical families have a covariance alone
+        within = tf.linalg.diag_part(components.covariance())
+    return _weighted_mean(within + centred**2, log_weights)
 
 
 def covariance(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tensor:

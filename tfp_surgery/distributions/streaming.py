@@ -150,7 +150,9 @@ class _Pass:
                     component_blocks, j, z, log_weights, leaves, excluded
                 )
                 new_top = tf.maximum(top, tf.reduce_max(scores, axis=axis))
-                shift = scores - tf.expand_dims(new_top, axis)
+                peak = tf.expand_dims(new_top, axis)
+                # A density may be infinite (a Beta at 0): infinity minus itself is no number.
+                shift = tf.where(tf.equal(scores, peak), tf.zeros([], dtype), scores - peak)
                 ratio = tf.exp(shift)
                 rescale = tf.exp(top - new_top)
                 # mass = sum_n exp(s_n - top); moment = sum_n exp(s_n - top) (s_n - top)

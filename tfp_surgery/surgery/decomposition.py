@@ -63,11 +63,14 @@ def elbo_surgery(
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
         batch `[B]`, event `event_shape`.
       prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      num_samples: Draws of z an observation, at least 1. With 1 the standard errors are NaN.
+      num_samples: Draws of z an observation, at least 1. With 1 the standard errors of the sampled
+        estimates are NaN.
       num_query: Number of observations to take the expectations over; None for all N.
       seed: Integer in [0, 2**31). The same seed and `batch_size` give the same draws.
-      batch_size: Number of observations encoded, and of codes decoded and scored, at a time.
-      training_aggregate_posterior: Aggregate posterior of another data set over the same codes.
+      batch_size: Number of observations encoded, and of codes decoded and scored, at a time (at
+        least the `num_samples` codes of one observation).
+      training_aggregate_posterior: Aggregate posterior of another data set over the same codes,
+        batch `[]`.
 
     Returns:
       `ElboSurgery`, everything in nats per observation.
@@ -77,7 +80,11 @@ def elbo_surgery(
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
         fit; if a number is out of range; or if the model gives NaN.
     """
-    _check_numbers(num_samples, num_query, seed, batch_size)
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        checks.check_positive_integer(name, value)
+    if num_query is not None:
+        checks.check_positive_integer("num_query", num_query)
+    seed = _checked_seed(seed)
     prior_now = checks.build_prior(prior)
     x, data = _observations(x, seed)
     num_observations = len(x)
@@ -85,15 +92,15 @@ def elbo_surgery(
         raise ValueError(
             f"num_query = {num_query} exceeds the number of observations, {num_observations}."
         )
-    _check_model(x, encoder, decoder, prior_now)
-    if num_samples == 1:
+    _check_model(x, encoder, decoder, prior_now, training_aggregate_posterior)
+    if num_samples == 1 or (num_query == 1 and num_observations > 1):
         warnings.warn(
-            "num_samples=1 leaves the standard errors unknown (NaN); use num_samples >= 2.",
+            "with num_samples=1 or num_query=1 the standard errors are unknown (NaN).",
             stacklevel=2,
         )
 
     aggregate = AggregatePosterior.from_encoder(encoder, x, batch_size=batch_size)
-    _check_finite_posteriors(aggregate)
+    _check_no_nan(aggregate)
     rng = np.random.default_rng([seed, 0])
     queries = (
         np.arange(num_observations)
@@ -138,7 +145,7 @@ def elbo_surgery(
         ),
         num_observations=num_observations,
         num_query=len(queries),
-        num_samples=num_samples,
+        num_samples=int(num_samples),
         seed=seed,
         data=data,
     )
@@ -216,6 +223,8 @@ def _reconstruction(
     event_shape = tuple(observations.shape[1:])
     repeated = tf.tile(observations, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
     likelihood = checks.check_decoder_output(decoder(codes), num_samples * num_queries, event_shape)
+    if likelihood.dtype.is_floating:
+        repeated = tf.cast(repeated, likelihood.dtype)
     return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
 
 
@@ -236,22 +245,12 @@ def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:
     return x, f"an array, N = {len(x)}, binarization not stated"
 
 
-def _check_numbers(num_samples: int, num_query: int | None, seed: int, batch_size: int) -> None:
-    for name, value in (
-        ("num_samples", num_samples),
-        ("num_query", num_query),
-        ("batch_size", batch_size),
-    ):
-        if value is None and name == "num_query":
-            continue
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer; got {value!r}.")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an integer; got {seed!r}.")
+def _checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer, got {seed!r}.")
     if not 0 <= seed < _MAX_SEED:
-        raise ValueError(f"seed must lie in [0, 2**31); got {seed}.")
+        raise ValueError(f"seed must lie in [0, 2**31), got {seed}.")
+    return int(seed)
 
 
 def _check_model(
@@ -259,25 +258,52 @@ def _check_model(
     encoder: Callable[[Any], tfd.Distribution],
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution,
+    training_aggregate_posterior: AggregatePosterior | None,
 ) -> None:
-    """Runs the model on one observation, so that what does not fit is said before the work."""
+    """Runs the model on two observations, so that what does not fit is said before the work."""
     if not callable(encoder) or not callable(decoder):
         raise TypeError("encoder and decoder must be callables that return a tfd.Distribution.")
     first = tf.convert_to_tensor(x[:2])
-    posterior = checks.check_encoder_output(encoder(first), len(first))
-    components_lib.check_components(posterior, "The encoder's posterior")
+    posterior = checks.check_encoder_output(_tried("encoder", encoder, first), len(first))
+    posterior = components_lib.prepare(posterior, "The encoder's posterior")
     checks.check_prior(prior, posterior)
+    if training_aggregate_posterior is not None:
+        if not isinstance(training_aggregate_posterior, AggregatePosterior):
+            raise TypeError(
+                "training_aggregate_posterior must be an AggregatePosterior, got "
+                f"{type(training_aggregate_posterior).__name__}."
+            )
+        _check_same_codes(training_aggregate_posterior, posterior)
     code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
-    likelihood = checks.check_decoder_output(decoder(code), 1, x.shape[1:])
+    likelihood = checks.check_decoder_output(_tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
 
 
-def _check_finite_posteriors(aggregate: AggregatePosterior) -> None:
+def _tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
+    try:
+        return network(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}: "
+            f"{error}"
+        ) from error
+
+
+def _check_same_codes(aggregate: AggregatePosterior, posterior: tfd.Distribution) -> None:
+    if aggregate.batch_shape.rank != 0 or aggregate.event_shape != posterior.event_shape:
+        raise ValueError(
+            "training_aggregate_posterior must be one distribution over codes of shape "
+            f"{posterior.event_shape}, got batch shape {aggregate.batch_shape} and event shape "
+            f"{aggregate.event_shape}."
+        )
+
+
+def _check_no_nan(aggregate: AggregatePosterior) -> None:
     for leaf in components_lib.leaves(aggregate.components_distribution):
         values = leaf.numpy()
-        if leaf.dtype.is_floating and not np.isfinite(values).all():
-            bad = (~np.isfinite(values)).reshape(len(values), -1).any(axis=1).sum()
+        if leaf.dtype.is_floating and np.isnan(values).any():
+            bad = np.isnan(values).reshape(len(values), -1).any(axis=1).sum()
             raise ValueError(
-                f"The encoder gives NaN or infinite parameters for {bad} of {len(values)} "
-                "observations; has training diverged?"
+                f"The encoder gives NaN parameters for {bad} of {len(values)} observations; has "
+                "training diverged?"
             )

@@ -22,6 +22,9 @@ def decoder_and_prior(
     tfs.elbo_surgery(x, encoder, decoder, prior)
     ```
 
+    TFP runs a joint distribution on single codes `[*code_shape]` as well as on batches, so that its
+    decoder must take both (`tf.linalg.matvec` where a network has a matrix product).
+
     Args:
       joint: A `tfd.JointDistribution` of two variables, the code first and the observation second,
         with batch shape `[]`.

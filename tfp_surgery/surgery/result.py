@@ -25,7 +25,8 @@ class ElboSurgery:
       elbo: ELBO, from the same draws: average reconstruction - average KL.
       average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)].
       average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo.
-      index_code_mutual_information: I(n; z) under q(n, z), in [0, log N]; Monte Carlo.
+      index_code_mutual_information: I(n; z) under q(n, z), Monte Carlo; the quantity, though not
+        its estimate, lies in [0, log N].
       marginal_kl: KL(q(z) || p(z)), Monte Carlo.
       average_kl_analytic: The average KL in closed form, where TFP registers one for this pair of
         distributions; None otherwise.

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from tfp_surgery import checks
+from tfp_surgery.datasets import Dataset
 from tfp_surgery.surgery.decomposition import elbo_surgery
 from tfp_surgery.surgery.result import ElboSurgery
 
@@ -48,20 +50,39 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           batch_size: See `elbo_surgery`.
 
         Raises:
-          ValueError: If `every` or `num_query` is less than 1.
+          TypeError: If x is no data set, or a number is no integer.
+          ValueError: If x is empty or not finite, or a number is less than 1.
         """
         super().__init__()
-        for name, value in (("every", every), ("num_query", num_query)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
-        self._x = x
+        for name, value in (
+            ("every", every),
+            ("num_query", num_query),
+            ("num_samples", num_samples),
+            ("batch_size", batch_size),
+        ):
+            checks.check_positive_integer(name, value)
+        self._x = x if isinstance(x, Dataset) else checks.check_observations(x)
         self._every = every
-        self._num_query = min(num_query, len(x))
+        self._num_query = min(num_query, len(self._x))
         self._num_samples = num_samples
         self._seed = seed
         self._batch_size = batch_size
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None
+
+    def set_model(self, model: keras.Model) -> None:
+        """Takes the model.
+
+        Raises:
+          TypeError: If it has no encoder, decoder and prior.
+        """
+        missing = [name for name in ("encoder", "decoder", "prior") if not hasattr(model, name)]
+        if missing:
+            raise TypeError(
+                f"ElboSurgeryCallback needs a model with an encoder, a decoder and a prior, as "
+                f"tfs.VAE; {type(model).__name__} has no {' and no '.join(missing)}."
+            )
+        super().set_model(model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the terms on the subset to the logs."""
