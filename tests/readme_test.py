@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import tfp_surgery
 from tests.testing.mnist import mnist_dir
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXPERIMENT_COMMANDS = re.findall(
     r"^ {4}(?:\S*/)?(python -m experiments\.[^\n]*(?:\\\n[^\n]*)*)", README, re.M
@@ -27,6 +28,12 @@ def test_the_examples_run_in_order() -> None:
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_the_names_it_uses_are_public() -> None:
+    names = set(re.findall(r"\btfs\.(\w+)", README))
+    assert names
+    assert names <= set(tfp_surgery.__all__)
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import experiments.elbo_surgery  # noqa: F401 - defines --workdir
 from experiments.config import Config, config_from_flags
 
 VALID: dict[str, Any] = {
