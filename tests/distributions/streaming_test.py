@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.testing import oracles
-from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import streaming
 
 tfd = tfp.distributions
@@ -19,7 +19,8 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "many ragged blocks":
         monkeypatch.setattr(streaming, "_GENERIC_BLOCK_ELEMENTS", 50)
         monkeypatch.setattr(streaming, "_GENERIC_BLOCK_QUERIES", 4)
-        monkeypatch.setattr(streaming, "_GAUSSIAN_BLOCK", (7, 5))
+        monkeypatch.setattr(streaming, "_DIAGONAL_BLOCK", (7, 5))
+        monkeypatch.setattr(streaming, "_FULL_COVARIANCE_BLOCK", (4, 6))
         streaming._gaussian_pass.cache_clear()
     yield
     streaming._gaussian_pass.cache_clear()
@@ -29,12 +30,14 @@ def _uniform_log_weights(num_components: int, dtype: tf.DType) -> tf.Tensor:
     return tf.fill([num_components], tf.constant(-np.log(num_components), dtype))
 
 
-def _components(kind: str, loc: np.ndarray, scale: np.ndarray) -> tfd.Distribution:
-    if kind == "diag":  # the Gaussian kernel
+def _components(kind: str, loc: Any, scale: Any) -> tfd.Distribution:
+    if kind == "diag":
         return tfd.MultivariateNormalDiag(loc, scale)
-    if kind == "tril":  # the generic path
-        return components_lib.broadcast(
-            tfd.MultivariateNormalTriL(loc, tf.linalg.diag(tf.constant(scale)))
+    if kind == "tril":
+        return tfd.MultivariateNormalTriL(loc, tf.linalg.diag(scale))
+    if kind == "generic":  # scored by TFP's own log_prob
+        return tfd.TransformedDistribution(
+            tfd.MultivariateNormalDiag(loc, scale), tfp.bijectors.Identity()
         )
     raise ValueError(kind)
 
@@ -44,7 +47,7 @@ def _draws(loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("kind", ["diag", "tril"])
+@pytest.mark.parametrize("kind", ["diag", "tril", "generic"])
 @pytest.mark.parametrize("case", oracles.CASES)
 @pytest.mark.parametrize("small", [True, False])
 def test_agrees_with_brute_force_in_float64(
@@ -84,7 +87,7 @@ def test_float32_error_stays_within_its_bound(
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("kind", ["diag", "tril"])
+@pytest.mark.parametrize("kind", ["diag", "tril", "generic"])
 @pytest.mark.parametrize("case", oracles.CASES)
 @pytest.mark.parametrize("what", [0, 1, 2])
 def test_gradients_agree_with_the_dense_computation(case: str, kind: str, what: int) -> None:
@@ -108,9 +111,7 @@ def test_gradients_agree_with_the_dense_computation(case: str, kind: str, what: 
         log_weights = tf.nn.log_softmax(logits)
         streamed = reduce(
             *streaming.log_prob_and_index_entropy(
-                tfd.MultivariateNormalDiag(loc_variable, scale_variable)
-                if kind == "diag"
-                else tfd.MultivariateNormalTriL(loc_variable, tf.linalg.diag(scale_variable)),
+                _components(kind, loc_variable, scale_variable),
                 log_weights,
                 z,
             )
@@ -162,7 +163,7 @@ def test_query_outside_every_support_has_no_density_and_zero_gradient() -> None:
     np.testing.assert_array_equal(tape.gradient(log_prob, z), [0.0, 0.0])
 
 
-@pytest.mark.parametrize("kind", ["diag", "tril"])
+@pytest.mark.parametrize("kind", ["diag", "tril", "generic"])
 def test_nan_queries_give_nan_and_not_a_number_by_accident(kind: str) -> None:
     loc, scale = oracles.gaussian_case("overlapping", 5, 2)
     z = _draws(loc, scale)

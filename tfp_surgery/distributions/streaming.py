@@ -11,8 +11,8 @@ the blocks instead of keeping them (as attention kernels do; Milakov and Gimelsh
 forward recurrence), hence gradients to the queries and to the components' parameters need no more
 memory either.
 
-Diagonal Gaussians have a kernel of their own with the components on the major and the queries on
-the minor axis, compiled by XLA; every other distribution is scored by its own `log_prob`.
+Gaussians have kernels of their own (see `gaussian`), compiled by XLA; every other distribution is
+scored by its own `log_prob`.
 
 #### References
 
@@ -32,6 +32,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import gaussian
 
 tfd = tfp.distributions
 
@@ -39,7 +40,9 @@ tfd = tfp.distributions
 # [B..., n] and queries [B..., m, E...].
 _Score = Callable[[Sequence[tf.Tensor], tf.Tensor], tf.Tensor]
 
-_GAUSSIAN_BLOCK = (512, 1024)  # components, queries: the block fits the cache, nothing is stored
+# Components and queries of a block.
+_DIAGONAL_BLOCK = (512, 1024)  # XLA fuses it: nothing of it is stored
+_FULL_COVARIANCE_BLOCK = (64, 256)  # the matrix product is stored, and fits the cache
 _GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
 _GENERIC_BLOCK_QUERIES = 256
 _SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
@@ -65,24 +68,13 @@ def log_prob_and_index_entropy(
       index_entropy: Floating `Tensor`, shape `[M, B...]`, in nats.
     """
     batch_ndims = components_lib.batch_rank(distribution) - 1
-    event_ndims = components_lib.event_rank(distribution)
     queries = _move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
     if excluded_index is not None:
         excluded_index = _move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
 
-    gaussian = _diagonal_gaussian_leaves(distribution)
-    if gaussian is not None:
-        leaves = gaussian
-        if event_ndims == 0:
-            queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
-        compute = _gaussian_pass(batch_ndims, _is_small(queries, log_weights))
-    else:
-        leaves = tuple(components_lib.leaves(distribution))
-        compute = _Pass(
-            _generic_score(distribution, batch_ndims),
-            batch_ndims,
-            *_generic_blocks(leaves, queries, batch_ndims),
-        )
+    if type(distribution) is tfd.Normal:
+        queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
+    leaves, compute = _leaves_and_pass(distribution, queries, log_weights, batch_ndims)
 
     @tf.custom_gradient
     def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
@@ -379,37 +371,6 @@ def _generic_blocks(
     return ps.maximum(1, _GENERIC_BLOCK_ELEMENTS // ps.maximum(per_component, 1)), query_block
 
 
-def _diagonal_gaussian_leaves(
-    distribution: tfd.Distribution,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
-    """Location, inverse scale (`[B..., N, D]`) and log normaliser (`[B..., N]`), or None."""
-    if type(distribution) is tfd.MultivariateNormalDiag:
-        loc, scale = distribution.mean(), distribution.stddev()
-    elif type(distribution) is tfd.Normal:
-        loc, scale = distribution.loc[..., tf.newaxis], distribution.scale[..., tf.newaxis]
-    elif (
-        type(distribution) is tfd.Independent
-        and type(distribution.distribution) is tfd.Normal
-        and components_lib.event_rank(distribution) == 1
-    ):
-        loc, scale = distribution.distribution.loc, distribution.distribution.scale
-    else:
-        return None
-    shape = ps.broadcast_shape(ps.shape(loc), ps.shape(scale))
-    loc, scale = tf.broadcast_to(loc, shape), tf.broadcast_to(scale, shape)
-    log_normaliser = -tf.reduce_sum(
-        tf.math.log(tf.abs(scale)) + tf.constant(0.5 * math.log(2.0 * math.pi), loc.dtype), axis=-1
-    )
-    return loc, 1.0 / scale, log_normaliser
-
-
-def _gaussian_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-    loc, inverse_scale, log_normaliser = leaves
-    z = tf.linalg.matrix_transpose(z)[..., tf.newaxis, :, :]  # [B..., 1, D, m]
-    standardised = (z - loc[..., tf.newaxis]) * inverse_scale[..., tf.newaxis]  # [B..., n, D, m]
-    return log_normaliser[..., tf.newaxis] - 0.5 * tf.reduce_sum(standardised**2, axis=-2)
-
-
 class _CompiledPass(_Pass):
     """A pass compiled by XLA: the block is fused and never stored."""
 
@@ -417,10 +378,28 @@ class _CompiledPass(_Pass):
     backward = tf.function(_Pass.backward, jit_compile=True, autograph=False)
 
 
+def _leaves_and_pass(
+    distribution: tfd.Distribution, queries: tf.Tensor, log_weights: tf.Tensor, batch_ndims: int
+) -> tuple[tuple[tf.Tensor, ...], _Pass]:
+    """The parameters in the form that the fastest way to score these components uses, and it."""
+    small = _is_small(queries, log_weights)
+    diagonal = gaussian.diagonal_leaves(distribution)
+    if diagonal is not None:
+        return diagonal, _gaussian_pass(batch_ndims, False, small)
+    full_covariance = gaussian.full_covariance_leaves(distribution)
+    if full_covariance is not None:
+        return full_covariance, _gaussian_pass(batch_ndims, True, small)
+    leaves = tuple(components_lib.leaves(distribution))
+    blocks = _generic_blocks(leaves, queries, batch_ndims)
+    return leaves, _Pass(_generic_score(distribution, batch_ndims), batch_ndims, *blocks)
+
+
 @functools.cache
-def _gaussian_pass(batch_ndims: int, small: bool) -> _Pass:
+def _gaussian_pass(batch_ndims: int, full_covariance: bool, small: bool) -> _Pass:
     kind = _Pass if small else _CompiledPass
-    return kind(_gaussian_score, batch_ndims, *_GAUSSIAN_BLOCK)
+    if full_covariance:
+        return kind(gaussian.full_covariance_score, batch_ndims, *_FULL_COVARIANCE_BLOCK)
+    return kind(gaussian.diagonal_score, batch_ndims, *_DIAGONAL_BLOCK)
 
 
 def _is_small(queries: tf.Tensor, log_weights: tf.Tensor) -> bool:
