@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions import distribution as distribution_lib
@@ -18,11 +17,10 @@ from tensorflow_probability.python.internal import (
 )
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery import checks
-from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import marginals as marginals_lib
 from tfp_surgery.distributions import moments, streaming
+from tfp_surgery.distributions.encoding import encode
 
 tfd = tfp.distributions
 
@@ -157,16 +155,7 @@ class AggregatePosterior(tfd.Distribution):
             batch is not that of the observations it was given.
           TypeError: If the encoder does not return a distribution, or not always of one kind.
         """
-        if not callable(encoder):
-            raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
-        checks.check_positive_integer("batch_size", batch_size)
-        x = _observations(x)
-        parts = []
-        for start in range(0, x.shape[0], batch_size):
-            batch = tf.convert_to_tensor(x[start : start + batch_size])
-            posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
-            parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
-        return cls(components_lib.concatenate(parts), **kwargs)
+        return cls(encode(encoder, x, batch_size), **kwargs)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
@@ -471,20 +460,6 @@ class AggregatePosterior(tfd.Distribution):
 
     def _sample_control_dependencies(self, z: tf.Tensor) -> list[Any]:
         return []
-
-
-def _observations(x: Any) -> Any:
-    """The observations as something that can be sliced, its values checked where there are any."""
-    if isinstance(x, Dataset):
-        return x.observations()
-    if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
-        return checks.check_observations(x)
-    x = tf.convert_to_tensor(x)
-    if not tf.is_symbolic_tensor(x):
-        checks.check_observations(x)
-    elif not x.shape.rank or not x.shape[0]:
-        raise ValueError(f"x must have a static number of observations; got shape {x.shape}.")
-    return x
 
 
 def _check_static_index(index: Any, num_components: Any) -> None:

@@ -1,0 +1,58 @@
+"""Encoding a data set: N posteriors as one batch of distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery import checks
+from tfp_surgery.datasets import Dataset
+from tfp_surgery.distributions import components as components_lib
+
+tfd = tfp.distributions
+
+
+def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) -> tfd.Distribution:
+    """Encodes a data set batch by batch and joins the N posteriors.
+
+    Args:
+      encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
+      x: The observations; see `AggregatePosterior.from_encoder`.
+      batch_size: Number of observations encoded at a time.
+
+    Returns:
+      A distribution with batch shape `[N]`, every parameter broadcast to it.
+
+    Raises:
+      ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
+        batch is not that of the observations it was given.
+      TypeError: If the encoder does not return a distribution, or not always of one kind.
+    """
+    if not callable(encoder):
+        raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
+    checks.check_positive_integer("batch_size", batch_size)
+    x = _observations(x)
+    parts = []
+    for start in range(0, x.shape[0], batch_size):
+        batch = tf.convert_to_tensor(x[start : start + batch_size])
+        posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
+        parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
+    return components_lib.concatenate(parts)
+
+
+def _observations(x: Any) -> Any:
+    """The observations as something that can be sliced, its values checked where there are any."""
+    if isinstance(x, Dataset):
+        return x.observations()
+    if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
+        return checks.check_observations(x)
+    x = tf.convert_to_tensor(x)
+    if not tf.is_symbolic_tensor(x):
+        checks.check_observations(x)
+    elif not x.shape.rank or not x.shape[0]:
+        raise ValueError(f"x must have a static number of observations; got shape {x.shape}.")
+    return x
