@@ -128,9 +128,14 @@ def finished_records(path: Path) -> list[dict[str, Any]]:
     """
     results = workdir.read_json(path)
     records = results.get("results") if isinstance(results, dict) else None
-    if not isinstance(records, list):
+    if not (isinstance(records, list) and records and all(map(is_record, records))):
         raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
     return records
+
+
+def is_record(value: Any) -> bool:
+    """Whether a value read from JSON can be the record of a latent size."""
+    return isinstance(value, dict) and {"latent_size", "data", "elbo", "test"} <= value.keys()
 
 
 def run_latent_size(
@@ -154,6 +159,8 @@ def run_latent_size(
     if record_path.exists():
         print(f"\nD = {latent_size}: done before.", flush=True)
         record: dict[str, Any] = workdir.read_json(record_path)
+        if not is_record(record):
+            raise ValueError(f"{record_path} is damaged: delete it to have it made anew.")
         return record
 
     print(flush=True)
@@ -262,6 +269,9 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row = {
                 "latent_size": record["latent_size"],
                 "split": split,
+                "data": surgery["data"],
+                "num_samples": surgery["num_samples"],
+                "seed": surgery["seed"],
                 "num_observations": surgery["num_observations"],
                 "log_num_observations": surgery["log_num_observations"],
             }

@@ -168,7 +168,9 @@ def _check_same_run(folder: Path, experiment: str, config: Mapping[str, Any]) ->
             f"--workdir={folder} holds something other than a run of {experiment}: name an empty "
             "or new folder. Nothing was changed."
         )
-    before = found.get("config", {})
+    before = found.get("config")
+    if not (isinstance(before, dict) and isinstance(found.get("versions"), dict)):
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged: the run cannot go on from it.")
     differing = [
         f"{name} was {before.get(name)!r}, is {config.get(name)!r}"
         for name in {**before, **config}

@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 import tf_keras
 
 from tfp_surgery import checks
+from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
 
 tfd = tfp.distributions
 
@@ -173,6 +174,47 @@ def test_a_bad_value_is_found_in_the_last_block() -> None:
     x[-1] = 0.5
     with pytest.raises(ValueError, match="outside the support"):
         checks.check_support(likelihood, x)
+
+
+def test_support_is_checked_inside_wrappers_of_distributions_that_are_no_composites() -> None:
+    """tfd.Independent of one is an instance of a base class of tfd.Independent alone."""
+    base = DiscretizedLogistic(tf.fill([1, 4], 0.5), tf.fill([1, 4], 0.1), 256)
+    distribution = tfd.Independent(base, 1)
+    checks.check_support(distribution, np.full([3, 4], 51 / 255, np.float32))
+    with pytest.raises(ValueError, match="outside the support"):
+        checks.check_support(distribution, np.full([3, 4], 1 / 16, np.float32))
+
+
+def test_mixtures_of_bernoullis_refuse_grayscale() -> None:
+    mixture = tfd.MixtureSameFamily(
+        tfd.Categorical(logits=tf.zeros([1, 2])),
+        tfd.Independent(tfd.Bernoulli(logits=tf.zeros([1, 2, 4])), 1),
+    )
+    checks.check_support(mixture, np.ones([3, 4], np.float32))
+    with pytest.raises(ValueError, match="Binarize"):
+        checks.check_support(mixture, np.full([3, 4], 0.5, np.float32))
+
+
+def test_many_values_against_many_levels_need_little_memory() -> None:
+    """A table of values times levels would take 40 GB."""
+    levels = tfd.FiniteDiscrete(tf.linspace(0.0, 1.0, 5000), logits=tf.zeros([5000]))
+    x = np.random.default_rng(0).uniform(size=[1000, 1000]).astype(np.float32)
+    with pytest.raises(ValueError, match="one of 5000 levels"):
+        checks.check_support(tfd.Sample(levels, [1000]), x)
+
+
+def test_parameters_that_tfp_refuses_are_not_blamed_on_the_data() -> None:
+    with pytest.raises(ValueError, match="the decoder gave Normal parameters that TFP refuses"):
+        checks.check_support(
+            tfd.Independent(tfd.Normal(tf.zeros([1, 4]), 0.0), 1), np.zeros([3, 4])
+        )
+
+
+def test_one_hot_data_are_named_as_such() -> None:
+    likelihood = tfd.OneHotCategorical(logits=tf.zeros([1, 3]))
+    checks.check_support(likelihood, np.eye(3))
+    with pytest.raises(ValueError, match="a single 1 among 0s"):
+        checks.check_support(likelihood, np.ones([2, 3]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.testing.mnist import mnist_dir
 ROOT = Path(__file__).absolute().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXPERIMENT_COMMANDS = re.findall(
-    r"^ {4}(?:\S*/)?(python -m experiments\.[^\n]*(?:\\\n[^\n]*)*)", README, re.M
+    r"^ {4}(?:\S*/)?(python -m experiments\.[^\n\\]*(?:\\\n[^\n\\]*)*)", README, re.M
 )
 
 

@@ -9,16 +9,19 @@ from tfp_surgery.surgery.joint import decoder_and_prior
 from tfp_surgery.surgery.result import ElboSurgery
 from tfp_surgery.training import objectives
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
+from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 
 __all__ = [
     "VAE",
     "AggregatePosterior",
+    "CheckpointCallback",
     "ElboSurgery",
     "ElboSurgeryCallback",
     "Estimate",
     "datasets",
     "decoder_and_prior",
     "elbo_surgery",
+    "load_checkpoint",
     "networks",
     "objectives",
 ]

@@ -11,6 +11,14 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
+
+def _plain(kind: Any) -> Any:
+    """The class that instances have whose parts are no `CompositeTensor`s, a base of `kind`."""
+    return kind.__mro__[1]
+
+
+_WRAPPERS = tuple(_plain(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
+_MIXTURES = _plain(tfd.MixtureSameFamily)
 # Rows of x that one call of check_support looks at together.
 _SUPPORT_BLOCK = 8192
 
@@ -213,9 +221,9 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
     base = unwrap(likelihood)
     in_mixture = False
     while not isinstance(base, tfd.Bernoulli):
-        if isinstance(base, (tfd.Independent, tfd.Sample, tfd.BatchBroadcast)):
+        if isinstance(base, _WRAPPERS):
             base = unwrap(base.distribution)
-        elif isinstance(base, tfd.MixtureSameFamily):
+        elif isinstance(base, _MIXTURES):
             base, in_mixture = unwrap(base.components_distribution), True
         elif in_mixture:  # its batch does not line up with that of x
             return
@@ -249,9 +257,11 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
             return ""
         return f"whole numbers from 0 to {num_categories - 1}."
     if isinstance(base, tfd.FiniteDiscrete):  # TFP has no check
-        outcomes = base.outcomes.numpy()
+        outcomes = np.sort(base.outcomes.numpy())
         values = np.unique(x.numpy())
-        nearest = outcomes[np.abs(values[:, np.newaxis] - outcomes).argmin(axis=1)]
+        # The first outcome that is not below the value, less the tolerance.
+        above = np.searchsorted(outcomes, values - 1e-6)
+        nearest = outcomes[np.minimum(above, outcomes.size - 1)]
         if np.allclose(values, nearest, rtol=0.0, atol=1e-6):
             return ""
         return f"one of {outcomes.size} levels from {outcomes.min():g} to {outcomes.max():g}."

@@ -48,6 +48,8 @@ def read_tfds(
             f"the other image data sets among the {len(names)} that "
             "tensorflow_datasets.list_builders() lists."
         ) from None
+    except (AssertionError, ImportError) as error:  # a version there is not, a source not installed
+        raise ValueError(f"TFDS cannot build {name!r}: {error}") from error
     image_shape = _image_shape(builder)
     if not builder.data_path.exists():
         _prepare(builder, manual_dir)

@@ -158,6 +158,8 @@ def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
         for name in ("elbo", "marginal_kl", "index_code_mutual_information", "average_kl_analytic"):
             assert float(row[name]) == surgery[name]["value"]
             assert float(row[f"{name}_standard_error"]) == surgery[name]["standard_error"]
+        assert row["data"] == surgery["data"]
+        assert "binarization" in row["data"]
     assert rows[0]["cross_term"] == ""
     assert float(rows[1]["cross_term"]) == surgeries[1]["cross_term"]["value"]
 
@@ -307,11 +309,15 @@ def test_a_foreign_or_impossible_workdir_is_one_message(
 
 
 @pytest.mark.usefixtures("restored_flags")
+@pytest.mark.parametrize("content", ["{}", '{"results": []}', '{"results": [{}]}', "[1]", "{"])
 def test_a_damaged_result_is_one_message(
-    tmp_path: pathlib.Path, finished: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    content: str,
+    tmp_path: pathlib.Path,
+    finished: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
-    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "results.json").write_text(content)
     arguments = ["--latent_sizes=2,3", "--epochs=3", "--batch_size=500", "--hidden_sizes=8"]
     arguments += ["--num_samples=2", "--seed=1", f"--workdir={tmp_path}"]
     assert "results.json is damaged" in run_main(capsys, *arguments)

@@ -104,5 +104,17 @@ def test_targets_are_refused_by_name() -> None:
         reject_targets(y=X, sample_weight=X)
 
 
+def test_later_batches_are_checked_for_nan() -> None:
+    x = X.copy()
+    x[5, 0, 0] = np.nan
+    checked = TrainingInput(batches(x))
+    checked.check_values(lambda _: None)
+    with (
+        pytest.raises(ValueError, match="a later batch of the dataset holds NaN"),
+        checked.failures_raised(),
+    ):
+        list(checked.data)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -9,11 +9,14 @@ from tfp_surgery.distributions import components as components_lib
 
 tfd = tfp.distributions
 
+# Where its distribution is no `CompositeTensor`, tfd.Independent(...) is of this base class.
+_INDEPENDENT = tfd.Independent.__mro__[1]
+
 
 def is_factorised(components: tfd.Distribution) -> bool:
     """Whether the dimensions of a vector event are independent within every component."""
     return isinstance(components, tfd.MultivariateNormalDiag) or (
-        isinstance(components, tfd.Independent)
+        isinstance(components, _INDEPENDENT)
         and components.distribution.event_shape.rank == 0
         and components_lib.event_rank(components) == 1
     )
@@ -38,7 +41,7 @@ def one_dimensional_marginals(components: tfd.Distribution) -> tfd.Distribution:
             "One-dimensional marginals need vector events; got event shape "
             f"{components.event_shape}."
         )
-    if isinstance(components, tfd.Independent) and is_factorised(components):
+    if isinstance(components, _INDEPENDENT) and is_factorised(components):
         scalar = components_lib.broadcast(components.distribution)  # batch [B..., N, D]
         batch_ndims = components_lib.batch_rank(components) - 1
 

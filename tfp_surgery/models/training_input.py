@@ -11,13 +11,15 @@ import tensorflow as tf
 
 from tfp_surgery.checks import check_observations
 
+_BAD_BATCH = "observations that tfp_surgery refuses"
+
 
 class TrainingInput:
     """Observations of a known shape whose values are checked, without reading from a pipeline.
 
     An array is checked whole when `check_values` is called. Of a `tf.data.Dataset` the first
-    batch of each pass is, when Keras reads it: reading one beforehand would use up an epoch of a
-    pipeline that counts its passes.
+    batch of each pass is, when Keras reads it, and later batches are checked for NaN and infinity:
+    reading one beforehand would use up an epoch of a pipeline that counts its passes.
 
     Attributes:
       event_shape: the shape of one observation.
@@ -53,7 +55,7 @@ class TrainingInput:
             if not (hasattr(x, "__array__") or isinstance(x, list)):
                 raise TypeError(
                     "x must be an array of shape [N, *event_shape] or a tf.data.Dataset of "
-                    f"batches, got {type(x).__name__}."
+                    f"batches, got {type(x).__name__}. A tfp_surgery Dataset has batches(...)."
                 )
             self.data = check_observations(x)
             dtype = self.data.dtype
@@ -87,9 +89,9 @@ class TrainingInput:
             is_good = tf.cond(
                 index == 0,
                 lambda: tf.py_function(check_batch, [batch], tf.bool),
-                lambda: tf.constant(True),
+                lambda: tf.reduce_all(tf.math.is_finite(batch)),
             )
-            with tf.control_dependencies([tf.debugging.Assert(is_good, ["bad observations"])]):
+            with tf.control_dependencies([tf.debugging.Assert(is_good, [_BAD_BATCH])]):
                 return tf.identity(batch)
 
         self.data = self.data.enumerate().map(check_first)
@@ -99,9 +101,14 @@ class TrainingInput:
         """Raises what a check of a batch raised, in the place of TensorFlow's account of it."""
         try:
             yield
-        except tf.errors.OpError:
+        except tf.errors.OpError as error:
             if self._failure is not None:
                 raise self._failure from None
+            if _BAD_BATCH in str(error):
+                raise ValueError(
+                    "x must be finite, but a later batch of the dataset holds NaN or infinite "
+                    "values."
+                ) from None
             raise
 
 

@@ -25,7 +25,8 @@ from tfp_surgery.training.objectives import ObjectiveTerms, elbo
 
 tfd = tfp.distributions
 
-_TRAINING_STREAM, _EVALUATION_STREAM = 0, 1
+# The surgery of a model draws from stream 1 of its own seed, which is often this one.
+_TRAINING_STREAM, _EVALUATION_STREAM = 0, 4
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -139,7 +140,8 @@ class VAE(WholeFileModel):
 
         Args:
           x: array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
-            floating, finite, in the support of the likelihood.
+            floating, finite, in the support of the likelihood. Of a `tf.data.Dataset` the first
+            batch of each pass is checked for all of that, later ones for NaN and infinity.
           y: None.
           **kwargs: of `keras.Model.fit`, without sample and class weights; `validation_data` is
             of the same kind as `x`.

@@ -14,6 +14,7 @@ from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.divergence import closed_form_kl
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
 from tfp_surgery.surgery.result import ElboSurgery
 
@@ -182,7 +183,7 @@ def _sample_terms(
         }
         if training_aggregate_posterior is not None:
             terms["log_training_aggregate"] = training_aggregate_posterior.log_prob(z)
-        return terms, _registered_kl(posterior, prior_now)
+        return terms, closed_form_kl(posterior, prior_now)
 
     base_seed = tf.constant([seed, 1], tf.int32)
     parts: list[dict[str, np.ndarray]] = []
@@ -226,14 +227,6 @@ def _reconstruction(
     if likelihood.dtype.is_floating:
         repeated = tf.cast(repeated, likelihood.dtype)
     return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
-
-
-def _registered_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
-    """KL(q || p) where TFP registers a closed form, shape `[B]`; None where it does not."""
-    try:
-        return tfd.kl_divergence(posterior, prior)
-    except NotImplementedError:
-        return None
 
 
 def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:

@@ -53,6 +53,9 @@ class CheckpointCallback(keras.callbacks.Callback):
     ```
 
     List it after callbacks that stop the training, so that it sees which epoch is the last one.
+    What it saves is what training goes on from: where `fit` ends by replacing the weights (an
+    optimizer with `use_ema`, `EarlyStopping(restore_best_weights=True)`), the file of the last
+    epoch holds the weights from before.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks import build_prior, unwrap
+from tfp_surgery.divergence import closed_form_kl
 
 tfd = tfp.distributions
 
@@ -112,14 +113,6 @@ def elbo(num_samples: int = 1) -> Elbo:
       ValueError: if `num_samples` is below 1.
     """
     return Elbo(num_samples)
-
-
-def closed_form_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
-    """KL(q || p) in nats, shape `[B]`, or None where TFP registers no formula for the pair."""
-    try:
-        return tfd.kl_divergence(posterior, prior)
-    except NotImplementedError:
-        return None
 
 
 def reconstruction_log_prob(
