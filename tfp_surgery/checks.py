@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -65,17 +66,32 @@ def check_observations(x: Any) -> np.ndarray:
     return array
 
 
-def check_positive_integer(name: str, value: Any) -> None:
-    """Checks that a number of things is an integer of at least 1.
+def checked_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Checks that a number of things, or a seed, is an integer within its bounds.
+
+    Args:
+      name: what the number is, for the message.
+      value: the number.
+      minimum: the least that is allowed.
+      maximum: the most that is allowed, if there is such a bound.
+
+    Returns:
+      The number as a Python int.
 
     Raises:
       TypeError: if `value` is no integer.
-      ValueError: if it is less than 1.
+      ValueError: if it is out of bounds.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    if integer < minimum or (maximum is not None and integer > maximum):
+        bound = f"at least {minimum}" + ("" if maximum is None else f" and at most {maximum}")
+        raise ValueError(f"{name} must be {bound}, got {integer}.")
+    return integer
 
 
 def unwrap(distribution: Any) -> tfd.Distribution:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery import image_files
+from tfp_surgery.checks import checked_integer
 
 BINARIZATIONS = ("stochastic", "fixed", "threshold", "none")
 
@@ -64,7 +65,7 @@ class Dataset:
         _check_string("name", self.name)
         _check_string("split", self.split)
         _check_binarization(self.binarization)
-        object.__setattr__(self, "seed", _checked_int("seed", self.seed, 0, _MAX_SEED))
+        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, _MAX_SEED))
         object.__setattr__(self, "intensities", _checked_intensities(self.intensities))
 
     @property
@@ -101,7 +102,7 @@ class Dataset:
                 f"{self.describe()} has no single set of observations: state the draw with "
                 "draw_seed=<integer>, so that whatever is computed from it can name it."
             )
-        draw_seed = _checked_int("draw_seed", draw_seed, 0, _MAX_SEED)
+        draw_seed = checked_integer("draw_seed", draw_seed, 0, _MAX_SEED)
         return self._draw(self._entropy(_STATED_DRAW, draw_seed)).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
@@ -128,7 +129,7 @@ class Dataset:
 
     def num_batches(self, batch_size: int) -> int:
         """Number of batches in one pass, the smaller last one included."""
-        return -(-self.num_observations // _checked_int("batch_size", batch_size, 1))
+        return -(-self.num_observations // checked_integer("batch_size", batch_size, 1))
 
     def batches(
         self, batch_size: int, *, seed: int | None = None, initial_epoch: int = 0
@@ -158,9 +159,9 @@ class Dataset:
         """
         num_batches = self.num_batches(batch_size)
         batch_size = min(operator.index(batch_size), self.num_observations)
-        epochs = itertools.count(_checked_int("initial_epoch", initial_epoch, 0))
+        epochs = itertools.count(checked_integer("initial_epoch", initial_epoch, 0))
         if seed is not None:
-            seed = _checked_int("seed", seed, 0, _MAX_SEED)
+            seed = checked_integer("seed", seed, 0, _MAX_SEED)
         elif self.binarization == "stochastic":
             raise ValueError(
                 f"batches of {self.describe()} need seed=<integer>: each epoch is a draw from it."
@@ -304,7 +305,7 @@ def load(
     _check_string("name", name)
     _check_string("split", split)
     _check_binarization(binarization)
-    _checked_int("seed", seed, 0, _MAX_SEED)
+    checked_integer("seed", seed, 0, _MAX_SEED)
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
     if name == "digits":
@@ -327,19 +328,6 @@ def _check_binarization(binarization: Any) -> None:
         raise ValueError(
             f"binarization must be one of {', '.join(BINARIZATIONS)}, got {binarization!r}."
         )
-
-
-def _checked_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    try:
-        integer = operator.index(value)
-    except TypeError:
-        integer = None
-    if integer is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if integer < minimum or (maximum is not None and integer > maximum):
-        bound = f"at least {minimum}" + ("" if maximum is None else f" and at most {maximum}")
-        raise ValueError(f"{name} must be {bound}, got {integer}.")
-    return integer
 
 
 def _checked_intensities(given: Any) -> np.ndarray:

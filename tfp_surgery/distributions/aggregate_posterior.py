@@ -192,8 +192,9 @@ class AggregatePosterior(tfd.Distribution):
     def _event_shape_tensor(self) -> tf.Tensor:
         return self._components_distribution.event_shape_tensor()
 
-    def _log_weights(self, components: tfd.Distribution) -> tf.Tensor:
+    def _log_weights(self) -> tf.Tensor:
         """Normalised log weights, shape `[B..., N]`."""
+        components = self._components_distribution
         shape = components.batch_shape_tensor()
         dtype = components_lib.dtype_of(components)
         if self._weights is None:
@@ -201,16 +202,21 @@ class AggregatePosterior(tfd.Distribution):
         weights = tf.broadcast_to(tf.convert_to_tensor(self._weights), shape)
         return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
 
-    def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns z as `[M, B..., E...]` and the shape `[S..., B...]` it stands for."""
+    def _check_event_shape(self, z: tf.Tensor) -> None:
+        """Raises unless z ends in the event shape, as far as that is known statically."""
+        if z.shape.rank is None:
+            return
         event_ndims = components_lib.event_rank(self._components_distribution)
-        given = z.shape[z.shape.rank - event_ndims :] if z.shape.rank is not None else z.shape
-        if given.rank is not None and (
-            z.shape.rank < event_ndims or not given.is_compatible_with(self.event_shape)
-        ):
+        given = z.shape[z.shape.rank - event_ndims :]
+        if z.shape.rank < event_ndims or not given.is_compatible_with(self.event_shape):
             raise ValueError(
                 f"z of shape {z.shape} does not end in the event shape {self.event_shape}."
             )
+
+    def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns z as `[M, B..., E...]` and the shape `[S..., B...]` it stands for."""
+        self._check_event_shape(z)
+        event_ndims = components_lib.event_rank(self._components_distribution)
         shape = ps.shape(z)
         outer_ndims = ps.rank_from_shape(shape) - event_ndims
         batch_shape = self.batch_shape_tensor()
@@ -229,7 +235,7 @@ class AggregatePosterior(tfd.Distribution):
                 tf.broadcast_to(excluded_index, outer_shape),
                 ps.concat([[-1], self.batch_shape_tensor()], axis=0),
             )
-        log_weights = self._log_weights(components)
+        log_weights = self._log_weights()
         if queries.shape[0] == 0:
             nothing = tf.zeros(outer_shape, log_weights.dtype)
             return nothing, nothing
@@ -289,11 +295,11 @@ class AggregatePosterior(tfd.Distribution):
         """
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            self._flatten_queries(z)
+            self._check_event_shape(z)
             components = components_lib.broadcast(self._components_distribution)
             event_ndims = components_lib.event_rank(components)
             scores = components.log_prob(tf.expand_dims(z, -1 - event_ndims))  # [S..., B..., N]
-            return tf.nn.log_softmax(scores + self._log_weights(components), axis=-1)
+            return tf.nn.log_softmax(scores + self._log_weights(), axis=-1)
 
     def leave_one_out_log_prob(
         self, z: Any, index: Any, name: str = "leave_one_out_log_prob"
@@ -323,7 +329,7 @@ class AggregatePosterior(tfd.Distribution):
         index = tf.cast(index, tf.int32)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            log_weights = self._log_weights(components_lib.broadcast(self._components_distribution))
+            log_weights = self._log_weights()
             num_components = tf.cast(ps.shape(log_weights)[-1], index.dtype)
             assertions = []
             if self.validate_args:
@@ -400,7 +406,7 @@ class AggregatePosterior(tfd.Distribution):
             )
         else:
             # Inverse of the cumulative weights in float64: float32 loses the small ones.
-            weights = tf.cast(tf.exp(self._log_weights(components)), tf.float64)
+            weights = tf.cast(tf.exp(self._log_weights()), tf.float64)
             cumulative = tf.cumsum(weights, axis=-1)
             uniforms = samplers.uniform(index_shape, dtype=tf.float64, seed=index_seed)
             # u < 1, so u * total < total: the index is that of a component of positive weight.
@@ -419,15 +425,15 @@ class AggregatePosterior(tfd.Distribution):
 
     def _mean(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        return moments.mean(components, self._log_weights(components))
+        return moments.mean(components, self._log_weights())
 
     def _variance(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        return moments.variance(components, self._log_weights(components))
+        return moments.variance(components, self._log_weights())
 
     def _covariance(self) -> tf.Tensor:
         components = components_lib.broadcast(self._components_distribution)
-        return moments.covariance(components, self._log_weights(components))
+        return moments.covariance(components, self._log_weights())
 
     def _convert(self, z: Any) -> tf.Tensor:
         return tf.convert_to_tensor(z, dtype=self.dtype, name="z")

@@ -34,7 +34,7 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     """
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
-    checks.check_positive_integer("batch_size", batch_size)
+    checks.checked_integer("batch_size", batch_size, 1)
     x = _observations(x)
     parts = []
     for start in range(0, x.shape[0], batch_size):

@@ -20,7 +20,7 @@ from tfp_surgery.surgery.result import ElboSurgery
 
 tfd = tfp.distributions
 
-_MAX_SEED = 2**31
+_MAX_SEED = 2**31 - 1
 
 
 def elbo_surgery(
@@ -81,11 +81,11 @@ def elbo_surgery(
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
         fit; if a number is out of range; or if the model gives NaN.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        checks.check_positive_integer(name, value)
+    num_samples = checks.checked_integer("num_samples", num_samples, 1)
+    batch_size = checks.checked_integer("batch_size", batch_size, 1)
     if num_query is not None:
-        checks.check_positive_integer("num_query", num_query)
-    seed = _checked_seed(seed)
+        num_query = checks.checked_integer("num_query", num_query, 1)
+    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
     prior_now = checks.build_prior(prior)
     x, data = _observations(x, seed)
     num_observations = len(x)
@@ -146,7 +146,7 @@ def elbo_surgery(
         ),
         num_observations=num_observations,
         num_query=len(queries),
-        num_samples=int(num_samples),
+        num_samples=num_samples,
         seed=seed,
         data=data,
     )
@@ -236,14 +236,6 @@ def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:
         return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
     x = checks.check_observations(x)
     return x, f"an array, N = {len(x)}, binarization not stated"
-
-
-def _checked_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be an integer, got {seed!r}.")
-    if not 0 <= seed < _MAX_SEED:
-        raise ValueError(f"seed must lie in [0, 2**31), got {seed}.")
-    return int(seed)
 
 
 def _check_model(

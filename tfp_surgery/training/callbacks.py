@@ -60,7 +60,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             ("num_samples", num_samples),
             ("batch_size", batch_size),
         ):
-            checks.check_positive_integer(name, value)
+            checks.checked_integer(name, value, 1)
         self._x = x if isinstance(x, Dataset) else checks.check_observations(x)
         self._every = every
         self._num_query = min(num_query, len(self._x))
