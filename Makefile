@@ -7,6 +7,7 @@ endif
 
 PYTHON ?= python3
 DEMO_WORKDIR ?= runs/demo
+BENCH_WORKDIR ?= runs/benchmarks
 VENV := .venv
 BIN := $(VENV)/bin
 # Written last, so that a virtualenv whose making was interrupted is made again.
@@ -22,7 +23,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check format build-files bazel-test bazel-found lock clean
+.PHONY: help venv demo bench test test-slow check format build-files bazel-test bazel-found lock clean
 
 help: ## lists the targets
 	@echo 'usage: make TARGET [PYTHON=/path/to/python3]'
@@ -49,6 +50,10 @@ $(PACKAGE_INSTALLED): $(LOCK_INSTALLED) pyproject.toml
 
 demo: $(PACKAGE_INSTALLED) ## trains VAEs on the bundled digits and takes their ELBO apart, into runs/demo
 	@$(BIN)/python -m experiments.elbo_surgery --dataset=digits --workdir="$(DEMO_WORKDIR)"
+
+bench: $(PACKAGE_INSTALLED) ## measures time, memory and error beside other libraries, into runs/benchmarks
+	$(BIN)/python -m benchmarks.run --workdir="$(BENCH_WORKDIR)" \
+	    $(if $(TFP_SURGERY_MNIST_DIR),--manual_dir="$(TFP_SURGERY_MNIST_DIR)") $(BENCH_FLAGS)
 
 test: $(PACKAGE_INSTALLED) ## runs the fast tests
 	$(BIN)/python -m pytest

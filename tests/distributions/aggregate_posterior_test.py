@@ -72,7 +72,7 @@ def test_any_family_agrees_with_the_dense_mixture(
     q_z = AggregatePosterior(components, weights=WEIGHTS[weights])
     z = q_z.sample([5, 2], seed=(1, 2))
     assert z.shape == (5, 2, *components.batch_shape[:-1], *components.event_shape)
-    log_prob, entropy = q_z.log_prob_and_index_entropy(z)
+    log_prob, entropy, *_ = q_z.evaluate(z)
     expected = _dense(components, z, WEIGHTS[weights])
     np.testing.assert_allclose(log_prob, expected[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(entropy, expected[1], rtol=1e-4, atol=1e-5)

@@ -18,9 +18,11 @@ from tensorflow_probability.python.internal import (
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import evaluation, indexing, moments
 from tfp_surgery.distributions import marginals as marginals_lib
-from tfp_surgery.distributions import moments, streaming
+from tfp_surgery.distributions import weights as weights_lib
 from tfp_surgery.distributions.encoding import encode
+from tfp_surgery.distributions.evaluation import Evaluation
 
 tfd = tfp.distributions
 
@@ -36,6 +38,11 @@ class AggregatePosterior(tfd.Distribution):
     `tfd.MixtureSameFamily` it never builds an array of queries times components and never draws
     from components that were not chosen: `log_prob` and `index_entropy` stream over blocks of
     components (forward and backward, see `streaming`), `sample` gathers the chosen components.
+
+    `log_prob`, `index_entropy` and `evaluate` are exact unless given a `tolerance` in nats: then a
+    tree over the components bounds what it leaves out (see `evaluate`). The `log_prob` of
+    one-dimensional Gaussian `marginals()` with a tolerance is interpolated within it (see
+    `interpolation`); it has no derivatives.
 
     All logarithms are natural; densities and entropies are in nats. `log_prob` and `index_entropy`
     have first derivatives only; asking for second ones raises `LookupError`.
@@ -115,7 +122,7 @@ class AggregatePosterior(tfd.Distribution):
                 weights, dtype=components_lib.dtype_of(components_distribution), name="weights"
             )
             if self._weights is not None:
-                _check_weights_shape(self._weights.shape, components_distribution.batch_shape)
+                weights_lib.check_shape(self._weights.shape, components_distribution.batch_shape)
             super().__init__(
                 dtype=components_distribution.dtype,
                 reparameterization_type=(
@@ -194,13 +201,7 @@ class AggregatePosterior(tfd.Distribution):
 
     def _log_weights(self) -> tf.Tensor:
         """Normalised log weights, shape `[B..., N]`."""
-        components = self._components_distribution
-        shape = components.batch_shape_tensor()
-        dtype = components_lib.dtype_of(components)
-        if self._weights is None:
-            return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
-        weights = tf.broadcast_to(tf.convert_to_tensor(self._weights), shape)
-        return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
+        return weights_lib.log_weights(self._weights, self._components_distribution)
 
     def _check_event_shape(self, z: tf.Tensor) -> None:
         """Raises unless z ends in the event shape, as far as that is known statically."""
@@ -226,7 +227,9 @@ class AggregatePosterior(tfd.Distribution):
         # [S..., B..., E...] -> [M, B..., E...]
         return tf.reshape(z, ps.concat([[-1], batch_shape, event_shape], axis=0)), outer_shape
 
-    def _stream(self, z: tf.Tensor, excluded_index: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _evaluate(
+        self, z: tf.Tensor, tolerance: float | None = None, excluded_index: Any = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, str]:
         components = components_lib.broadcast(self._components_distribution)
         queries, outer_shape = self._flatten_queries(z)
         if excluded_index is not None:
@@ -238,33 +241,77 @@ class AggregatePosterior(tfd.Distribution):
         log_weights = self._log_weights()
         if queries.shape[0] == 0:
             nothing = tf.zeros(outer_shape, log_weights.dtype)
-            return nothing, nothing
-        log_prob, entropy = streaming.log_prob_and_index_entropy(
-            components, log_weights, queries, excluded_index
+            return nothing, nothing, tf.zeros(outer_shape, tf.int64), "streamed"
+        *results, method = evaluation.evaluate(
+            components, log_weights, queries, excluded_index, tolerance
         )
-        return tf.reshape(log_prob, outer_shape), tf.reshape(entropy, outer_shape)
+        log_prob, entropy, num_visited = (tf.reshape(part, outer_shape) for part in results)
+        return log_prob, entropy, num_visited, method
 
-    def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
-        return self._stream(z)[0]
+    def _log_prob(self, z: tf.Tensor, tolerance: float | None = None) -> tf.Tensor:
+        tolerance = evaluation.checked_tolerance(tolerance)
+        if tolerance is not None:
+            queries, outer_shape = self._flatten_queries(z)
+            values = evaluation.marginal_log_prob(
+                components_lib.broadcast(self._components_distribution),
+                self._log_weights(),
+                queries,
+                tolerance,
+            )
+            if values is not None:
+                return tf.reshape(values, outer_shape)
+        return self._evaluate(z, tolerance)[0]
 
-    def log_prob_and_index_entropy(
-        self, z: Any, name: str = "log_prob_and_index_entropy"
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns log q(z) and H[q(n|z)] from one pass over the components.
+    def evaluate(
+        self, z: Any, index: Any = None, tolerance: float | None = None, name: str = "evaluate"
+    ) -> Evaluation:
+        """Returns log q(z) and H[q(n|z)] from one pass over the components, and how it was made.
+
+        Without a tolerance all N components count: terms that cannot change the sum by its
+        rounding unit may be passed over. With one, a `component_tree` leaves out what a
+        certificate bounds, and the cost grows more slowly than N: the results are within the
+        tolerance, beside rounding. The tree needs numba
+        (`pip install 'tfp-surgery[fast]'`), eager execution, batch shape `[]` and Gaussian
+        components with independent dimensions; elsewhere the streamed pass answers, and `method`
+        says so.
 
         Args:
           z: `Tensor`, shape `[S..., B..., E...]`.
+          index: Optional integer `Tensor`, shape broadcastable to `[S..., B...]`: the component
+            whose own log density is returned too.
+          tolerance: Positive Python number: bound on the truncation error in nats, of log q(z) and
+            of H[q(n|z)]; None for none.
           name: Name of the ops.
 
         Returns:
-          log_prob: Floating `Tensor`, shape `[S..., B...]`, in nats; `-inf` where no component has
-            z in its support.
-          index_entropy: Floating `Tensor` of the same shape, in nats; `NaN` there.
-        """
-        with self._name_and_control_scope(name, z):
-            return self._stream(self._convert(z))
+          `Evaluation`.
 
-    def index_entropy(self, z: Any, name: str = "index_entropy") -> tf.Tensor:
+        Raises:
+          TypeError: If `index` is not of an integer dtype, or the tolerance is no number.
+          ValueError: If `index` is known statically and not in [0, N), or the tolerance is not
+            positive and finite.
+        """
+        tolerance = evaluation.checked_tolerance(tolerance)
+        if index is not None:
+            index = indexing.checked_index(index, self.num_components)
+        with self._name_and_control_scope(name, z):
+            z = self._convert(z)
+            log_prob, entropy, num_visited, method = self._evaluate(z, tolerance)
+            own = None
+            if index is not None:
+                components = components_lib.broadcast(self._components_distribution)
+                with tf.control_dependencies(self._index_assertions(index)):
+                    own = indexing.log_prob(
+                        components, z, tf.broadcast_to(index, ps.shape(log_prob))
+                    )
+            return Evaluation(log_prob, entropy, own, num_visited, method)
+
+    def _index_assertions(self, index: tf.Tensor) -> list[Any]:
+        return indexing.assertions(index, self.num_components) if self.validate_args else []
+
+    def index_entropy(
+        self, z: Any, tolerance: float | None = None, name: str = "index_entropy"
+    ) -> tf.Tensor:
         """Returns H[q(n|z)] = - sum_n q(n|z) log q(n|z), streamed over the components.
 
         With uniform weights it lies in [0, log N], and the index-code mutual information is
@@ -272,12 +319,13 @@ class AggregatePosterior(tfd.Distribution):
 
         Args:
           z: `Tensor`, shape `[S..., B..., E...]`.
+          tolerance: See `evaluate`.
           name: Name of the ops.
 
         Returns:
           Floating `Tensor`, shape `[S..., B...]`, in nats.
         """
-        return self.log_prob_and_index_entropy(z, name=name)[1]
+        return self.evaluate(z, tolerance=tolerance, name=name).index_entropy
 
     def index_log_probs(self, z: Any, name: str = "index_log_probs") -> tf.Tensor:
         """Returns log q(n|z) = log w_n + log q(z|x_n) - log q(z) for every n.
@@ -322,45 +370,18 @@ class AggregatePosterior(tfd.Distribution):
           TypeError: If `index` is not of an integer dtype.
           ValueError: If `index` is known statically and not in [0, N).
         """
-        index = tf.convert_to_tensor(index)
-        if not index.dtype.is_integer:
-            raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")
-        _check_static_index(tf.get_static_value(index), self.num_components)
-        index = tf.cast(index, tf.int32)
+        index = indexing.checked_index(index, self.num_components)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
             log_weights = self._log_weights()
-            num_components = tf.cast(ps.shape(log_weights)[-1], index.dtype)
-            assertions = []
-            if self.validate_args:
-                assertions = [
-                    tf.debugging.assert_non_negative(index, "index must be >= 0."),
-                    tf.debugging.assert_less(index, num_components, "index must be < N."),
-                ]
-            with tf.control_dependencies(assertions):
-                log_prob, _ = self._stream(z, excluded_index=index)
+            with tf.control_dependencies(self._index_assertions(index)):
+                log_prob = self._evaluate(z, excluded_index=index)[0]
             index = tf.broadcast_to(index, ps.shape(log_prob))
             if self._weights is None:
-                others = tf.cast(num_components - 1, log_prob.dtype)
-                total = tf.cast(num_components, log_prob.dtype)
-                log_rest = tf.math.log(others) - tf.math.log(total)
+                total = tf.cast(ps.shape(log_weights)[-1], log_prob.dtype)
+                log_rest = tf.math.log(total - 1.0) - tf.math.log(total)
             else:
-                batch_ndims = components_lib.batch_rank(self._components_distribution) - 1
-                sample_ndims = ps.rank(index) - batch_ndims
-                # [S..., B...] -> [B..., S...], the layout of a batched gather
-                to_batch_first = ps.concat(
-                    [ps.range(sample_ndims, sample_ndims + batch_ndims), ps.range(sample_ndims)], 0
-                )
-                to_sample_first = ps.concat(
-                    [ps.range(batch_ndims, sample_ndims + batch_ndims), ps.range(batch_ndims)], 0
-                )
-                own = tf.gather(
-                    log_weights,
-                    tf.transpose(index, to_batch_first),
-                    axis=batch_ndims,
-                    batch_dims=batch_ndims,
-                )
-                log_rest = tf.math.log1p(-tf.exp(tf.transpose(own, to_sample_first)))
+                log_rest = tf.math.log1p(-tf.exp(indexing.gather(log_weights, index)))
             return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
 
     def marginals(self, name: str = "marginals") -> AggregatePosterior:
@@ -464,18 +485,8 @@ class AggregatePosterior(tfd.Distribution):
             ),
         ]
 
-    def _sample_control_dependencies(self, z: tf.Tensor) -> list[Any]:
+    def _sample_control_dependencies(self, z: tf.Tensor, **kwargs: Any) -> list[Any]:
         return []
-
-
-def _check_static_index(index: Any, num_components: Any) -> None:
-    if index is None or not isinstance(num_components, int) or index.size == 0:
-        return
-    if index.min() < 0 or index.max() >= num_components:
-        raise ValueError(
-            f"index must lie in [0, {num_components}); got values from {index.min()} to "
-            f"{index.max()}."
-        )
 
 
 class _CompositeAggregatePosterior(
@@ -486,15 +497,3 @@ class _CompositeAggregatePosterior(
 
 # The name that users see in reprs and messages.
 _CompositeAggregatePosterior.__name__ = "AggregatePosterior"
-
-
-def _check_weights_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
-    try:
-        fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"weights of shape {shape} do not broadcast to the components' batch shape "
-            f"{batch_shape}."
-        )

@@ -19,17 +19,14 @@ from tfp_surgery.distributions import components as components_lib
 tfd = tfp.distributions
 
 
-def diagonal_leaves(
-    distribution: tfd.Distribution,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
-    """Returns the parameters of Gaussians with independent dimensions.
+def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Returns location and scale of Gaussians with independent dimensions.
 
     Args:
       distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
 
     Returns:
-      Location and inverse scale, each `[B..., N, D]` (D = 1 for scalars), and log normaliser
-      `[B..., N]`; None for other distributions.
+      Two `Tensor`s, shape `[B..., N, D]` (D = 1 for scalars); None for other distributions.
     """
     if type(distribution) is tfd.MultivariateNormalDiag:
         loc, scale = distribution.mean(), distribution.stddev()
@@ -44,7 +41,25 @@ def diagonal_leaves(
     else:
         return None
     shape = ps.broadcast_shape(ps.shape(loc), ps.shape(scale))
-    loc, scale = tf.broadcast_to(loc, shape), tf.broadcast_to(scale, shape)
+    return tf.broadcast_to(loc, shape), tf.broadcast_to(scale, shape)
+
+
+def diagonal_leaves(
+    distribution: tfd.Distribution,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
+    """Returns the parameters of Gaussians with independent dimensions as the kernels use them.
+
+    Args:
+      distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
+
+    Returns:
+      Location and inverse scale, each `[B..., N, D]` (D = 1 for scalars), and log normaliser
+      `[B..., N]`; None for other distributions.
+    """
+    parameters = diagonal_parameters(distribution)
+    if parameters is None:
+        return None
+    loc, scale = parameters
     return loc, 1.0 / scale, _log_normaliser(scale)
 
 

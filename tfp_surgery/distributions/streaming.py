@@ -5,19 +5,14 @@ For components q_n with log weights log w_n the two streamed quantities are
     log q(z) = logsumexp_n (log w_n + log q_n(z))
     H[q(n|z)] = - sum_n q(n|z) log q(n|z),    q(n|z) = w_n q_n(z) / q(z)
 
-both accumulated in one pass over blocks of components with a running maximum, so that memory is
+both accumulated in one pass over blocks of components (see `online_softmax`), so that memory is
 that of one block whatever the number of queries M and components N. The backward pass recomputes
-the blocks instead of keeping them (as attention kernels do; Milakov and Gimelshein 2018 give the
-forward recurrence), hence gradients to the queries and to the components' parameters need no more
-memory either.
+the blocks instead of keeping them, as attention kernels do, hence gradients to the queries and to
+the components' parameters need no more memory either.
 
-Gaussians have kernels of their own (see `gaussian`), compiled by XLA; every other distribution is
+Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
+independent dimensions are screened first on CPUs (see `screening`); every other distribution is
 scored by its own `log_prob`.
-
-#### References
-
-Maxim Milakov and Natalia Gimelshein. Online normalizer calculation for softmax. arXiv:1805.02867,
-2018.
 """
 
 from __future__ import annotations
@@ -32,7 +27,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import gaussian
+from tfp_surgery.distributions import gaussian, online_softmax, screening
 
 tfd = tfp.distributions
 
@@ -45,6 +40,7 @@ _DIAGONAL_BLOCK = (512, 1024)  # XLA fuses it: nothing of it is stored
 _FULL_COVARIANCE_BLOCK = (64, 256)  # the matrix product is stored, and fits the cache
 _GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
 _GENERIC_BLOCK_QUERIES = 256
+_SCREENED_PASS = screening.ScreenedPass()
 _SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
 
 
@@ -67,6 +63,38 @@ def log_prob_and_index_entropy(
       log_prob: Floating `Tensor`, shape `[M, B...]`, in nats.
       index_entropy: Floating `Tensor`, shape `[M, B...]`, in nats.
     """
+    return _differentiable(distribution, log_weights, queries, excluded_index, None)
+
+
+def with_derivatives(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gives log q(z) and H[q(n|z)] that were computed elsewhere the derivatives of the streamed.
+
+    Args:
+      distribution: See `log_prob_and_index_entropy`, as for the next three.
+      log_weights: Likewise.
+      queries: Likewise.
+      excluded_index: Likewise.
+      results: Two floating `Tensor`s, shape `[M]`, for components with batch shape `[N]`.
+
+    Returns:
+      The results.
+    """
+    return _differentiable(distribution, log_weights, queries, excluded_index, results)
+
+
+def _differentiable(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor] | None,
+) -> tuple[tf.Tensor, tf.Tensor]:
     batch_ndims = components_lib.batch_rank(distribution) - 1
     queries = _move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
     if excluded_index is not None:
@@ -80,7 +108,9 @@ def log_prob_and_index_entropy(
     def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
         # Without stop_gradient an eager tape would record, and keep, every block of the forward.
         inputs = [tf.stop_gradient(part) for part in (queries, log_weights, *leaves)]
-        log_prob, entropy = compute.forward(inputs[0], inputs[1], inputs[2:], excluded_index)
+        log_prob, entropy = results or compute.forward(
+            inputs[0], inputs[1], inputs[2:], excluded_index
+        )
 
         def grad(log_prob_grad: tf.Tensor, entropy_grad: tf.Tensor) -> Any:
             grads = compute.backward(
@@ -129,7 +159,6 @@ class _Pass:
         dtype = log_weights.dtype
         query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
         component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
-        floor = tf.constant(dtype.min, dtype)
 
         def query_step(i: tf.Tensor, outputs: Any) -> Any:
             z = query_blocks.gather(queries, i, axis)
@@ -137,37 +166,19 @@ class _Pass:
                 None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
             )
 
-            def component_step(j: tf.Tensor, top: Any, mass: Any, moment: Any) -> Any:
+            def component_step(j: tf.Tensor, state: online_softmax.State) -> Any:
                 scores = self._weighted_scores(
                     component_blocks, j, z, log_weights, leaves, excluded
                 )
-                new_top = tf.maximum(top, tf.reduce_max(scores, axis=axis))
-                peak = tf.expand_dims(new_top, axis)
-                # A density may be infinite (a Beta at 0): infinity minus itself is no number.
-                shift = tf.where(tf.equal(scores, peak), tf.zeros([], dtype), scores - peak)
-                ratio = tf.exp(shift)
-                rescale = tf.exp(top - new_top)
-                # mass = sum_n exp(s_n - top); moment = sum_n exp(s_n - top) (s_n - top)
-                moment = rescale * (moment + (top - new_top) * mass) + tf.reduce_sum(
-                    tf.where(ratio > 0, ratio * shift, tf.zeros([], dtype)), axis=axis
-                )
-                mass = rescale * mass + tf.reduce_sum(ratio, axis=axis)
-                return j + 1, new_top, mass, moment
+                return j + 1, online_softmax.add(state, scores, axis)
 
-            shape = ps.shape(z)[: axis + 1]
-            _, top, mass, moment = tf.while_loop(
-                lambda j, *_: j < component_blocks.count,
+            _, state = tf.while_loop(
+                lambda j, _: j < component_blocks.count,
                 component_step,
-                (0, tf.fill(shape, floor), tf.zeros(shape, dtype), tf.zeros(shape, dtype)),
+                (0, online_softmax.start(ps.shape(z)[: axis + 1], dtype)),
                 parallel_iterations=1,
             )
-            outside = tf.equal(mass, 0)  # no component has this query in its support
-            safe_mass = tf.where(outside, tf.ones([], dtype), mass)
-            log_mass = tf.math.log(safe_mass)
-            log_prob = tf.where(outside, tf.constant(-math.inf, dtype), top + log_mass)
-            entropy = tf.where(outside, tf.constant(math.nan, dtype), log_mass - moment / safe_mass)
-            # H >= 0; rounding may leave it a few ulp below.
-            entropy = tf.where(entropy < 0, tf.zeros([], dtype), entropy)
+            log_prob, entropy = online_softmax.finish(state)
             stacked = tf.stack([log_prob, entropy])  # [2, B..., m]
             return i + 1, outputs.write(i, stacked)
 
@@ -219,14 +230,12 @@ class _Pass:
                 with tf.GradientTape() as tape:
                     tape.watch([z, *watched] if queries_wanted else watched)
                     scores = tf.expand_dims(block[0], -1) + self._score(block[1:], z)
-                log_index_prob = scores - log_prob
                 keep = component_blocks.mask(j, excluded)
-                index_prob = tf.where(keep, tf.exp(log_index_prob), tf.zeros_like(scores))
-                # d log q / d s_n = p_n; d H / d s_n = -p_n (log p_n + H)
-                score_grad = index_prob * log_prob_grad - tf.where(
-                    index_prob > 0,
-                    index_prob * (log_index_prob + entropy) * entropy_grad,
-                    tf.zeros_like(scores),
+                scores_kept = tf.where(keep, scores, tf.constant(-math.inf, scores.dtype))
+                score_grad = online_softmax.score_gradient(
+                    tf.stop_gradient(scores_kept),
+                    (log_prob, entropy),
+                    (log_prob_grad, entropy_grad),
                 )
                 grads = tape.gradient(
                     scores,
@@ -380,11 +389,13 @@ class _CompiledPass(_Pass):
 
 def _leaves_and_pass(
     distribution: tfd.Distribution, queries: tf.Tensor, log_weights: tf.Tensor, batch_ndims: int
-) -> tuple[tuple[tf.Tensor, ...], _Pass]:
+) -> tuple[tuple[tf.Tensor, ...], _Pass | screening.ScreenedPass]:
     """The parameters in the form that the fastest way to score these components uses, and it."""
     small = _is_small(queries, log_weights)
     diagonal = gaussian.diagonal_leaves(distribution)
     if diagonal is not None:
+        if batch_ndims == 0 and screening.is_suitable(queries, diagonal[0]):
+            return diagonal, _SCREENED_PASS
         return diagonal, _gaussian_pass(batch_ndims, False, small)
     full_covariance = gaussian.full_covariance_leaves(distribution)
     if full_covariance is not None:

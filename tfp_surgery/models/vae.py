@@ -19,8 +19,8 @@ from tfp_surgery.checks import (
     check_prior,
     check_support,
 )
+from tfp_surgery.models.execution import FastModel
 from tfp_surgery.models.training_input import TrainingInput, reject_targets
-from tfp_surgery.models.weight_files import WholeFileModel
 from tfp_surgery.training.objectives import ObjectiveTerms, elbo
 
 tfd = tfp.distributions
@@ -30,7 +30,7 @@ _TRAINING_STREAM, _EVALUATION_STREAM = 0, 4
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
-class VAE(WholeFileModel):
+class VAE(FastModel):
     """A model p(z) p(x|z) with an amortized posterior q(z|x), trained by `fit`.
 
     Compile it with an optimizer and without loss or metrics: the objective is the model's own.
@@ -171,7 +171,10 @@ class VAE(WholeFileModel):
         )
 
     def _fit(self, training: TrainingInput, validating: Any, **kwargs: Any) -> Any:
-        with training.failures_raised(), validating:
+        joined = self._can_join_steps(
+            kwargs.get("callbacks"), kwargs.get("steps_per_epoch"), kwargs.get("validation_steps")
+        )
+        with training.failures_raised(), validating, self._many_steps_in_one_call(joined):
             return super().fit(training.data, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
@@ -180,7 +183,7 @@ class VAE(WholeFileModel):
             return super().evaluate(x, **kwargs)
         reject_targets(y=y, sample_weight=kwargs.pop("sample_weight", None))
         checked = self._checked_input(x)
-        with checked.failures_raised():
+        with checked.failures_raised(), self._many_steps_in_one_call(False):
             return super().evaluate(checked.data, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -253,6 +256,7 @@ class VAE(WholeFileModel):
             check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
 
         checked.check_values(check)
+        self._choose_jit((2, *checked.event_shape))
         return checked
 
     def _probe_code(self, x: tf.Tensor) -> tf.Tensor:

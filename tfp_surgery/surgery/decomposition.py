@@ -14,6 +14,7 @@ from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.divergence import closed_form_kl
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
 from tfp_surgery.surgery.result import ElboSurgery
@@ -34,6 +35,7 @@ def elbo_surgery(
     seed: int = 0,
     batch_size: int = 2000,
     training_aggregate_posterior: AggregatePosterior | None = None,
+    tolerance: float | None = None,
 ) -> ElboSurgery:
     r"""Carves up the ELBO of a latent-variable model on a data set.
 
@@ -72,6 +74,9 @@ def elbo_surgery(
         least the `num_samples` codes of one observation).
       training_aggregate_posterior: Aggregate posterior of another data set over the same codes,
         batch `[]`.
+      tolerance: Bound in nats on what a certified tree over the components may leave out of
+        log q(z) and H[q(n|z)]; see `AggregatePosterior.evaluate`. None for none. The result says
+        in `evaluation` how log q(z) was evaluated.
 
     Returns:
       `ElboSurgery`, everything in nats per observation.
@@ -86,6 +91,7 @@ def elbo_surgery(
     if num_query is not None:
         num_query = checks.checked_integer("num_query", num_query, 1)
     seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
+    tolerance = checked_tolerance(tolerance)
     prior_now = checks.build_prior(prior)
     x, data = _observations(x, seed)
     num_observations = len(x)
@@ -108,17 +114,17 @@ def elbo_surgery(
         if num_query is None or num_query == num_observations
         else np.sort(rng.choice(num_observations, size=num_query, replace=False))
     )
-    samples, kl = _sample_terms(
-        x,
-        queries,
-        aggregate,
-        decoder,
-        prior,
-        num_samples,
-        seed,
-        batch_size,
-        training_aggregate_posterior,
+    samples, z, kl = _sample_terms(
+        x, queries, aggregate, decoder, prior, num_samples, seed, batch_size
     )
+    # All draws at once: the components are put in order once, and kernels compile for one shape.
+    evaluated = aggregate.evaluate(z, tolerance=tolerance)
+    samples["log_aggregate"] = _checked_draws("log_aggregate", evaluated.log_prob)
+    samples["index_entropy"] = _checked_draws("index_entropy", evaluated.index_entropy)
+    if training_aggregate_posterior is not None:
+        samples["log_training_aggregate"] = _checked_draws(
+            "log_training_aggregate", training_aggregate_posterior.log_prob(z, tolerance=tolerance)
+        )
 
     def estimate(values: np.ndarray) -> Estimate:
         return stratified_estimate(values, num_observations)
@@ -149,6 +155,7 @@ def elbo_surgery(
         num_samples=num_samples,
         seed=seed,
         data=data,
+        evaluation=_describe(evaluated, num_observations, tolerance),
     )
 
 
@@ -161,9 +168,12 @@ def _sample_terms(
     num_samples: int,
     seed: int,
     batch_size: int,
-    training_aggregate_posterior: AggregatePosterior | None,
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Draws z and returns each log density as float64 `[S, Q]`, and the analytic KL `[Q]`."""
+) -> tuple[dict[str, np.ndarray], tf.Tensor, np.ndarray | None]:
+    """Draws z, and scores it by the model.
+
+    Returns:
+      Log densities as float64 `[S, Q]` by name, z `[S, Q, *code_shape]`, the analytic KL `[Q]`.
+    """
     posteriors = aggregate.components_distribution
     per_step = min(len(queries), max(1, batch_size // num_samples))
 
@@ -173,46 +183,58 @@ def _sample_terms(
         prior_now = checks.build_prior(prior)
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
-        log_aggregate, index_entropy = aggregate.log_prob_and_index_entropy(z)
         terms = {
             "log_posterior": posterior.log_prob(z),
             "log_prior": prior_now.log_prob(z),
-            "log_aggregate": log_aggregate,
-            "index_entropy": index_entropy,
             "reconstruction": _reconstruction(decoder, z, observations),
         }
-        if training_aggregate_posterior is not None:
-            terms["log_training_aggregate"] = training_aggregate_posterior.log_prob(z)
-        return terms, closed_form_kl(posterior, prior_now)
+        return terms, z, closed_form_kl(posterior, prior_now)
 
     base_seed = tf.constant([seed, 1], tf.int32)
     parts: list[dict[str, np.ndarray]] = []
+    z_parts: list[tf.Tensor] = []
     kl_parts: list[np.ndarray] = []
     for number, start in enumerate(range(0, len(queries), per_step)):
         # The last step repeats earlier observations to keep one shape: kernels compile once.
         shown = min(start, len(queries) - per_step)
         indices = queries[shown : shown + per_step]
-        terms, kl = step(
+        terms, z, kl = step(
             tf.constant(indices, tf.int32),
             tf.convert_to_tensor(x[indices]),
             tf.random.experimental.stateless_fold_in(base_seed, number),
         )
         new = slice(start - shown, None)
         parts.append({name: value.numpy()[:, new] for name, value in terms.items()})
+        z_parts.append(z[:, new])
         if kl is not None:
             kl_parts.append(kl.numpy()[new])
     samples = {
-        name: np.concatenate([part[name] for part in parts], axis=1).astype(np.float64)
+        name: _checked_draws(name, np.concatenate([part[name] for part in parts], axis=1))
         for name in parts[0]
     }
-    for name, values in samples.items():
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"{name.replace('_', ' ')} is not finite in {np.sum(~np.isfinite(values))} of "
-                f"{values.size} draws: the model gives no density there."
-            )
     kl = np.concatenate(kl_parts).astype(np.float64) if kl_parts else None
-    return samples, kl
+    return samples, tf.concat(z_parts, axis=1), kl
+
+
+def _checked_draws(name: str, values: Any) -> np.ndarray:
+    """The values as float64, once they are known to be finite."""
+    draws: np.ndarray = np.asarray(values, np.float64)
+    if not np.isfinite(draws).all():
+        raise ValueError(
+            f"{name.replace('_', ' ')} is not finite in {np.sum(~np.isfinite(draws))} of "
+            f"{draws.size} draws: the model gives no density there."
+        )
+    return draws
+
+
+def _describe(evaluated: Evaluation, num_observations: int, tolerance: float | None) -> str:
+    if evaluated.method == "streamed":
+        return "exact: streamed over all components"
+    visited = evaluated.num_visited.numpy().mean()
+    return (
+        f"{evaluated.method}: within {tolerance:g} nats, {visited:.0f} of {num_observations} "
+        "components visited on average"
+    )
 
 
 def _reconstruction(

@@ -42,6 +42,7 @@ class ElboSurgery:
       num_samples: Draws of z an observation.
       seed: The seed of the draws of z (and of the subset).
       data: What data set this is: its name, N and binarization.
+      evaluation: How log q(z) and H[q(n|z)] were evaluated: exactly, or within which tolerance.
     """
 
     elbo: Estimate
@@ -58,6 +59,7 @@ class ElboSurgery:
     num_samples: int
     seed: int
     data: str
+    evaluation: str
 
     @property
     def log_num_observations(self) -> float:
@@ -125,4 +127,5 @@ class ElboSurgery:
             lines.append("  (TFP registers no closed-form KL for this posterior and prior)")
         ceiling = f"{self.log_num_observations:.4f}"
         lines.append(f"  {'log N':<{width}}  {' ' * (before - ceiling.index('.'))}{ceiling}")
+        lines.append(f"  log q(z) {self.evaluation}")
         return "\n".join(lines)

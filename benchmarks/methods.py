@@ -1,0 +1,137 @@
+"""The methods of tfp_surgery. Every call makes the aggregate posterior anew, its tree as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_surgery as tfs
+from benchmarks import codes
+from benchmarks.measure import Method
+from tfp_surgery.distributions.encoding import encode
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+tfd = tfp.distributions
+
+_WARM_UP_QUERIES = 1000
+_BATCH_SIZE = 2000  # the default of elbo_surgery
+
+
+def aggregate(data: codes.Codes) -> tfs.AggregatePosterior:
+    """q(z) of codes."""
+    return tfs.AggregatePosterior(tfd.MultivariateNormalDiag(data.loc, data.scale))
+
+
+def evaluation(source: codes.Source, tolerance: float | None = None) -> Method:
+    """log q(z) and H[q(n|z)], exactly or by the tree."""
+    data = source.load()
+
+    def run(num_queries: int) -> dict[str, Any]:
+        q_z = aggregate(data)
+        z = tf.constant(data.z[:num_queries])
+        result = q_z.evaluate(z) if tolerance is None else q_z.evaluate(z, tolerance=tolerance)
+        return {
+            "log_prob": result.log_prob.numpy(),
+            "index_entropy": result.index_entropy.numpy(),
+            "mean_visited": float(np.mean(result.num_visited)),
+            "method": str(result.method),
+        }
+
+    return Method(run, len(data.z))
+
+
+def gradient(source: codes.Source) -> Method:
+    """The forward pass, and the gradients to queries, means and standard deviations."""
+    data = source.load()
+
+    def run(num_queries: int) -> dict[str, Any]:
+        parts = codes.Codes(*map(tf.constant, (data.loc, data.scale, data.z[:num_queries])))
+        with tf.GradientTape() as tape:
+            tape.watch(parts)
+            log_prob = aggregate(parts).evaluate(parts.z).log_prob
+            total = tf.reduce_sum(log_prob)
+        gradients = tape.gradient(total, list(parts))
+        for part in gradients:
+            if not np.isfinite(part.numpy()).all():
+                raise ValueError("a gradient is not finite.")
+        return {"log_prob": log_prob.numpy()}
+
+    return Method(run, len(data.z))
+
+
+def marginals(source: codes.Source, tolerance: float | None = None) -> Method:
+    """log q(z_j) in all dimensions of the source, exactly or interpolated."""
+    data = source.load()
+
+    def run(num_queries: int) -> dict[str, Any]:
+        q_z = aggregate(data).marginals()
+        z = tf.constant(data.z[:num_queries])
+        log_prob = q_z.log_prob(z) if tolerance is None else q_z.log_prob(z, tolerance=tolerance)
+        return {"log_prob": log_prob.numpy()}
+
+    return Method(run, len(data.z))
+
+
+def whole_surgery(
+    checkpoint: str,
+    source: codes.Source,
+    run_folder: str,
+    num_samples: int,
+    marginal_tolerance: float,
+    data_dir: str | None,
+    manual_dir: str | None,
+    tolerance: float | None = None,
+) -> Method:
+    """`elbo_surgery` over a training set, and log q(z_j) of a code of each observation, all j.
+
+    The marginals take the codes of `source`, which are this model's: the surgery has encoded the
+    data, and nobody who has it at hand would encode them again.
+    """
+    dataset = codes.training_set(Path(run_folder), data_dir, manual_dir)
+    model, data = load_checkpoint(checkpoint).model, source.load()
+
+    def run(_: int) -> dict[str, Any]:
+        surgery = tfs.elbo_surgery(
+            dataset,
+            model.encoder,
+            model.decoder,
+            model.prior,
+            num_samples=num_samples,
+            seed=0,
+            tolerance=tolerance,
+        )
+        q_z = aggregate(data).marginals()
+        log_prob = q_z.log_prob(tf.constant(data.z), tolerance=marginal_tolerance)
+        return {
+            "elbo": surgery.elbo.value,
+            "average_log_marginals": float(tf.reduce_mean(tf.reduce_sum(log_prob, axis=-1))),
+            "num_observations": surgery.num_observations,
+        }
+
+    return Method(run)
+
+
+def networks(
+    checkpoint: str, run_folder: str, num_samples: int, data_dir: str | None, manual_dir: str | None
+) -> Method:
+    """What `elbo_surgery` does with networks: encode each x, decode and score each code."""
+    dataset = codes.training_set(Path(run_folder), data_dir, manual_dir)
+    model = load_checkpoint(checkpoint).model
+
+    def run(_: int) -> dict[str, Any]:
+        stochastic = dataset.binarization == "stochastic"
+        x = dataset.observations(draw_seed=0 if stochastic else None)
+        posterior = encode(model.encoder, x, _BATCH_SIZE)
+        z = posterior.sample(num_samples, seed=(0, 1)).numpy()  # [S, N, D]
+        total, step = 0.0, _BATCH_SIZE // num_samples
+        for start in range(0, len(x), step):
+            codes_now = z[:, start : start + step].reshape(-1, z.shape[-1])  # [S B, D]
+            shown = np.tile(x[start : start + step], [num_samples, *[1] * (x.ndim - 1)])
+            total += float(tf.reduce_sum(model.decoder(codes_now).log_prob(shown)))
+        return {"average_reconstruction": total / (num_samples * len(x))}
+
+    return Method(run)

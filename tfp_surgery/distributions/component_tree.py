@@ -1,0 +1,373 @@
+r"""Mixtures of diagonal Gaussians within a certified tolerance, at less than quadratic cost.
+
+A k-d tree over the components (Bentley 1975) has up to 16 children a node and 16 components a leaf.
+With c_n = log w_n - sum_d log s_nd - D/2 log 2 pi, the scores t_n(z) = log w_n + log q_n(z) of the
+components in a node are at most
+
+    c - 1/2 sum_{d in K} (dist(z_d, [l_d, h_d]) r_d)^2 - 1/2 max(|z - m| - R, 0)^2,
+
+where c is their largest c_n, [l_d, h_d] the range of their locations, r_d their smallest 1 / s_nd
+and, over the dimensions that tell components apart too little to be in K, |.| the norm of
+differences times the smallest 1 / s_nd of all components, m a centre, and R the largest |mu_n - m|
+(triangle inequality). A component in a leaf is bounded likewise by parts of its own sum.
+
+#### Certificate
+
+Let S be the sum of exp t_n over the components visited, and L <= log q(z): the largest score in the
+leaf that a greedy descent reaches, raised as S grows. Components are left out in two ways: because
+their bound is at most L + log(a / 2) - log N, which together is at most a/2 exp L; or, node by
+node, where the sum of their bounds fits into what is left of another a/2 exp L. Hence the share
+d = 1 - S / q(z) left out is at most a, and
+
+    0 <= log q(z) - log S = -log(1 - d),
+    H(p) = h(d) + (1 - d) H(p_visited) + d H(p_omitted),   h(d) = -d log d - (1 - d) log(1 - d),
+    |H(p) - H(p_visited)| <= h(d) + d log N,
+
+since entropies over at most N components lie in [0, log N]. `omitted_share` returns the a for which
+both errors are within the tolerance.
+
+For many queries L starts at a quantile of what some of them gave; a query whose sum turns out to be
+less is evaluated again, with that sum, a lower bound of q(z), as L.
+
+#### Rounding
+
+Bounds are computed in the dtype of the components, by sums of at most D + 1 squares; every square
+carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
+2002, section 4.2). They are compared after being lowered by 2 D + 32 units, which also pays for the
+rounding of the inverse scales; c is rounded up, L down. What is visited is scored in float64 and
+exponentiated with the precision of the dtype, to which the results are rounded: beside the
+tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by that times
+1 + log N.
+
+#### References
+
+Jon L. Bentley. Multidimensional binary search trees used for associative searching.
+Communications of the ACM, 18(9), 1975.
+
+Nicholas J. Higham. Accuracy and Stability of Numerical Algorithms. SIAM, second edition, 2002.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_BLOCK = 256  # queries that traverse the tree together
+_PILOT = 512  # queries that tell where L starts for the others
+_PILOT_QUANTILE = 0.03
+_BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
+_SAMPLE = 4096  # components that the choice of K looks at
+_ROWS = 4096  # components whose normalisers are computed at a time
+
+
+def is_available() -> bool:
+    """Whether numba, which compiles the tree, is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def _kernels() -> tuple[Any, Any, Any]:
+    try:
+        from tfp_surgery.distributions import (
+            component_tree_build,
+            component_tree_scan,
+            component_tree_search,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "a ComponentTree is compiled by numba, which cannot be imported: "
+            "pip install 'tfp-surgery[fast]'."
+        ) from error
+    return component_tree_build, component_tree_scan, component_tree_search
+
+
+def omitted_share(tolerance: float, num_components: int) -> float:
+    """The share of q(z) that may be left out.
+
+    Args:
+      tolerance: in nats, positive.
+      num_components: N.
+
+    Returns:
+      The largest d up to 1/2 with -log(1 - d) and h(d) + d log N at most the tolerance.
+    """
+
+    def excess(log_share: float) -> float:
+        d = math.exp(log_share)
+        binary_entropy = -d * log_share - (1 - d) * math.log1p(-d)
+        error = max(-math.log1p(-d), binary_entropy + d * math.log(num_components))
+        return error - tolerance
+
+    low, high = -700.0, math.log(0.5)
+    if excess(high) <= 0:
+        return 0.5
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) <= 0 else (low, middle)
+    return math.exp(low)
+
+
+class ComponentTree:
+    """A tree over the components of a mixture of Gaussians with independent dimensions.
+
+    Needs numba, and uses as many threads as numba is set to.
+    """
+
+    def __init__(self, loc: np.ndarray, scale: np.ndarray, log_weights: np.ndarray) -> None:
+        """Builds the tree.
+
+        Args:
+          loc: float32 or float64, shape `[N, D]`.
+          scale: positive, of that shape and dtype.
+          log_weights: of that dtype, shape `[N]`: normalised log weights; may be `-inf`.
+
+        Raises:
+          ImportError: if numba is not installed.
+        """
+        self._build, self._scan, self._search = _kernels()
+        self._parameters = loc, scale
+        self._constant = _constants(loc, scale, log_weights)
+        order = np.flatnonzero(log_weights > -np.inf)
+        # What is no number, or no density, is left to the plain sum.
+        self._is_regular = bool(
+            order.size
+            and np.isfinite(loc).all()
+            and np.isfinite(scale).all()
+            and (scale > 0).all()
+            and np.isfinite(log_weights[order]).all()
+        )
+        if not self._is_regular:
+            return
+        self._choose_dimensions(order)
+        self._fill(order, self._split(order))
+
+    def evaluate(
+        self, queries: np.ndarray, tolerance: float, excluded_index: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Evaluates log q(z) and H[q(n|z)].
+
+        Args:
+          queries: of the dtype of the components, shape `[M, D]`.
+          tolerance: of the truncation, in nats, for both.
+          excluded_index: optional integers, shape `[M]`: the component that is masked for a query.
+
+        Returns:
+          log_prob: of the dtype of the queries, shape `[M]`, in nats.
+          index_entropy: the same; `NaN` where log_prob is `-inf` or `NaN`.
+          num_visited: int64, shape `[M]`: components scored for each query.
+
+        Raises:
+          ValueError: if the tolerance is not positive and finite.
+        """
+        if not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
+            raise ValueError(f"tolerance must be a positive finite number; got {tolerance!r}.")
+        num_queries = len(queries)
+        results = np.empty(num_queries), np.empty(num_queries), np.empty(num_queries, np.int64)
+        regular = np.isfinite(queries).all(axis=1) & self._is_regular
+        irregular = np.flatnonzero(~regular)
+        if irregular.size:
+            excluded = np.full(num_queries, -1) if excluded_index is None else excluded_index
+            self._scan.scan(
+                *(queries, irregular, excluded.astype(np.int64)),
+                *(*self._parameters, self._constant, *results),
+            )
+        if irregular.size < num_queries:
+            self._search_tree(queries, regular, tolerance, excluded_index, results)
+        log_prob, entropy, num_visited = results
+        return log_prob.astype(queries.dtype), entropy.astype(queries.dtype), num_visited
+
+    def _choose_dimensions(self, order: np.ndarray) -> None:
+        """Orders the dimensions by how well they tell components apart; the first K get boxes."""
+        loc, scale = self._parameters
+        sample = order[:: max(1, order.size // _SAMPLE)]
+        wide = loc[sample].astype(np.float64)
+        spread = wide.std(axis=0) * (1.0 / scale[sample].astype(np.float64)).mean(axis=0)
+        self._dims = np.argsort(-spread, kind="stable")
+        self._num_boxed = max(1, int(np.count_nonzero(spread > _BOXED_SPREAD)))
+        rest = self._dims[self._num_boxed :]
+        self._ball_center = np.zeros(loc.shape[1])
+        self._ball_rate = np.zeros(loc.shape[1])
+        self._ball_center[self._num_boxed :] = wide[:, rest].mean(axis=0)
+        # Downwards, by more than the rounding of a reciprocal.
+        largest = scale.max(axis=0)[rest].astype(np.float64)
+        self._ball_rate[self._num_boxed :] = (1 - 1e-12) / largest
+
+    def _split(self, order: np.ndarray) -> list[int]:
+        """Orders the components by leaf; returns where the levels' nodes start."""
+        loc, scale = self._parameters
+        width = self._build.WIDTH
+        num_leaves = -(-order.size // width)
+        self._height = 1
+        while width**self._height < num_leaves:
+            self._height += 1
+        first_leaf, leaves = np.zeros(1, np.int64), np.full(1, num_leaves)
+        keys = np.empty(order.size, loc.dtype)
+        levels = []
+        for level in range(self._height):
+            children = -(-leaves // width ** (self._height - 1 - level))
+            dims = np.zeros((leaves.size, width), np.int64)
+            values = np.zeros((leaves.size, width), loc.dtype)
+            arguments = loc, scale, order, keys, first_leaf, leaves, children, dims, values
+            _in_threads(self._build.split, leaves.size, *arguments)
+            levels.append((children, dims, values))
+            rank = np.arange(width)
+            used = rank < children[:, None]
+            begin = first_leaf[:, None] + leaves[:, None] * rank // children[:, None]
+            end = first_leaf[:, None] + leaves[:, None] * (rank + 1) // children[:, None]
+            first_leaf, leaves = begin[used], (end - begin)[used]
+        self._num_children, self._split_dim, self._split_value = (
+            np.concatenate(parts) for parts in zip(*levels, strict=True)
+        )
+        return [0, *np.cumsum([len(children) for children, _, _ in levels]).tolist()]
+
+    def _fill(self, order: np.ndarray, starts: list[int]) -> None:
+        """Fills leaves and boxes; `starts` are the first nodes of the levels, and their number."""
+        loc, scale = self._parameters
+        num_components, num_dims = loc.shape
+        dtype, eps = loc.dtype, float(np.finfo(loc.dtype).eps)
+        width, num_leaves = self._build.WIDTH, -(-order.size // self._build.WIDTH)
+
+        first_child = np.cumsum(self._num_children) - self._num_children + 1
+        first_child[starts[-2] :] -= starts[-1]  # a leaf's number counts leaves alone
+        leaf_data = np.zeros((num_leaves, 1 + 2 * num_dims, width), dtype)
+        exact_rates = np.zeros((num_leaves, num_dims, width))
+        arguments = loc, scale, order, self._dims, leaf_data, exact_rates
+        _in_threads(self._build.fill_leaves, num_leaves, *arguments)
+        exact_constant = np.full(num_leaves * width, -np.inf)
+        exact_constant[: order.size] = self._constant[order]
+        upper = np.full(num_leaves * width, -np.inf)
+        upper[: order.size] = (
+            self._constant[order] + np.abs(self._constant[order]) * 2 * eps + 1e-30
+        )
+        leaf_data[:, 0] = upper.reshape(num_leaves, width)
+
+        boxes = np.zeros((starts[-1], 2 + 3 * self._num_boxed, width), dtype)
+        boxes[:, 1] = -np.inf
+        bottom = slice(starts[-2], starts[-1])
+        _in_threads(
+            self._build.box_leaves,
+            starts[-1] - starts[-2],
+            *(leaf_data, self._ball_center, self._ball_rate, order.size),
+            *(first_child[bottom], self._num_children[bottom], boxes[bottom]),
+        )
+        for first, end in reversed(list(itertools.pairwise(starts[:-1]))):
+            self._build.box_nodes(boxes, first_child, self._num_children, first, end)
+
+        self._slot = np.full(num_components, -1)
+        self._slot[order] = np.arange(order.size)
+        self._tree = self._search.Tree(
+            first_child,
+            self._num_children,
+            boxes.reshape(-1),
+            leaf_data.reshape(-1),
+            exact_rates.reshape(-1),
+            exact_constant,
+            order.size,
+            num_dims,
+            self._num_boxed,
+            self._height,
+        )
+
+    def _search_tree(
+        self,
+        queries: np.ndarray,
+        regular: np.ndarray,
+        tolerance: float,
+        excluded_index: np.ndarray | None,
+        results: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """Writes the results of the regular queries."""
+        tree = self._tree
+        share = omitted_share(tolerance, tree.num_components)
+        log_share = math.log(share / 2) - math.log(tree.num_components) - 1e-5
+        unit = float(np.finfo(queries.dtype).eps) / 2
+        budget = self._search.Budget(
+            log_share,
+            math.exp(log_share) * (1 + 1e-6),
+            share / 2 * (1 - 1e-6),
+            2 + 2 * (2 * tree.num_dims + 32) * unit,
+        )
+        leaves = np.empty(len(queries), np.int64)
+        distance = np.empty(len(queries))
+        _in_threads(
+            self._build.route,
+            len(queries),
+            *(queries, self._split_dim, self._split_value, tree.first_child, tree.num_children),
+            *(self._height, self._dims, self._ball_center, self._ball_rate, self._num_boxed),
+            *(leaves, distance),
+        )
+        rows = np.argsort(leaves, kind="stable")
+        rows = rows[regular[rows]]
+        skipped = np.full(len(queries), -1)
+        if excluded_index is not None:
+            skipped = self._slot[excluded_index]
+        start = np.full(len(queries), -np.inf)
+
+        def search(rows: np.ndarray) -> None:
+            def block(first: int, stop: int) -> None:
+                size = min(_BLOCK, stop - first)
+                work = self._search.workspace(size, tree.num_dims, self._height, queries.dtype)
+                for begin in range(first, stop, _BLOCK):
+                    part = rows[begin : min(stop, begin + _BLOCK)]
+                    self._search.search(
+                        *(queries, part, self._dims, distance, start, skipped),
+                        *(tree, budget, work, *results),
+                    )
+
+            _in_threads(block, len(rows))
+
+        if len(rows) <= 4 * _PILOT:
+            search(rows)
+            return
+        is_pilot = np.zeros(len(rows), bool)
+        is_pilot[:: len(rows) // _PILOT] = True
+        pilot, others = rows[is_pilot], rows[~is_pilot]
+        search(pilot)
+        log_prob = results[0]
+        # The dimensions without boxes move log q(z) by about half their squared distance.
+        level = np.quantile(
+            log_prob[pilot] + 0.5 * distance[pilot] ** 2, _PILOT_QUANTILE, method="lower"
+        )
+        if np.isfinite(level):
+            start[others] = level - 0.5 * distance[others] ** 2
+        search(others)
+        again = others[log_prob[others] < start[others]]
+        start[again] = log_prob[again]
+        search(again)
+
+
+def _constants(loc: np.ndarray, scale: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """c_n in float64."""
+    constants = np.empty(len(loc))
+
+    def fill(start: int, stop: int) -> None:
+        for first in range(start, stop, _ROWS):
+            rows = slice(first, min(stop, first + _ROWS))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                log_scale = np.log(scale[rows], dtype=np.float64).sum(axis=1)
+                constants[rows] = log_weights[rows] - log_scale
+
+    _in_threads(fill, len(loc))
+    constants -= 0.5 * loc.shape[1] * math.log(2 * math.pi)
+    return constants
+
+
+def _in_threads(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Calls function(*arguments, start, stop) over ranges that cover 0..count."""
+    import numba
+
+    threads = numba.get_num_threads()
+    step = max(1, -(-count // (4 * threads)))
+    ranges = [(start, min(count, start + step)) for start in range(0, count, step)]
+    if threads == 1 or len(ranges) == 1:
+        for each in ranges:
+            function(*arguments, *each)
+        return
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(function, *arguments, *each) for each in ranges]:
+            done.result()

@@ -1,0 +1,248 @@
+"""What numba compiles for building a `component_tree`: splits, leaves and boxes.
+
+The tree has one kind of node, with up to 16 children, and its leaves hold 16 components each: the
+width of the vectors in `component_tree_vectors`, one lane a child or component. Nodes are numbered
+level by level, the root first; children of a node, and so the components below it, are consecutive.
+Every function works on a range of nodes, leaves or queries, so that threads can share the work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from tfp_surgery.distributions.component_tree_vectors import WIDTH
+
+_SPLIT_SAMPLE = 256  # components of a node that vote on the dimension to split
+
+
+def compiled(function: Any) -> Any:
+    """Compiles without the interpreter's lock, and to the disk where numba finds a cache folder."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+@compiled
+def _select(keys: Any, order: Any, start: int, stop: int, rank: int) -> None:
+    """Reorders keys and order alike: smaller ones before position `rank`, larger ones after it.
+
+    Hoare's selection. Both scans stop at keys equal to the pivot, so equal keys split evenly.
+    """
+    low, high = start, stop - 1
+    while low < high:
+        pivot = keys[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while pivot < keys[j]:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        if j < rank:
+            low = i
+        if rank < i:
+            high = j
+
+
+@compiled
+def _widest_dimension(loc: Any, scale: Any, order: Any, start: int, stop: int, moments: Any) -> int:
+    """The dimension with the largest spread of locations in units of the scales; -1 for none."""
+    moments[:] = 0.0
+    step = max(1, (stop - start) // _SPLIT_SAMPLE)
+    origin = loc[order[start]]
+    first, second, rate = moments[0], moments[1], moments[2]
+    count = 0
+    for position in range(start, stop, step):
+        locs, scales = loc[order[position]], scale[order[position]]
+        count += 1
+        for d in range(loc.shape[1]):
+            shifted = np.float64(locs[d]) - np.float64(origin[d])
+            first[d] += shifted
+            second[d] += shifted * shifted
+            rate[d] += 1.0 / np.float64(scales[d])
+    best, largest = -1, 0.0
+    for d in range(loc.shape[1]):
+        spread = (second[d] - first[d] * first[d] / count) * rate[d] * rate[d]
+        if spread > largest:
+            best, largest = d, spread
+    return best
+
+
+@compiled
+def split(
+    loc: Any,
+    scale: Any,
+    order: Any,
+    keys: Any,
+    first_leaf: Any,
+    num_leaves: Any,
+    num_children: Any,
+    split_dim: Any,
+    split_value: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Splits nodes start..stop of one level into their children, by halves.
+
+    A node owns the components order[16 * first_leaf[node] :][: 16 * num_leaves[node]]; child i
+    gets its i-th part in equal numbers of leaves. The split between children i - 1 and i is kept
+    in column i, for `route`.
+    """
+    moments = np.empty((3, loc.shape[1]))
+    pending = np.empty((2 * WIDTH, 2), np.int64)
+    for node in range(start, stop):
+        leaf, leaves, children = first_leaf[node], num_leaves[node], num_children[node]
+        pending[0, 0], pending[0, 1] = 0, children
+        depth = 1
+        while depth:
+            depth -= 1
+            low, high = pending[depth]
+            if high - low < 2:
+                continue
+            middle = (low + high) // 2
+            begin = (leaf + leaves * low // children) * WIDTH
+            end = min(order.size, (leaf + leaves * high // children) * WIDTH)
+            rank = (leaf + leaves * middle // children) * WIDTH
+            dim = _widest_dimension(loc, scale, order, begin, end, moments)
+            if dim >= 0:
+                for position in range(begin, end):
+                    keys[position] = loc[order[position], dim]
+                _select(keys, order, begin, end, rank)
+            split_dim[node, middle] = max(dim, 0)
+            split_value[node, middle] = loc[order[rank], max(dim, 0)]
+            pending[depth, 0], pending[depth, 1] = low, middle
+            pending[depth + 1, 0], pending[depth + 1, 1] = middle, high
+            depth += 2
+
+
+@compiled
+def fill_leaves(
+    loc: Any,
+    scale: Any,
+    order: Any,
+    dims: Any,
+    leaf_data: Any,
+    exact_rates: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Writes locations and inverse scales of leaves start..stop, lane by lane.
+
+    leaf_data `[leaves, 1 + 2 D, 16]` has log weights in its first row, then location
+    and rounded inverse scale of each dimension; exact_rates `[leaves, D, 16]` are float64.
+    """
+    for leaf in range(start, stop):
+        for lane in range(min(WIDTH, order.size - leaf * WIDTH)):
+            n = order[leaf * WIDTH + lane]
+            for d in range(dims.size):
+                rate = 1.0 / np.float64(scale[n, dims[d]])
+                leaf_data[leaf, 1 + 2 * d, lane] = loc[n, dims[d]]
+                leaf_data[leaf, 2 + 2 * d, lane] = rate
+                exact_rates[leaf, d, lane] = rate
+
+
+@compiled
+def box_leaves(
+    leaf_data: Any,
+    ball_center: Any,
+    ball_rate: Any,
+    num_components: int,
+    first_child: Any,
+    num_children: Any,
+    boxes: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Writes the boxes of nodes start..stop, whose children are leaves.
+
+    boxes `[nodes, 2 + 3 K, 16]` has for each child the radius of its ball over the last D - K
+    dimensions, its largest log weight, then for each of the first K dimensions its smallest and
+    largest location and its smallest inverse scale.
+    """
+    num_boxed = (boxes.shape[1] - 2) // 3
+    num_dims = (leaf_data.shape[1] - 1) // 2
+    for node in range(start, stop):
+        for lane in range(num_children[node]):
+            leaf = first_child[node] + lane
+            count = min(WIDTH, num_components - leaf * WIDTH)
+            data = leaf_data[leaf]
+            boxes[node, 1, lane] = data[0, :count].max()
+            for d in range(num_boxed):
+                boxes[node, 2 + 3 * d, lane] = data[1 + 2 * d, :count].min()
+                boxes[node, 3 + 3 * d, lane] = data[1 + 2 * d, :count].max()
+                boxes[node, 4 + 3 * d, lane] = data[2 + 2 * d, :count].min()
+            radius = 0.0
+            for i in range(count):
+                square = 0.0
+                for d in range(num_boxed, num_dims):
+                    part = (np.float64(data[1 + 2 * d, i]) - ball_center[d]) * ball_rate[d]
+                    square += part * part
+                radius = max(radius, square)
+            # Upwards: float32 rounding is below 1e-6, float64 rounding below 1e-12.
+            slack = 1e-6 if data.itemsize == 4 else 1e-12
+            boxes[node, 0, lane] = np.sqrt(radius) * (1.0 + slack)
+
+
+@compiled
+def box_nodes(boxes: Any, first_child: Any, num_children: Any, start: int, stop: int) -> None:
+    """Writes the boxes of nodes start..stop, whose children are nodes with boxes."""
+    num_boxed = (boxes.shape[1] - 2) // 3
+    for node in range(start, stop):
+        for lane in range(num_children[node]):
+            child = boxes[first_child[node] + lane, :, : num_children[first_child[node] + lane]]
+            boxes[node, 0, lane] = child[0].max()
+            boxes[node, 1, lane] = child[1].max()
+            for d in range(num_boxed):
+                boxes[node, 2 + 3 * d, lane] = child[2 + 3 * d].min()
+                boxes[node, 3 + 3 * d, lane] = child[3 + 3 * d].max()
+                boxes[node, 4 + 3 * d, lane] = child[4 + 3 * d].min()
+
+
+@compiled
+def route(
+    queries: Any,
+    split_dim: Any,
+    split_value: Any,
+    first_child: Any,
+    num_children: Any,
+    height: int,
+    dims: Any,
+    ball_center: Any,
+    ball_rate: Any,
+    num_boxed: int,
+    leaves: Any,
+    distance: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Finds the leaf on whose side of every split each query lies, and its distance to the balls.
+
+    The distance sqrt(sum_d ((z_d - center_d) rate_d)^2), over the dimensions without boxes, is
+    float64 and unrounded but for the arithmetic.
+    """
+    for m in range(start, stop):
+        node = 0
+        for _ in range(height):
+            low, high = 0, num_children[node]
+            while high - low > 1:
+                middle = (low + high) // 2
+                if queries[m, split_dim[node, middle]] < split_value[node, middle]:
+                    high = middle
+                else:
+                    low = middle
+            node = first_child[node] + low
+        leaves[m] = node
+        square = 0.0
+        for d in range(num_boxed, dims.size):
+            part = (np.float64(queries[m, dims[d]]) - ball_center[d]) * ball_rate[d]
+            square += part * part
+        distance[m] = np.sqrt(square)

@@ -1,0 +1,41 @@
+"""The weights of mixture components: their shape, and their logarithms once they sum to one."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.distributions import components as components_lib
+
+tfd = tfp.distributions
+
+
+def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
+    """Raises a ValueError unless weights of a shape broadcast to the components' batch shape."""
+    try:
+        fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"weights of shape {shape} do not broadcast to the components' batch shape "
+            f"{batch_shape}."
+        )
+
+
+def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.Tensor:
+    """Returns normalised log weights.
+
+    Args:
+      weights: Non-negative floating `Tensor` that broadcasts to `[B..., N]`; None for 1/N.
+      components: Distribution with batch shape `[B..., N]`.
+
+    Returns:
+      Floating `Tensor`, shape `[B..., N]`.
+    """
+    shape = components.batch_shape_tensor()
+    dtype = components_lib.dtype_of(components)
+    if weights is None:
+        return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
+    weights = tf.broadcast_to(tf.convert_to_tensor(weights), shape)
+    return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
