@@ -31,7 +31,7 @@ def surgery(num_observations: int, data: str, cross_term: Estimate | None = None
         num_samples=2,
         seed=0,
         data=data,
-        evaluation="exact: streamed over all components",
+        evaluation="exact",
     )
 
 

@@ -27,7 +27,7 @@ def surgery() -> ElboSurgery:
         num_samples=2,
         seed=7,
         data="mine/train, N = 100, binarization fixed (seed 0)",
-        evaluation="exact: streamed over all components",
+        evaluation="exact",
     )
 
 

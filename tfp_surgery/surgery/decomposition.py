@@ -229,11 +229,11 @@ def _checked_draws(name: str, values: Any) -> np.ndarray:
 
 def _describe(evaluated: Evaluation, num_observations: int, tolerance: float | None) -> str:
     if evaluated.method == "streamed":
-        return "exact: streamed over all components"
+        return "exact"
     visited = evaluated.num_visited.numpy().mean()
     return (
-        f"{evaluated.method}: within {tolerance:g} nats, {visited:.0f} of {num_observations} "
-        "components visited on average"
+        f"by a {evaluated.method} within {tolerance:g} nats, which visits {visited:.0f} of "
+        f"{num_observations} components on average"
     )
 
 

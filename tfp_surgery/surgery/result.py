@@ -42,7 +42,7 @@ class ElboSurgery:
       num_samples: Draws of z an observation.
       seed: The seed of the draws of z (and of the subset).
       data: What data set this is: its name, N and binarization.
-      evaluation: How log q(z) and H[q(n|z)] were evaluated: exactly, or within which tolerance.
+      evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within which tolerance.
     """
 
     elbo: Estimate
@@ -118,7 +118,10 @@ class ElboSurgery:
         draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
         lines = [
             f"ELBO surgery of {self.data}",
-            f"nats per observation; {draws} an observation{queries}, seed {self.seed}",
+            (
+                f"nats per observation; {draws} an observation{queries}, seed {self.seed}; "
+                f"log q(z) {self.evaluation}"
+            ),
         ]
         for label, text in present:
             point = text.index(".") if "." in text else text.index(" ")
@@ -127,5 +130,4 @@ class ElboSurgery:
             lines.append("  (TFP registers no closed-form KL for this posterior and prior)")
         ceiling = f"{self.log_num_observations:.4f}"
         lines.append(f"  {'log N':<{width}}  {' ' * (before - ceiling.index('.'))}{ceiling}")
-        lines.append(f"  log q(z) {self.evaluation}")
         return "\n".join(lines)
