@@ -211,6 +211,7 @@ class _Worker:
 
 def _serve(connection: Any, task: Task) -> None:
     """Makes the method and calls it as often as it is asked to."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # what matters comes as an exception
     if not task.on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:

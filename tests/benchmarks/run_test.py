@@ -76,8 +76,8 @@ def test_all_sections_on_the_codes_of_a_run(tmp_path: Path) -> None:
     # A process of its own, as a user starts it; it makes the run that the codes come from.
     folder = tmp_path / "run"
     arguments = (
-        *("--dataset=digits", "--epochs=1", "--hidden_sizes=8", "--latent_sizes=2,3"),
-        *("--surgery_latent_size=3", f"--codes_run={tmp_path / 'codes'}", *TINY),
+        *("--dataset=digits", "--epochs=1", "--hidden_sizes=8", "--latent_sizes=2"),
+        *("--surgery_latent_size=2", f"--codes_run={tmp_path / 'codes'}", *TINY),
     )
     subprocess.run(
         [sys.executable, "-m", "benchmarks.run", *arguments, f"--workdir={folder}"], check=True
