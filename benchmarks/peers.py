@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 from typing import Any
 
 import numpy as np
 
 from benchmarks.codes import Source
-from benchmarks.measure import Method
+from benchmarks.measure import Method, num_cores
 
 CHUNK = 20  # queries; at D = 50 and N = 60000 an array [20, N, D] takes 240 MB
 _JAX_QUERIES, _JAX_COMPONENTS = 1000, 1000
@@ -49,7 +48,7 @@ def torch_mixture(source: Source) -> Method:
     """`torch.distributions.MixtureSameFamily`."""
     torch: Any = importlib.import_module("torch")
     distributions: Any = importlib.import_module("torch.distributions")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(num_cores())
     data = source.load()
 
     def run(num_queries: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import codes, report, sections
+from benchmarks.measure import num_cores
 
 _EXPERIMENT = "benchmarks"
 _PEERS = ("jax", "numba", "scipy", "torch")
@@ -152,7 +153,7 @@ def machine() -> dict[str, Any]:
         processor = names[0] if names else processor
     return {
         "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import codes
-from benchmarks.measure import Method, UnavailableError
+from benchmarks.measure import Method, UnavailableError, num_cores
 
 BATCH_SIZE = 128
 _LEARNING_RATE, _BETA_1, _BETA_2, _EPSILON = 1e-3, 0.9, 0.999, 1e-7
@@ -139,7 +138,7 @@ def torch_compiled(observations: str, latent_size: int, hidden_sizes: Sequence[i
     torch: Any = importlib.import_module("torch")
     nn: Any = importlib.import_module("torch.nn")
     functional: Any = importlib.import_module("torch.nn.functional")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(num_cores())
     torch.manual_seed(0)
     data = torch.from_numpy(np.load(observations))
     x = data.reshape(len(data), -1)  # [N, *event_shape] -> [N, pixels]
