@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,184 +12,110 @@ from tfp_surgery.distributions import gaussian, screening
 
 tfd = tfp.distributions
 
-N = 700
-_EPS = float(np.finfo(np.float32).eps)
+N = 640
 
 
-def _leaves(loc: np.ndarray, scale: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _screen(z: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> screening.Screen:
     leaves = gaussian.diagonal_leaves(tfd.MultivariateNormalDiag(loc, scale))
     assert leaves is not None
-    return leaves
-
-
-def _evaluate(
-    z: np.ndarray,
-    loc: np.ndarray,
-    scale: np.ndarray,
-    log_weights: np.ndarray | None = None,
-    excluded: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    dtype = z.dtype
-    leaves = _leaves(loc, scale)
-    if log_weights is None:
-        log_weights = np.full(len(loc), -np.log(len(loc)), dtype)
-    results = screening.ScreenedPass().forward(
-        tf.constant(z),
-        tf.constant(log_weights, dtype),
-        leaves,
-        None if excluded is None else tf.constant(excluded, tf.int32),
-    )
-    return results[0].numpy(), results[1].numpy()
-
-
-def _case(
-    case: str, event_size: int, shrink: float, dtype: type
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    loc, scale = oracles.gaussian_case(case, N, event_size)
-    scale = scale / shrink
-    z = loc + scale * np.random.default_rng(5).normal(size=loc.shape)
-    return z[::2].astype(dtype), loc.astype(dtype), scale.astype(dtype)
-
-
-def _check(results: tuple[np.ndarray, np.ndarray], densities: np.ndarray, eps: float) -> None:
-    log_prob, entropy = oracles.log_prob_and_entropy(densities)
-    bound = np.maximum(1e-4 * eps / _EPS, 4 * eps * np.abs(log_prob))
-    assert np.all(np.abs(results[0] - log_prob) <= bound)
-    # d H / d scores is at most log N + 1 times the error of the scores
-    assert np.all(np.abs(results[1] - entropy) <= bound * (np.log(densities.shape[1]) + 1))
-
-
-@pytest.mark.parametrize("case", oracles.CASES)
-@pytest.mark.parametrize("event_size", [1, 5, 23])
-@pytest.mark.parametrize("shrink", [1.0, 10.0, 1000.0])
-def test_float32_agrees_with_brute_force(case: str, event_size: int, shrink: float) -> None:
-    z, loc, scale = _case(case, event_size, shrink, np.float32)
-    _check(_evaluate(z, loc, scale), oracles.gaussian_log_densities(z, loc, scale), _EPS)
-
-
-@pytest.mark.parametrize("case", oracles.CASES)
-def test_float64_keeps_its_digits(case: str) -> None:
-    z, loc, scale = _case(case, 23, 1.0, np.float64)
-    eps = float(np.finfo(np.float64).eps)
-    _check(_evaluate(z, loc, scale), oracles.gaussian_log_densities(z, loc, scale), eps)
-
-
-def test_scales_over_ten_orders_of_magnitude_and_far_queries() -> None:
-    rng = np.random.default_rng(0)
-    loc = rng.normal(size=(N, 20)).astype(np.float32)
-    scale = (10.0 ** rng.uniform(-8, 2, size=(N, 20))).astype(np.float32)
-    z = (loc + scale * rng.normal(size=loc.shape)).astype(np.float32)[:200]
-    z[:50] += np.float32(100.0) * rng.normal(size=(50, 20)).astype(np.float32)
-    _check(_evaluate(z, loc, scale), oracles.gaussian_log_densities(z, loc, scale), _EPS)
-
-
-def test_duplicates_weights_of_zero_and_excluded_components() -> None:
-    rng = np.random.default_rng(1)
-    loc = np.repeat(rng.normal(size=(N // 2, 4)), 2, axis=0).astype(np.float32)
-    scale = np.full_like(loc, 0.1)
-    z = loc + scale * rng.normal(size=loc.shape).astype(np.float32)
-    weights = rng.uniform(size=N) * (rng.uniform(size=N) < 0.7)
-    weights /= weights.sum()
-    excluded = np.arange(N)
-    with np.errstate(divide="ignore"):
-        results = _evaluate(z, loc, scale, np.log(weights), excluded)
-    densities = oracles.gaussian_log_densities(z, loc, scale)
-    densities[np.arange(N), excluded] = -np.inf
-    with np.errstate(divide="ignore"):
-        scores = densities + np.log(weights)
-    log_prob = np.logaddexp.reduce(scores, axis=1)
-    bound = np.maximum(1e-4, 4 * _EPS * np.abs(log_prob))
-    assert np.all(np.abs(results[0] - log_prob) <= bound)
-
-
-def test_a_query_that_no_component_reaches_and_one_that_is_no_number() -> None:
-    loc = np.zeros((N, 2), np.float32)
-    z = np.array([[np.inf, 0.0], [np.nan, 0.0], [0.0, 0.0]], np.float32)
-    log_prob, entropy = _evaluate(z, loc, np.ones_like(loc))
-    assert log_prob[0] == -np.inf
-    assert np.isnan(log_prob[1])
-    assert np.isnan(entropy[:2]).all()
-    np.testing.assert_allclose(log_prob[2], -np.log(2 * np.pi), rtol=1e-6)
-    np.testing.assert_allclose(entropy[2], np.log(N), rtol=1e-6)
-
-
-def test_leaves_that_cannot_count_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screening, "_LEAF", 16)
-    loc = np.zeros((1024, 2), np.float32)
-    loc[:, 0] = np.arange(1024) * 10.0
-    leaves = _leaves(loc, np.ones_like(loc))
-    order, parts = screening._arrange(tf.zeros([1024]), *leaves)
-    z = tf.constant(loc[:128])
-    screen = screening._Screen(parts, z)
-    count, leaf_order = screen.passing(tf.constant(0), tf.fill([128], -30.0))
-    passing = leaf_order.numpy()[: int(count)]
-    # 128 queries at the components of 8 leaves, each within 10 of its neighbours.
-    assert 8 <= int(count) <= 10
-    places = order.indices.numpy().reshape(-1, 16)[passing]
-    assert set(range(128)) <= set(places.ravel())
+    components, _ = screening.prepare(*leaves)
+    return screening.Screen(components, tf.constant(z))
 
 
 @pytest.mark.parametrize("case", oracles.CASES)
 @pytest.mark.parametrize("event_size", [3, 20])
-def test_the_bound_is_one(case: str, event_size: int) -> None:
-    """No leaf that fails a threshold holds a component whose score exceeds it."""
-    z, loc, scale = _case(case, event_size, 100.0, np.float32)
-    z = z[:128]
-    leaves = _leaves(loc, scale)
-    order, parts = screening._arrange(tf.zeros([N]), *leaves)
-    scores = oracles.gaussian_log_densities(z, loc, scale)
-    num_groups, num_leaves = parts.screen_bound.shape[:2]
-    indices = order.indices.numpy().reshape(num_groups, num_leaves, -1)
-    for quantile in (0.01, 0.5, 0.99, 1.0):
-        threshold = np.quantile(scores, quantile, axis=1).astype(np.float32)
-        for group in range(num_groups):
-            count, leaf_order = screening._Screen(parts, tf.constant(z)).passing(
-                tf.constant(group), tf.constant(threshold)
-            )
-            failing = indices[group, leaf_order.numpy()[int(count) :]].ravel()
-            assert np.all(scores[:, failing] <= threshold[:, None])
-
-
+@pytest.mark.parametrize("shrink", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", oracles.CASES)
-def test_gradients_are_those_of_brute_force(case: str, dtype: type) -> None:
-    z, loc, scale = _case(case, 5, 1.0, dtype)
-    leaves = _leaves(loc, scale)
-    log_weights = tf.fill([N], tf.constant(-np.log(N), dtype))
-    excluded = tf.range(len(z)) * 2 + 1
-    inputs = [tf.constant(z), log_weights, *leaves]
+def test_no_score_exceeds_a_bound(case: str, event_size: int, shrink: float, dtype: Any) -> None:
+    loc, scale = (part.astype(dtype) for part in oracles.gaussian_case(case, N, event_size))
+    scale = scale / dtype(shrink)
+    noise = np.random.default_rng(5).normal(size=loc.shape).astype(dtype)
+    z = (loc + scale * noise)[:128]
+    scores = oracles.gaussian_log_densities(z, loc, scale)  # [m, N]
+    screen = _screen(z, loc, scale)
+    assert np.all(scores.max(axis=0) <= screen.box_bounds().numpy())
+    assert np.all(screen.product_bounds(tf.range(N)).numpy() >= scores.T)
+
+
+def test_scales_over_ten_orders_of_magnitude() -> None:
     rng = np.random.default_rng(0)
-    upstream: tuple[np.ndarray, np.ndarray] = (
-        rng.normal(size=len(z)).astype(dtype),
-        rng.normal(size=len(z)).astype(dtype),
+    loc = rng.normal(size=(N, 20)).astype(np.float32)
+    scale = (10.0 ** rng.uniform(-8, 2, size=(N, 20))).astype(np.float32)
+    z = (loc + scale * rng.normal(size=loc.shape)).astype(np.float32)[:128]
+    scores = oracles.gaussian_log_densities(z, loc, scale)
+    screen = _screen(z, loc, scale)
+    assert np.all(scores.max(axis=0) <= screen.box_bounds().numpy())
+    bounds = screen.product_bounds(tf.range(N)).numpy()
+    assert np.all(np.isnan(bounds) | (bounds >= scores.T))
+
+
+@pytest.mark.parametrize("event_size", [2, 12])
+def test_the_bounds_are_near_the_scores_where_all_dimensions_are_screened(event_size: int) -> None:
+    loc, scale = (
+        part.astype(np.float32) for part in oracles.gaussian_case("separated", N, event_size)
     )
-    compute = screening.ScreenedPass()
-    results = compute.forward(inputs[0], inputs[1], inputs[2:], excluded)
-    grads = compute.backward(inputs[0], inputs[1], inputs[2:], excluded, results, upstream)
-
-    wide = [tf.cast(part, tf.float64) for part in inputs]
-    with tf.GradientTape() as tape:
-        tape.watch(wide)
-        standardised = (wide[0][:, tf.newaxis] - wide[2]) * wide[3]
-        scores = wide[1] + wide[4] - 0.5 * tf.reduce_sum(standardised**2, axis=-1)
-        scores -= 1e6 * tf.one_hot(excluded, N, dtype=tf.float64)
-        log_prob = tf.reduce_logsumexp(scores, axis=1)
-        log_index_prob = scores - log_prob[:, tf.newaxis]
-        entropy = -tf.reduce_sum(tf.exp(log_index_prob) * log_index_prob, axis=1)
-        target = tf.reduce_sum(log_prob * upstream[0] + entropy * upstream[1])
-    for actual, expected in zip(grads, tape.gradient(target, wide), strict=True):
-        tolerance = 1e3 * float(np.finfo(dtype).eps) * float(tf.reduce_max(tf.abs(expected)))
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=max(tolerance, 1e-12))
+    z = loc[:128]
+    scores = oracles.gaussian_log_densities(z, loc, scale).T
+    bounds = _screen(z, loc, scale).product_bounds(tf.range(N)).numpy()
+    largest = np.abs(scores).max()
+    assert np.all(bounds - scores <= 1e-4 * max(1.0, largest))
+    # A block of one point: the box is the point.
+    box = _screen(z[:1], loc, scale).box_bounds().numpy()
+    assert np.all(box - scores[:, 0] <= 3e-3 * np.maximum(1.0, np.abs(scores[:, 0])))
 
 
-def test_it_is_chosen_for_many_pairs_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    loc = tf.zeros([60000, 2])
-    assert screening.is_suitable(tf.zeros([60000, 2]), loc)
-    assert not screening.is_suitable(tf.zeros([10, 2]), loc)
-    assert not screening.is_suitable(tf.zeros([60000, 2]), tf.zeros([100, 2]))
-    assert not screening.is_suitable(tf.zeros([3, 60000, 2]), tf.zeros([3, 60000, 2]))
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["a GPU"])
-    assert not screening.is_suitable(tf.zeros([60000, 2]), loc)
+def _visited(mask: np.ndarray, failing: set[int]) -> list[int]:
+    """The components that are visited, by a loop that is compiled."""
+
+    @tf.function(jit_compile=True)
+    def run(mask: tf.Tensor, failing: tf.Tensor) -> tf.Tensor:
+        def fails(index: tf.Tensor, state: Any) -> Any:
+            return tf.gather(failing, index), state
+
+        def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+            return tf.tensor_scatter_nd_add(
+                state, index[:, tf.newaxis], tf.cast(is_valid, tf.int32)
+            )
+
+        return screening.visit(mask, fails, visit_batch, tf.zeros([mask.shape[0]], tf.int32))
+
+    flags = np.isin(np.arange(len(mask)), list(failing))
+    times = run(tf.constant(mask), tf.constant(flags)).numpy()
+    assert set(times) <= {0, 1}
+    return list(np.flatnonzero(times))
+
+
+@pytest.mark.parametrize("num", [1, 63, 64, 5000])
+def test_what_passes_is_visited_once(num: int) -> None:
+    everything = np.ones(num, bool)
+    assert _visited(everything, set()) == list(range(num))
+    assert _visited(~everything, set()) == []
+    mask = np.arange(num) % 3 != 1
+    failing = set(range(0, num, 2))
+    expected = [n for n in range(num) if mask[n] and n not in failing]
+    assert _visited(mask, failing) == expected
+
+
+def test_the_cut_leaves_about_a_tile() -> None:
+    rng = np.random.default_rng(0)
+    for spread in (1e-2, 1.0, 1e6):
+        bounds = tf.constant(-spread * rng.uniform(size=60000), tf.float32)
+        near = np.sum(bounds >= screening.cut_near(bounds))
+        assert screening._TILE / 4 < near < 2 * screening._TILE
+    odd = tf.constant([-np.inf, np.nan, 0.0] * 10000, tf.float32)
+    assert np.isfinite(screening.cut_near(odd))
+
+
+def test_leaders_are_the_largest_bounds() -> None:
+    bounds = np.random.default_rng(0).normal(size=(256, 7)).astype(np.float32)
+    np.testing.assert_array_equal(screening.leaders(tf.constant(bounds)), bounds.argmax(axis=0))
+
+
+def test_what_is_no_number_is_not_below() -> None:
+    bounds = tf.constant([[0.0, np.nan], [0.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_array_equal(
+        screening.below(bounds, tf.constant([1.0, 1.0])), [False, True, False]
+    )
 
 
 if __name__ == "__main__":

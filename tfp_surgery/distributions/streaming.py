@@ -11,7 +11,7 @@ the blocks instead of keeping them, as attention kernels do, hence gradients to 
 the components' parameters need no more memory either.
 
 Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
-independent dimensions are screened first on CPUs (see `screening`); every other distribution is
+independent dimensions are screened first on CPUs (see `screened_pass`); every other distribution is
 scored by its own `log_prob`.
 """
 
@@ -27,7 +27,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import gaussian, online_softmax, screening
+from tfp_surgery.distributions import gaussian, online_softmax, screened_pass
 
 tfd = tfp.distributions
 
@@ -40,7 +40,7 @@ _DIAGONAL_BLOCK = (512, 1024)  # XLA fuses it: nothing of it is stored
 _FULL_COVARIANCE_BLOCK = (64, 256)  # the matrix product is stored, and fits the cache
 _GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
 _GENERIC_BLOCK_QUERIES = 256
-_SCREENED_PASS = screening.ScreenedPass()
+_SCREENED_PASS = screened_pass.ScreenedPass()
 _SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
 
 
@@ -389,12 +389,12 @@ class _CompiledPass(_Pass):
 
 def _leaves_and_pass(
     distribution: tfd.Distribution, queries: tf.Tensor, log_weights: tf.Tensor, batch_ndims: int
-) -> tuple[tuple[tf.Tensor, ...], _Pass | screening.ScreenedPass]:
+) -> tuple[tuple[tf.Tensor, ...], _Pass | screened_pass.ScreenedPass]:
     """The parameters in the form that the fastest way to score these components uses, and it."""
     small = _is_small(queries, log_weights)
     diagonal = gaussian.diagonal_leaves(distribution)
     if diagonal is not None:
-        if batch_ndims == 0 and screening.is_suitable(queries, diagonal[0]):
+        if batch_ndims == 0 and screened_pass.is_suitable(queries, diagonal[0]):
             return diagonal, _SCREENED_PASS
         return diagonal, _gaussian_pass(batch_ndims, False, small)
     full_covariance = gaussian.full_covariance_leaves(distribution)

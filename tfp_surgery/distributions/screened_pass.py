@@ -1,0 +1,343 @@
+r"""log q(z) and H[q(n|z)] of diagonal Gaussians on CPUs: only what counts for a query is scored.
+
+Queries are put in spatial order (see `spatial_order`); a block of them meets the components that
+pass the bounds of `screening`. These are scored by the difference z - mu, whatever the scales.
+
+A component is passed over if its bound lies C nats below a score known for every query of the
+block, C = log N - log eps: that of the component with the best bound among those next to the block.
+All components passed over hold less than N exp(-C) = eps of q(z), with eps the rounding unit of the
+dtype: log q(z) is low by at most eps, H[q(n|z)] is off by at most eps (1 + log N - log eps). Both
+are below the rounding of the sum that is formed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_surgery.distributions import online_softmax, screening
+from tfp_surgery.distributions.spatial_order import spatial_order
+
+_QUERY_BLOCK = 128
+_CHUNK = 2048  # queries of one call of the compiled kernel
+_ORDER_LEVELS = 11
+_MIN_COMPONENTS = 4096
+_MIN_PAIRS = 2**25  # below, the order costs more than it saves
+
+
+def is_suitable(queries: tf.Tensor, loc: tf.Tensor) -> bool:
+    """Whether screening pays: many pairs of queries `[M, D]` and components `[N, D]`, on a CPU."""
+    num_components, num_queries = loc.shape[0], queries.shape[0]
+    if loc.shape.rank != 2 or not loc.shape.is_fully_defined():
+        return False
+    if num_components < _MIN_COMPONENTS or tf.config.list_physical_devices("GPU"):
+        return False
+    return num_queries is None or num_queries * num_components >= _MIN_PAIRS
+
+
+class ScreenedPass:
+    """The forward and backward passes over the components that pass; see `streaming`.
+
+    The `leaves` are those of `gaussian.diagonal_leaves`, without batch dimensions: location and
+    inverse scale `[N, D]`, log normaliser `[N]`.
+    """
+
+    @tf.function(autograph=False)
+    def forward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns log q(z) and H[q(n|z)], each `[M]`."""
+        components, chunks = _prepare(queries, log_weights, leaves)
+
+        def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
+            results = _forward_chunk(*chunks.take(i, queries, excluded_index), components)
+            return i + 1, outputs.write(i, tf.stack(results, axis=-1))
+
+        outputs = tf.TensorArray(queries.dtype, size=chunks.count, element_shape=[chunks.size, 2])
+        _, outputs = tf.while_loop(
+            lambda i, _: i < chunks.count, step, (0, outputs), parallel_iterations=_num_threads()
+        )
+        results = chunks.join(outputs.stack())  # [M, 2]
+        return results[:, 0], results[:, 1]
+
+    @tf.function(autograph=False)
+    def backward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+        results: tuple[tf.Tensor, tf.Tensor],
+        upstream: tuple[tf.Tensor, tf.Tensor],
+    ) -> tuple[tf.Tensor, ...]:
+        """Returns the gradients to queries, log weights and leaves."""
+        components, chunks = _prepare(queries, log_weights, leaves)
+
+        def step(i: tf.Tensor, outputs: tf.TensorArray, totals: Any) -> Any:
+            z, excluded, *scalars = chunks.take(i, queries, excluded_index, *results, *upstream)
+            z_grad, *grads = _backward_chunk(z, excluded, chunks.valid(i), scalars, components)
+            totals = tuple(total + part for total, part in zip(totals, grads, strict=True))
+            return i + 1, outputs.write(i, z_grad), totals
+
+        outputs = tf.TensorArray(
+            queries.dtype, size=chunks.count, element_shape=[chunks.size, queries.shape[-1]]
+        )
+        totals = tuple(
+            tf.zeros_like(part)
+            for part in (components.constant, components.loc, components.inverse_scale)
+        )
+        _, outputs, totals = tf.while_loop(
+            lambda i, *_: i < chunks.count,
+            step,
+            (0, outputs, totals),
+            parallel_iterations=_num_threads(),
+        )
+        constant, loc, inverse_scale = totals
+        return chunks.join(outputs.stack()), constant, loc, inverse_scale, constant
+
+
+def _prepare(
+    queries: tf.Tensor, log_weights: tf.Tensor, leaves: Sequence[tf.Tensor]
+) -> tuple[screening.Components, _Chunks]:
+    loc, inverse_scale, log_normaliser = leaves
+    components, weights = screening.prepare(loc, inverse_scale, log_weights + log_normaliser)
+    return components, _Chunks(queries, tf.gather(queries, components.screened, axis=1) * weights)
+
+
+class _Chunks:
+    """Queries in the order of their points, in chunks of one size, the last one repeated."""
+
+    def __init__(self, queries: tf.Tensor, points: tf.Tensor) -> None:
+        static = queries.shape[0]
+        self.size = _CHUNK
+        if static is not None:
+            self.size = min(_CHUNK, -(-static // _QUERY_BLOCK) * _QUERY_BLOCK)
+        self.num_queries = tf.shape(queries)[0]
+        self.count = -(-self.num_queries // self.size)
+        self._order = spatial_order(points, _ORDER_LEVELS)  # [M]
+
+    def take(self, i: tf.Tensor, *tensors: tf.Tensor | None) -> list[tf.Tensor | None]:
+        """The rows of chunk i, `[size, ...]` each."""
+        places = tf.minimum(i * self.size + tf.range(self.size), self.num_queries - 1)
+        rows = tf.gather(self._order, places)
+        return [None if tensor is None else tf.gather(tensor, rows) for tensor in tensors]
+
+    def valid(self, i: tf.Tensor) -> tf.Tensor:
+        """Which rows of chunk i are no repetition, `[size]`."""
+        return i * self.size + tf.range(self.size) < self.num_queries
+
+    def join(self, stacked: tf.Tensor) -> tf.Tensor:
+        """Turns `[count, size, ...]` into `[M, ...]`."""
+        flat = tf.reshape(stacked, [-1, *stacked.shape[2:]])
+        return tf.gather(flat, tf.math.invert_permutation(self._order))
+
+
+def _num_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Block:
+    """A block of queries `[m, D]` and the components."""
+
+    def __init__(
+        self, z: tf.Tensor, excluded: tf.Tensor | None, components: screening.Components
+    ) -> None:
+        self._components = components
+        self._z = z
+        self._transposed = tf.transpose(z)[tf.newaxis]  # [1, D, m]
+        self._excluded = excluded
+
+    def standardised(self, index: tf.Tensor, is_valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """t = (z - mu) / s, `[B, D, m]`, and 1 / s, `[B, D]`; z and 1 of what is not valid."""
+        is_valid = is_valid[:, tf.newaxis]
+        # XLA would compile anew for every value of an index in loc[index].
+        loc, inverse_scale = (
+            tf.where(is_valid, tf.gather(part, index), filling)
+            for part, filling in (
+                (self._components.loc, tf.zeros([], self._z.dtype)),
+                (self._components.inverse_scale, tf.ones([], self._z.dtype)),
+            )
+        )
+        difference = self._transposed - loc[..., tf.newaxis]
+        return difference * inverse_scale[..., tf.newaxis], inverse_scale
+
+    def scores(self, standardised: tf.Tensor, index: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
+        """Scores `[B, m]`, -inf of what is not valid."""
+        constant = tf.gather(self._components.constant, index)
+        nothing = tf.constant(-math.inf, constant.dtype)
+        constant = tf.where(is_valid, constant, nothing)[:, tf.newaxis]
+        scores = constant - 0.5 * tf.reduce_sum(standardised**2, axis=1)
+        return self.without_excluded(scores, index)
+
+    def without_excluded(self, scores: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Scores `[B, m]` with -inf where the component is excluded for the query."""
+        if self._excluded is None:
+            return scores
+        nothing = tf.constant(-math.inf, scores.dtype)
+        return tf.where(tf.equal(index[:, tf.newaxis], self._excluded), nothing, scores)
+
+    def score_of_each(self, index: tf.Tensor) -> tf.Tensor:
+        """The score of a component for each query, both `[m]`; -inf where it is excluded."""
+        loc, inverse_scale, constant = (
+            tf.gather(part, index)
+            for part in (
+                self._components.loc,
+                self._components.inverse_scale,
+                self._components.constant,
+            )
+        )
+        scores = constant - 0.5 * tf.reduce_sum(((self._z - loc) * inverse_scale) ** 2, axis=1)
+        if self._excluded is None:
+            return scores
+        nothing = tf.constant(-math.inf, scores.dtype)
+        return tf.where(tf.equal(index, self._excluded), nothing, scores)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _forward_chunk(
+    queries: tf.Tensor, excluded: tf.Tensor | None, components: screening.Components
+) -> tuple[tf.Tensor, tf.Tensor]:
+    dtype = queries.dtype
+    cutoff = screening.cutoff(components.loc.shape[0], dtype)
+    queries = _blocks(queries)
+    excluded = None if excluded is None else _blocks(excluded)
+    num_blocks = queries.shape[0]
+    nothing = tf.constant(-math.inf, dtype)
+
+    def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
+        z = queries[i]
+        block = _Block(z, None if excluded is None else excluded[i], components)
+        screen = screening.Screen(components, z)
+
+        def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
+            known, softmax = state
+            standardised, _ = block.standardised(index, is_valid)
+            scores = block.scores(standardised, index, is_valid)
+            return known, online_softmax.add(softmax, scores, axis=0)
+
+        def fails(index: tf.Tensor, state: Any) -> Any:
+            known, softmax = state
+            bounds = screen.product_bounds(index)  # [R, m]
+            return screening.below(bounds, tf.maximum(known, softmax.top) - cutoff), state
+
+        def fails_after_leaders(index: tf.Tensor, state: Any) -> Any:
+            known, softmax = state
+            bounds = block.without_excluded(screen.product_bounds(index), index)
+            leader = tf.gather(index, screening.leaders(bounds))  # [m]
+            known = tf.maximum(known, block.score_of_each(leader))
+            return screening.below(bounds, known - cutoff), (known, softmax)
+
+        box = screen.box_bounds()  # [N]
+        near = box >= screening.cut_near(box)
+        state = (tf.fill([_QUERY_BLOCK], nothing), online_softmax.start([_QUERY_BLOCK], dtype))
+        state = screening.visit(near, fails_after_leaders, visit_batch, state)
+        far = box <= tf.reduce_min(tf.maximum(state[0], state[1].top)) - cutoff
+        _, softmax = screening.visit(~near & ~far, fails, visit_batch, state)
+        return i + 1, outputs.write(i, tf.stack(online_softmax.finish(softmax)))
+
+    outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[2, _QUERY_BLOCK])
+    _, outputs = tf.while_loop(lambda i, _: i < num_blocks, step, (0, outputs))
+    # [blocks, 2, m] -> [2, blocks, m] -> [2, size]
+    results = tf.reshape(tf.transpose(outputs.stack(), [1, 0, 2]), [2, -1])
+    return results[0], results[1]
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _backward_chunk(
+    queries: tf.Tensor,
+    excluded: tf.Tensor | None,
+    valid: tf.Tensor,
+    scalars: Sequence[tf.Tensor],
+    components: screening.Components,
+) -> tuple[tf.Tensor, ...]:
+    """Gradients to the queries `[size, D]` and to constant, loc and inverse scale of `components`.
+
+    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[size]` each.
+    """
+    dtype = queries.dtype
+    num_components = components.loc.shape[0]
+    log_prob, entropy, *upstream = scalars
+    used = valid & ~tf.math.is_inf(log_prob)
+    zeros = tf.zeros_like(log_prob)
+    # Nothing passes the screen of a query without use.
+    threshold = log_prob - screening.cutoff(num_components, dtype)
+    threshold = tf.where(used, threshold, tf.constant(math.inf, dtype))
+    log_prob, entropy, *upstream = (
+        _blocks(tf.where(used, part, zeros)) for part in (log_prob, entropy, *upstream)
+    )
+    queries, threshold = _blocks(queries), _blocks(threshold)
+    excluded = None if excluded is None else _blocks(excluded)
+    num_blocks, _, event_size = queries.shape
+
+    def step(i: tf.Tensor, outputs: tf.TensorArray, totals: Any) -> Any:
+        z = queries[i]
+        block = _Block(z, None if excluded is None else excluded[i], components)
+        screen = screening.Screen(components, z)
+        results = (log_prob[i], entropy[i])
+        block_upstream = (upstream[0][i], upstream[1][i])
+
+        def add(index: tf.Tensor, is_valid: tf.Tensor, score_grad: tf.Tensor, state: Any) -> Any:
+            """Adds what the gradient to the scores `[B, m]` of components contributes."""
+            z_grad, *totals = state
+            standardised, inverse_scale = block.standardised(index, is_valid)
+            # d score / d mu = t / s, d score / d (1 / s) = -t^2 s, d score / d z = -t / s
+            pull = score_grad[:, tf.newaxis] * standardised  # [B, D, m]
+            z_grad -= tf.reduce_sum(pull * inverse_scale[..., tf.newaxis], axis=0)
+            ones = tf.ones([_QUERY_BLOCK], dtype)
+            parts = (
+                tf.linalg.matvec(score_grad, ones),
+                inverse_scale * tf.linalg.matvec(pull, ones),
+                -tf.linalg.matvec(pull * standardised, ones) / inverse_scale,
+            )
+            # What is not valid goes to a row that is thrown away.
+            rows = tf.where(is_valid, index, num_components)[:, tf.newaxis]
+            return z_grad, *(
+                tf.tensor_scatter_nd_add(total, rows, part)
+                for total, part in zip(totals, parts, strict=True)
+            )
+
+        # The contribution of a batch is added when the next one is met: carried through the loop,
+        # the gradient to its scores is computed once. XLA would fuse it into all that it enters.
+        def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
+            last_index, last_is_valid, last_score_grad, state = state
+            state = add(last_index, last_is_valid, last_score_grad, state)
+            standardised, _ = block.standardised(index, is_valid)
+            scores = block.scores(standardised, index, is_valid)
+            score_grad = online_softmax.score_gradient(scores, results, block_upstream)
+            return index, is_valid, score_grad, state
+
+        def fails(index: tf.Tensor, state: Any) -> Any:
+            return screening.below(screen.product_bounds(index), threshold[i]), state
+
+        far = screen.box_bounds() <= tf.reduce_min(threshold[i])
+        state = (
+            tf.zeros([screening.BATCH], tf.int32),
+            tf.zeros([screening.BATCH], tf.bool),
+            tf.zeros([screening.BATCH, _QUERY_BLOCK], dtype),
+            (tf.zeros([event_size, _QUERY_BLOCK], dtype), *totals),
+        )
+        state = screening.visit(~far, fails, visit_batch, state)
+        z_grad, *totals = add(state[0], state[1], state[2], state[3])
+        return i + 1, outputs.write(i, tf.transpose(z_grad)), tuple(totals)
+
+    outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[_QUERY_BLOCK, event_size])
+    totals = tuple(
+        tf.zeros([num_components + 1, *part.shape[1:]], dtype)
+        for part in (components.constant, components.loc, components.inverse_scale)
+    )
+    _, outputs, totals = tf.while_loop(lambda i, *_: i < num_blocks, step, (0, outputs, totals))
+    z_grad = tf.reshape(outputs.stack(), [-1, event_size])  # [blocks, m, D] -> [size, D]
+    return z_grad, *(total[:-1] for total in totals)
+
+
+def _blocks(tensor: tf.Tensor) -> tf.Tensor:
+    """Turns `[size, ...]` into `[blocks, m, ...]`."""
+    return tf.reshape(tensor, [-1, _QUERY_BLOCK, *tensor.shape[1:]])
