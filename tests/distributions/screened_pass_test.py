@@ -114,6 +114,22 @@ def test_more_components_than_one_tile_holds(case: str) -> None:
     assert np.all(np.abs(log_prob - expected) <= np.maximum(1e-4, 4 * _EPS * np.abs(expected)))
 
 
+def test_it_can_be_part_of_what_a_user_compiles_and_the_number_of_queries_unknown() -> None:
+    z, loc, scale = _case("overlapping", 3, 1.0, np.float32)
+    compute, leaves = screened_pass.ScreenedPass(), _leaves(loc, scale)
+    log_weights = tf.fill([N], tf.constant(-np.log(N), tf.float32))
+
+    def log_prob(z: tf.Tensor) -> tf.Tensor:
+        return compute.forward(z, log_weights, leaves, None)[0]
+
+    expected = log_prob(tf.constant(z))
+    compiled = tf.function(log_prob, jit_compile=True, autograph=False)
+    np.testing.assert_allclose(compiled(tf.constant(z)), expected, rtol=1e-5, atol=1e-5)
+    unknown = tf.function(log_prob, [tf.TensorSpec([None, 3])], autograph=False)
+    np.testing.assert_allclose(unknown(tf.constant(z)), expected, rtol=1e-5, atol=1e-5)
+    assert unknown(tf.constant(z[:0])).shape == (0,)
+
+
 def test_a_query_that_no_component_reaches_and_one_that_is_no_number() -> None:
     loc = np.zeros((N, 2), np.float32)
     z = np.array([[np.inf, 0.0], [np.nan, 0.0], [0.0, 0.0]], np.float32)
@@ -157,13 +173,65 @@ def test_gradients_are_those_of_brute_force(case: str, dtype: type) -> None:
         np.testing.assert_allclose(actual, expected, rtol=0, atol=max(tolerance, 1e-12))
 
 
+def test_a_block_of_queries_that_are_no_numbers() -> None:
+    z, loc, scale = _case("overlapping", 3, 1.0, np.float32)
+    z = np.concatenate([z, np.full((300, 3), np.nan, np.float32)])
+    log_prob, _ = _evaluate(z, loc, scale)
+    assert np.isnan(log_prob[-300:]).all()
+    assert np.isfinite(log_prob[:-300]).all()
+
+
+def test_gradients_stay_finite_beside_high_densities_and_infinite_queries() -> None:
+    """The repeated last query scores above log of the largest float32; one query is infinite."""
+    rng = np.random.default_rng(0)
+    loc = rng.normal(size=(N, 64)).astype(np.float32)
+    scale = np.full_like(loc, 0.05)
+    z = loc[:130].copy()
+    z[7, 3] = np.inf
+    inputs = [tf.constant(z), tf.fill([N], np.float32(-np.log(N))), *_leaves(loc, scale)]
+    compute = screened_pass.ScreenedPass()
+    results = compute.forward(inputs[0], inputs[1], inputs[2:], None)
+    assert results[0].numpy()[-1] > 100
+    upstream = (tf.ones([130]), tf.ones([130]))
+    grads = compute.backward(inputs[0], inputs[1], inputs[2:], None, results, upstream)
+    for grad in grads:
+        assert np.isfinite(grad).all()
+
+
+def test_narrow_components_that_carry_the_gradient_are_not_passed_over() -> None:
+    """4096 components 25 nats below log q(0), of slope 8.9e6 each, against one of slope 1."""
+    loc = np.full((4097, 1), 8.9e-6)
+    scale = np.full((4097, 1), 1e-6)
+    loc[0], scale[0] = -1.0, 1.0
+    leaves = _leaves(loc, scale)
+    log_weights = tf.fill([4097], tf.constant(-np.log(4097.0), tf.float64))
+    arguments = [tf.cast(part, tf.float32) for part in (tf.zeros([1, 1]), log_weights, *leaves)]
+    z, log_weights32, *leaves32 = arguments
+    compute = screened_pass.ScreenedPass()
+    results = compute.forward(z, log_weights32, leaves32, None)
+    upstream = (tf.ones([1]), tf.zeros([1]))
+    actual = compute.backward(z, log_weights32, leaves32, None, results, upstream)[0]
+    standardised = (0.0 - loc[:, 0]) / scale[:, 0]
+    scores = -0.5 * standardised**2 - np.log(scale[:, 0])
+    index_prob = np.exp(scores - np.logaddexp.reduce(scores))
+    expected = np.sum(index_prob * -standardised / scale[:, 0])
+    # Rounding 8.9e-6 and 1e-6 to float32 moves the small scores by some 1e-5.
+    np.testing.assert_allclose(actual.numpy().item(), expected, rtol=1e-3)
+    only_wide = index_prob[0] * -standardised[0]
+    assert abs(expected - only_wide) > 0.1
+
+
 def test_it_is_chosen_for_many_pairs_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     loc = tf.zeros([60000, 2])
     assert screened_pass.is_suitable(tf.zeros([60000, 2]), loc)
     assert not screened_pass.is_suitable(tf.zeros([10, 2]), loc)
     assert not screened_pass.is_suitable(tf.zeros([60000, 2]), tf.zeros([100, 2]))
     assert not screened_pass.is_suitable(tf.zeros([3, 60000, 2]), tf.zeros([3, 60000, 2]))
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["a GPU"])
+    assert not screened_pass.is_suitable(
+        tf.zeros([60000, 2], tf.float16), tf.zeros([60000, 2], tf.float16)
+    )
+    device = tf.config.PhysicalDevice("a GPU", "GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [device])
     assert not screened_pass.is_suitable(tf.zeros([60000, 2]), loc)
 
 

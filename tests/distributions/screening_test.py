@@ -96,6 +96,12 @@ def test_what_passes_is_visited_once(num: int) -> None:
     assert _visited(mask, failing) == expected
 
 
+@pytest.mark.parametrize("num", [1, 64, 65, 5000])
+def test_running_counts_are_cumulative_sums(num: int) -> None:
+    x = np.random.default_rng(0).integers(0, 2, size=num).astype(np.float32)
+    np.testing.assert_array_equal(screening._running_count(tf.constant(x)), np.cumsum(x))
+
+
 def test_the_cut_leaves_about_a_tile() -> None:
     rng = np.random.default_rng(0)
     for spread in (1e-2, 1.0, 1e6):

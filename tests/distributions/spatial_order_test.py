@@ -20,6 +20,13 @@ def test_the_number_of_points_may_be_unknown() -> None:
 
     points = tf.constant(np.random.default_rng(0).normal(size=(100, 3)), tf.float32)
     np.testing.assert_array_equal(order(points), spatial_order(points, 4))
+    assert order(points[:0]).shape == (0,)
+
+
+def test_it_can_be_compiled() -> None:
+    points = tf.constant(np.random.default_rng(0).normal(size=(100, 3)), tf.float32)
+    order = tf.function(lambda x: spatial_order(x, 4), jit_compile=True, autograph=False)
+    np.testing.assert_array_equal(order(points), spatial_order(points, 4))
 
 
 def test_a_line_is_walked_from_end_to_end() -> None:

@@ -3,7 +3,7 @@
 LLVM's own vectoriser gives up on loops with early exits, or guards their 16 iterations with checks
 that cost more than the loop. Values of the type made here stay in registers. LLVM cuts the
 operations to what the machine has (two instructions each on AVX2, four on SSE or NEON for float32).
-Importing this module needs numba; only `tree_kernels` does so.
+Importing this module needs numba; only the modules that numba compiles do so.
 """
 
 from __future__ import annotations

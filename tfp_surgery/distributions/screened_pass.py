@@ -7,7 +7,8 @@ A component is passed over if its bound lies C nats below a score known for ever
 block, C = log N - log eps: that of the component with the best bound among those next to the block.
 All components passed over hold less than N exp(-C) = eps of q(z), with eps the rounding unit of the
 dtype: log q(z) is low by at most eps, H[q(n|z)] is off by at most eps (1 + log N - log eps). Both
-are below the rounding of the sum that is formed.
+are below the rounding of the sum that is formed. A gradient weighs q(n|z) with 1 / s: backwards, C
+is larger by the logarithm of the ratio of the largest scale to the smallest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tfp_surgery.distributions.spatial_order import spatial_order
 _QUERY_BLOCK = 128
 _CHUNK = 2048  # queries of one call of the compiled kernel
 _ORDER_LEVELS = 11
+_MAX_GRADIENTS = 8  # chunks at work at once, each with gradients to all components of its own
 _MIN_COMPONENTS = 4096
 _MIN_PAIRS = 2**25  # below, the order costs more than it saves
 
@@ -34,7 +36,9 @@ def is_suitable(queries: tf.Tensor, loc: tf.Tensor) -> bool:
     num_components, num_queries = loc.shape[0], queries.shape[0]
     if loc.shape.rank != 2 or not loc.shape.is_fully_defined():
         return False
-    if num_components < _MIN_COMPONENTS or tf.config.list_physical_devices("GPU"):
+    if not _MIN_COMPONENTS <= num_components < 2**24 or loc.dtype not in (tf.float32, tf.float64):
+        return False
+    if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
         return False
     return num_queries is None or num_queries * num_components >= _MIN_PAIRS
 
@@ -55,7 +59,7 @@ class ScreenedPass:
         excluded_index: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns log q(z) and H[q(n|z)], each `[M]`."""
-        components, chunks = _prepare(queries, log_weights, leaves)
+        queries, components, chunks = _prepare(queries, log_weights, leaves)
 
         def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
             results = _forward_chunk(*chunks.take(i, queries, excluded_index), components)
@@ -79,56 +83,65 @@ class ScreenedPass:
         upstream: tuple[tf.Tensor, tf.Tensor],
     ) -> tuple[tf.Tensor, ...]:
         """Returns the gradients to queries, log weights and leaves."""
-        components, chunks = _prepare(queries, log_weights, leaves)
+        queries, components, chunks = _prepare(queries, log_weights, leaves)
+        rates = tf.abs(components.inverse_scale)
+        cutoff = screening.cutoff(components.loc.shape[0], queries.dtype)
+        cutoff += tf.math.log(tf.reduce_max(rates) / tf.reduce_min(rates))
 
-        def step(i: tf.Tensor, outputs: tf.TensorArray, totals: Any) -> Any:
+        def step(i: tf.Tensor, z_grad: tf.Tensor, totals: Any) -> Any:
             z, excluded, *scalars = chunks.take(i, queries, excluded_index, *results, *upstream)
-            z_grad, *grads = _backward_chunk(z, excluded, chunks.valid(i), scalars, components)
-            totals = tuple(total + part for total, part in zip(totals, grads, strict=True))
-            return i + 1, outputs.write(i, z_grad), totals
+            part, *grads = _backward_chunk(
+                z, excluded, chunks.valid(i), scalars, cutoff, components
+            )
+            # What repeats the last query adds 0 to it.
+            z_grad = tf.tensor_scatter_nd_add(z_grad, chunks.rows(i)[:, tf.newaxis], part)
+            return i + 1, z_grad, tuple(a + b for a, b in zip(totals, grads, strict=True))
 
-        outputs = tf.TensorArray(
-            queries.dtype, size=chunks.count, element_shape=[chunks.size, queries.shape[-1]]
-        )
         totals = tuple(
             tf.zeros_like(part)
             for part in (components.constant, components.loc, components.inverse_scale)
         )
-        _, outputs, totals = tf.while_loop(
+        _, z_grad, (constant, loc, inverse_scale) = tf.while_loop(
             lambda i, *_: i < chunks.count,
             step,
-            (0, outputs, totals),
-            parallel_iterations=_num_threads(),
+            (0, tf.zeros_like(queries), totals),
+            parallel_iterations=min(_MAX_GRADIENTS, _num_threads()),
         )
-        constant, loc, inverse_scale = totals
-        return chunks.join(outputs.stack()), constant, loc, inverse_scale, constant
+        return z_grad, constant, loc, inverse_scale, constant
 
 
 def _prepare(
     queries: tf.Tensor, log_weights: tf.Tensor, leaves: Sequence[tf.Tensor]
-) -> tuple[screening.Components, _Chunks]:
+) -> tuple[tf.Tensor, screening.Components, _Chunks]:
     loc, inverse_scale, log_normaliser = leaves
+    queries = tf.ensure_shape(queries, [queries.shape[0], loc.shape[1]])
     components, weights = screening.prepare(loc, inverse_scale, log_weights + log_normaliser)
-    return components, _Chunks(queries, tf.gather(queries, components.screened, axis=1) * weights)
+    points = tf.gather(queries, components.screened, axis=1) * weights
+    return queries, components, _Chunks(queries, points)
 
 
 class _Chunks:
-    """Queries in the order of their points, in chunks of one size, the last one repeated."""
+    """Queries in the order of their points, in chunks of one size, the last query repeated."""
 
     def __init__(self, queries: tf.Tensor, points: tf.Tensor) -> None:
         static = queries.shape[0]
         self.size = _CHUNK
         if static is not None:
-            self.size = min(_CHUNK, -(-static // _QUERY_BLOCK) * _QUERY_BLOCK)
+            num_chunks = max(1, -(-static // _CHUNK))
+            self.size = max(1, -(-static // (num_chunks * _QUERY_BLOCK))) * _QUERY_BLOCK
         self.num_queries = tf.shape(queries)[0]
         self.count = -(-self.num_queries // self.size)
         self._order = spatial_order(points, _ORDER_LEVELS)  # [M]
 
     def take(self, i: tf.Tensor, *tensors: tf.Tensor | None) -> list[tf.Tensor | None]:
         """The rows of chunk i, `[size, ...]` each."""
-        places = tf.minimum(i * self.size + tf.range(self.size), self.num_queries - 1)
-        rows = tf.gather(self._order, places)
+        rows = self.rows(i)
         return [None if tensor is None else tf.gather(tensor, rows) for tensor in tensors]
+
+    def rows(self, i: tf.Tensor) -> tf.Tensor:
+        """Which queries chunk i holds, `[size]`."""
+        places = tf.minimum(i * self.size + tf.range(self.size), self.num_queries - 1)
+        return tf.gather(self._order, places)
 
     def valid(self, i: tf.Tensor) -> tf.Tensor:
         """Which rows of chunk i are no repetition, `[size]`."""
@@ -256,23 +269,23 @@ def _backward_chunk(
     excluded: tf.Tensor | None,
     valid: tf.Tensor,
     scalars: Sequence[tf.Tensor],
+    cutoff: tf.Tensor,
     components: screening.Components,
 ) -> tuple[tf.Tensor, ...]:
     """Gradients to the queries `[size, D]` and to constant, loc and inverse scale of `components`.
 
-    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[size]` each.
+    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[size]` each; `cutoff` is C.
     """
     dtype = queries.dtype
-    num_components = components.loc.shape[0]
     log_prob, entropy, *upstream = scalars
     used = valid & ~tf.math.is_inf(log_prob)
-    zeros = tf.zeros_like(log_prob)
-    # Nothing passes the screen of a query without use.
-    threshold = log_prob - screening.cutoff(num_components, dtype)
-    threshold = tf.where(used, threshold, tf.constant(math.inf, dtype))
-    log_prob, entropy, *upstream = (
-        _blocks(tf.where(used, part, zeros)) for part in (log_prob, entropy, *upstream)
+    # A query without use gives every component the probability 0, and passes none.
+    log_prob = tf.where(used, log_prob, tf.constant(math.inf, dtype))
+    threshold = log_prob - cutoff
+    entropy, *upstream = (
+        _blocks(tf.where(used, part, tf.zeros_like(part))) for part in (entropy, *upstream)
     )
+    log_prob = _blocks(log_prob)
     queries, threshold = _blocks(queries), _blocks(threshold)
     excluded = None if excluded is None else _blocks(excluded)
     num_blocks, _, event_size = queries.shape
@@ -289,18 +302,19 @@ def _backward_chunk(
             z_grad, *totals = state
             standardised, inverse_scale = block.standardised(index, is_valid)
             # d score / d mu = t / s, d score / d (1 / s) = -t^2 s, d score / d z = -t / s
-            pull = score_grad[:, tf.newaxis] * standardised  # [B, D, m]
+            # where t may be infinite if the gradient to the score is 0.
+            pull = tf.math.multiply_no_nan(standardised, score_grad[:, tf.newaxis])  # [B, D, m]
             z_grad -= tf.reduce_sum(pull * inverse_scale[..., tf.newaxis], axis=0)
             ones = tf.ones([_QUERY_BLOCK], dtype)
             parts = (
                 tf.linalg.matvec(score_grad, ones),
                 inverse_scale * tf.linalg.matvec(pull, ones),
-                -tf.linalg.matvec(pull * standardised, ones) / inverse_scale,
+                -tf.linalg.matvec(tf.math.multiply_no_nan(standardised, pull), ones)
+                / inverse_scale,
             )
-            # What is not valid goes to a row that is thrown away.
-            rows = tf.where(is_valid, index, num_components)[:, tf.newaxis]
+            # What is not valid adds 0.
             return z_grad, *(
-                tf.tensor_scatter_nd_add(total, rows, part)
+                tf.tensor_scatter_nd_add(total, index[:, tf.newaxis], part)
                 for total, part in zip(totals, parts, strict=True)
             )
 
@@ -330,12 +344,12 @@ def _backward_chunk(
 
     outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[_QUERY_BLOCK, event_size])
     totals = tuple(
-        tf.zeros([num_components + 1, *part.shape[1:]], dtype)
+        tf.zeros_like(part)
         for part in (components.constant, components.loc, components.inverse_scale)
     )
     _, outputs, totals = tf.while_loop(lambda i, *_: i < num_blocks, step, (0, outputs, totals))
     z_grad = tf.reshape(outputs.stack(), [-1, event_size])  # [blocks, m, D] -> [size, D]
-    return z_grad, *(total[:-1] for total in totals)
+    return z_grad, *totals
 
 
 def _blocks(tensor: tf.Tensor) -> tf.Tensor:

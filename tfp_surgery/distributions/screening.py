@@ -9,7 +9,7 @@ only lower it.
     b_n - 1/2 sum_A (dist(mu_nd, [min z_d, max z_d]) / s_nd)^2.
 
 All terms of the sum are positive: their relative error is below (|A| + 8) 2^-24, less than the 0.2%
-that the code takes off them; b_n is raised by four units of rounding.
+that the code takes off them; b_n is raised by eight units of rounding.
 
 **By a matrix product**, for the components that the box leaves and for every query. With mu', z'
 relative to the mean of all locations,
@@ -17,11 +17,14 @@ relative to the mean of all locations,
     c_n + a_n . f(z) + e_n,  f = (z'^2, z')_A,  a_n = (-1/(2 s_n^2), mu'_n / s_n^2)_A,
     c_n = b_n - sum_A mu'_n^2 / (2 s_n^2).
 
-e_n bounds the rounding: every one of the K terms of the product carries a relative error of at most
-K + 8 units in the last place, hence e_n = (2 K + 16) 2^-24 (sum_k |a_nk| max |f_k| + |b_n| +
-sum_A mu'_n^2 / (2 s_n^2)), which pays for its own rounding too (Higham 2002, section 3.1). The
-product cancels where s is small against |z - mu|, so that its error may be many nats; it then
-screens less, but it never enters a result.
+e_n bounds the rounding: every one of the K = 2 |A| + 1 terms of the product carries a relative
+error of at most K + |A| + 8 units of rounding, those of c_n most, hence
+
+    e_n = (2 K + 16) 2^-24 (sum_k |a_nk| max |f_k| + |b_n| + sum_A mu'_n^2 / (2 s_n^2)),
+
+which pays for its own rounding and that of a threshold too (Higham 2002, section 3.1). The product
+cancels where s is small against |z - mu|, so that its error may be many nats; it then screens less,
+but it never enters a result.
 
 #### References
 
@@ -41,6 +44,7 @@ _SCREENED_DIMENSIONS = 12
 _TILE = 2048  # components whose bounds are computed together
 BATCH = 64  # components that are visited together
 _LEADER_STEP = 64
+_COUNT_WIDTH = 64
 
 
 class Components(NamedTuple):
@@ -99,7 +103,11 @@ class Screen:
         """Prepares queries `[m, D]` for the components."""
         self._components = components
         z = tf.transpose(tf.gather(z, components.screened, axis=1))  # [|A|, m]
-        self._low, self._high = tf.reduce_min(z, axis=1), tf.reduce_max(z, axis=1)
+        # XLA's minimum may pass over what is no number.
+        no_number = tf.where(tf.math.is_nan(z), z, tf.zeros_like(z))
+        missing = tf.reduce_sum(no_number, axis=1)  # 0 or NaN
+        self._low = tf.reduce_min(z, axis=1) + missing
+        self._high = tf.reduce_max(z, axis=1) + missing
         centred = z - components.center[:, tf.newaxis]
         features = tf.concat([centred**2, centred, tf.ones_like(centred[:1])], axis=0)
         self._features = tf.cast(features, tf.float32)  # [K, m]
@@ -140,7 +148,7 @@ def visit(
       fails: `fails(index, state)` gets components `[R]`, filled up with component 0, and returns
         which of them fail, `[R]`, and the state.
       visit_batch: `visit_batch(index, is_valid, state)` gets components `[B]` and which of them
-        are to be visited, and returns the state.
+        are to be visited, whatever the others are, and returns the state.
       state: any structure of `Tensor`s.
 
     Returns:
@@ -161,7 +169,7 @@ def visit(
 def _in_parts(mask: tf.Tensor, size: int, call: Callable[..., Any], state: Any) -> Any:
     """Calls `state = call(index, is_valid, state)` for `size` true places of a mask at a time."""
     num = mask.shape[0]
-    ranks = tf.cumsum(tf.cast(mask, tf.int32)) - 1
+    ranks = tf.cast(_running_count(tf.cast(mask, tf.float32)), tf.int32) - 1
     # What is not in the mask goes to a place that is not read.
     places = tf.where(mask, ranks, num)[:, tf.newaxis]
     found = tf.tensor_scatter_nd_update(tf.zeros([num + 1], tf.int32), places, tf.range(num))
@@ -176,8 +184,26 @@ def _in_parts(mask: tf.Tensor, size: int, call: Callable[..., Any], state: Any) 
     return tf.while_loop(lambda start, _: start < count, step, (0, state))[1]
 
 
+def _running_count(x: tf.Tensor) -> tf.Tensor:
+    """The cumulative sum `[n]` of zeros and ones `[n]`, n < 2^24: float32 holds it exactly.
+
+    XLA takes more time and memory for tf.cumsum than for products with a triangular matrix.
+    """
+    num, width = x.shape[0], min(x.shape[0], _COUNT_WIDTH)
+    triangle = tf.linalg.band_part(tf.ones([width, width]), 0, -1)
+    rows = tf.reshape(tf.pad(x, [[0, -num % width]]), [-1, width])  # [num] -> [rows, width]
+    within = tf.matmul(rows, triangle)
+    if num > width:
+        before = _running_count(within[:, -1]) - within[:, -1]  # [rows]
+        within += before[:, tf.newaxis]
+    return tf.reshape(within, [-1])[:num]
+
+
 def cut_near(bounds: tf.Tensor) -> tf.Tensor:
-    """A value that some `_TILE` of the bounds `[N]` exceed, found on a sample of them."""
+    """A value that some `_TILE` of the bounds `[N]` reach, found on a sample of them.
+
+    It may be more of them, or none: a cut costs time where it is bad, and never the result.
+    """
     sample = bounds[:: max(1, bounds.shape[0] // 8192)]
     wanted = max(1, _TILE * sample.shape[0] // bounds.shape[0])
     top = tf.reduce_max(tf.where(tf.math.is_finite(sample), sample, sample.dtype.min))

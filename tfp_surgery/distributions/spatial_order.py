@@ -24,13 +24,15 @@ def spatial_order(points: tf.Tensor, num_levels: int) -> tf.Tensor:
     Returns:
       int32 `Tensor`, shape `[M]`: the index of the point at each place.
     """
-    num_points = tf.shape(points)[0]
+    # XLA needs every shape statically.
+    num_points = tf.shape(points)[0] if points.shape[0] is None else points.shape[0]
     points = tf.where(tf.math.is_finite(points), points, tf.zeros([], points.dtype))
     leaf_size = -(-num_points // 2**num_levels)
     # The last point fills the places beyond M.
     order = tf.minimum(tf.range(leaf_size * 2**num_levels), num_points - 1)
     for level in range(num_levels):
-        order = tf.reshape(order, [2**level, -1])  # [nodes * n] -> [nodes, n]
+        # [nodes * n] -> [nodes, n]
+        order = tf.reshape(order, [2**level, leaf_size * 2 ** (num_levels - level)])
         x = tf.gather(points, order)  # [nodes, n, D]
         spread = tf.math.reduce_variance(x, axis=1)
         # The variance of huge values may be no number, which is never the largest.
@@ -40,6 +42,9 @@ def spatial_order(points: tf.Tensor, num_levels: int) -> tf.Tensor:
         order = tf.gather(order, tf.argsort(keys, axis=1), batch_dims=1)
     order = tf.reshape(order, [-1])  # [nodes, n] -> [places]
     # Each point keeps the first of its places.
-    first = tf.math.unsorted_segment_min(tf.range(tf.size(order)), order, num_points)
-    kept = tf.boolean_mask(order, tf.equal(tf.gather(first, order), tf.range(tf.size(order))))
-    return tf.ensure_shape(kept, points.shape[:1])
+    places = tf.range(tf.size(order))
+    first = tf.math.unsorted_segment_min(places, order, num_points)  # [M]
+    is_kept = tf.equal(tf.gather(first, order), places)
+    rank = tf.where(is_kept, tf.cumsum(tf.cast(is_kept, tf.int32)) - 1, num_points)
+    kept = tf.scatter_nd(rank[:, tf.newaxis], order * tf.cast(is_kept, tf.int32), [num_points + 1])
+    return kept[:num_points]

@@ -11,8 +11,9 @@ the blocks instead of keeping them, as attention kernels do, hence gradients to 
 the components' parameters need no more memory either.
 
 Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
-independent dimensions are screened first on CPUs (see `screened_pass`); every other distribution is
-scored by its own `log_prob`.
+independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
+some copies of the gradients to the components); every other distribution is scored by its own
+`log_prob`.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ class FastModel(WholeFileModel):
         call of its own:
 
         * `jit_compile="auto"` compiles the steps by XLA, unless they hold an operation that XLA
-          does not know, or a convolution on a machine without GPU (there XLA's convolutions are
-          slower than TensorFlow's). It is settled, and kept, when `fit` or `evaluate` first sees
-          the data. XLA compiles once for each shape of a batch.
+          does not know (of which it warns), or a convolution on a machine without GPU (there
+          XLA's convolutions are slower than TensorFlow's). It is settled, and kept, when `fit` or
+          `evaluate` first sees the data. XLA compiles once for each shape of a batch.
         * `steps_per_execution="auto"` lets `fit` execute 16 steps in one call, with the same
           results. It executes one at a time where that could be told apart: where
           `steps_per_epoch` or `validation_steps` is given (Keras would round it up), or a callback
@@ -93,7 +93,13 @@ class FastModel(WholeFileModel):
             lowered = step.experimental_get_compiler_ir(
                 tf.zeros(batch_shape, keras.config.floatx())
             )(stage="hlo")
-        except Exception:  # unknown to XLA; if it fails without as well, training will say so
+        except Exception as error:  # if it fails without XLA as well, training will say so
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"XLA cannot compile this model, whose steps run without it: {reason or error!r}. "
+                "compile(jit_compile=False) chooses that without this warning.",
+                stacklevel=2,
+            )
             jit_compile = False
         else:
             has_gpu = bool(tf.config.list_physical_devices("GPU"))
