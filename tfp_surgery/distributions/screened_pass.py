@@ -223,7 +223,6 @@ def _forward_chunk(
     queries = _blocks(queries)
     excluded = None if excluded is None else _blocks(excluded)
     num_blocks = queries.shape[0]
-    nothing = tf.constant(-math.inf, dtype)
 
     def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
         z = queries[i]
@@ -238,22 +237,25 @@ def _forward_chunk(
 
         def fails(index: tf.Tensor, state: Any) -> Any:
             known, softmax = state
-            bounds = screen.product_bounds(index)  # [R, m]
-            return screening.below(bounds, tf.maximum(known, softmax.top) - cutoff), state
-
-        def fails_after_leaders(index: tf.Tensor, state: Any) -> Any:
-            known, softmax = state
-            bounds = block.without_excluded(screen.product_bounds(index), index)
+            bounds = block.without_excluded(screen.product_bounds(index), index)  # [R, m]
             leader = tf.gather(index, screening.leaders(bounds))  # [m]
             known = tf.maximum(known, block.score_of_each(leader))
             return screening.below(bounds, known - cutoff), (known, softmax)
 
         box = screen.box_bounds()  # [N]
         near = box >= screening.cut_near(box)
-        state = (tf.fill([_QUERY_BLOCK], nothing), online_softmax.start([_QUERY_BLOCK], dtype))
-        state = screening.visit(near, fails_after_leaders, visit_batch, state)
-        far = box <= tf.reduce_min(tf.maximum(state[0], state[1].top)) - cutoff
-        _, softmax = screening.visit(~near & ~far, fails, visit_batch, state)
+
+        def visit(is_first: tf.Tensor, state: Any) -> Any:
+            far = box <= tf.reduce_min(state[0]) - cutoff
+            mask = tf.where(is_first, near, ~near & ~far)
+            return tf.constant(False), screening.visit(mask, fails, visit_batch, state)
+
+        # In a loop, XLA compiles the visit once.
+        known = tf.fill([_QUERY_BLOCK], tf.constant(-math.inf, dtype))
+        state = (known, online_softmax.start([_QUERY_BLOCK], dtype))
+        _, (_, softmax) = tf.while_loop(
+            lambda *_: True, visit, (tf.constant(True), state), maximum_iterations=2
+        )
         return i + 1, outputs.write(i, tf.stack(online_softmax.finish(softmax)))
 
     outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[2, _QUERY_BLOCK])
