@@ -188,14 +188,14 @@ class _Block:
         nothing = tf.constant(-math.inf, constant.dtype)
         constant = tf.where(is_valid, constant, nothing)[:, tf.newaxis]
         scores = constant - 0.5 * tf.reduce_sum(standardised**2, axis=1)
-        return self.without_excluded(scores, index)
+        return self.without_excluded(scores, index[:, tf.newaxis])
 
     def without_excluded(self, scores: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """Scores `[B, m]` with -inf where the component is excluded for the query."""
+        """Scores `[..., m]` with -inf where component `[..., m]` or `[..., 1]` is excluded."""
         if self._excluded is None:
             return scores
         nothing = tf.constant(-math.inf, scores.dtype)
-        return tf.where(tf.equal(index[:, tf.newaxis], self._excluded), nothing, scores)
+        return tf.where(tf.equal(index, self._excluded), nothing, scores)
 
     def score_of_each(self, index: tf.Tensor) -> tf.Tensor:
         """The score of a component for each query, both `[m]`; -inf where it is excluded."""
@@ -208,10 +208,7 @@ class _Block:
             )
         )
         scores = constant - 0.5 * tf.reduce_sum(((self._z - loc) * inverse_scale) ** 2, axis=1)
-        if self._excluded is None:
-            return scores
-        nothing = tf.constant(-math.inf, scores.dtype)
-        return tf.where(tf.equal(index, self._excluded), nothing, scores)
+        return self.without_excluded(scores, index)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -237,7 +234,8 @@ def _forward_chunk(
 
         def fails(index: tf.Tensor, state: Any) -> Any:
             known, softmax = state
-            bounds = block.without_excluded(screen.product_bounds(index), index)  # [R, m]
+            bounds = screen.product_bounds(index)  # [R, m]
+            bounds = block.without_excluded(bounds, index[:, tf.newaxis])
             leader = tf.gather(index, screening.leaders(bounds))  # [m]
             known = tf.maximum(known, block.score_of_each(leader))
             return screening.below(bounds, known - cutoff), (known, softmax)

@@ -42,9 +42,5 @@ def spatial_order(points: tf.Tensor, num_levels: int) -> tf.Tensor:
         order = tf.gather(order, tf.argsort(keys, axis=1), batch_dims=1)
     order = tf.reshape(order, [-1])  # [nodes, n] -> [places]
     # Each point keeps the first of its places.
-    places = tf.range(tf.size(order))
-    first = tf.math.unsorted_segment_min(places, order, num_points)  # [M]
-    is_kept = tf.equal(tf.gather(first, order), places)
-    rank = tf.where(is_kept, tf.cumsum(tf.cast(is_kept, tf.int32)) - 1, num_points)
-    kept = tf.scatter_nd(rank[:, tf.newaxis], order * tf.cast(is_kept, tf.int32), [num_points + 1])
-    return kept[:num_points]
+    first = tf.math.unsorted_segment_min(tf.range(tf.size(order)), order, num_points)  # [M]
+    return tf.argsort(first)
