@@ -16,10 +16,25 @@ N = 640
 
 
 def _screen(z: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> screening.Screen:
+    """For one block of queries."""
     leaves = gaussian.diagonal_leaves(tfd.MultivariateNormalDiag(loc, scale))
     assert leaves is not None
     components, _ = screening.prepare(*leaves)
-    return screening.Screen(components, tf.constant(z))
+    return screening.Screen(components, tf.constant(z)[tf.newaxis])
+
+
+def _below(screen: screening.Screen, threshold: np.ndarray) -> np.ndarray:
+    below: np.ndarray = screen.below(tf.constant(0), tf.constant(threshold))(tf.range(N)).numpy()
+    return below
+
+
+def _check(screen: screening.Screen, scores: np.ndarray) -> None:
+    """No component is below a threshold that one of its scores `[m, N]` exceeds."""
+    assert np.all(scores.max(axis=0) <= screen.box_bounds(tf.constant(0)).numpy())
+    # Thresholds at the scores of a component: rounding decides about its neighbours.
+    for n in np.argsort(scores.max(axis=0))[:: max(1, N // 40)]:
+        below = _below(screen, scores[:, n])
+        assert not np.any(below & np.any(scores > scores[:, n : n + 1], axis=0))
 
 
 @pytest.mark.parametrize("case", oracles.CASES)
@@ -31,10 +46,7 @@ def test_no_score_exceeds_a_bound(case: str, event_size: int, shrink: float, dty
     scale = scale / dtype(shrink)
     noise = np.random.default_rng(5).normal(size=loc.shape).astype(dtype)
     z = (loc + scale * noise)[:128]
-    scores = oracles.gaussian_log_densities(z, loc, scale)  # [m, N]
-    screen = _screen(z, loc, scale)
-    assert np.all(scores.max(axis=0) <= screen.box_bounds().numpy())
-    assert np.all(screen.product_bounds(tf.range(N)).numpy() >= scores.T)
+    _check(_screen(z, loc, scale), oracles.gaussian_log_densities(z, loc, scale))
 
 
 def test_scales_over_ten_orders_of_magnitude() -> None:
@@ -42,11 +54,17 @@ def test_scales_over_ten_orders_of_magnitude() -> None:
     loc = rng.normal(size=(N, 20)).astype(np.float32)
     scale = (10.0 ** rng.uniform(-8, 2, size=(N, 20))).astype(np.float32)
     z = (loc + scale * rng.normal(size=loc.shape)).astype(np.float32)[:128]
-    scores = oracles.gaussian_log_densities(z, loc, scale)
+    _check(_screen(z, loc, scale), oracles.gaussian_log_densities(z, loc, scale))
+
+
+def test_thresholds_far_larger_than_the_scores() -> None:
+    loc, scale = (part.astype(np.float32) for part in oracles.gaussian_case("overlapping", N, 5))
+    z = loc[:4]
     screen = _screen(z, loc, scale)
-    assert np.all(scores.max(axis=0) <= screen.box_bounds().numpy())
-    bounds = screen.product_bounds(tf.range(N)).numpy()
-    assert np.all(np.isnan(bounds) | (bounds >= scores.T))
+    for threshold in (-1e30, -1e7):
+        assert not np.any(_below(screen, np.full(4, threshold)))
+    for threshold in (1e7, 1e30):
+        assert np.all(_below(screen, np.full(4, threshold)))
 
 
 @pytest.mark.parametrize("event_size", [2, 12])
@@ -55,13 +73,41 @@ def test_the_bounds_are_near_the_scores_where_all_dimensions_are_screened(event_
         part.astype(np.float32) for part in oracles.gaussian_case("separated", N, event_size)
     )
     z = loc[:128]
-    scores = oracles.gaussian_log_densities(z, loc, scale).T
-    bounds = _screen(z, loc, scale).product_bounds(tf.range(N)).numpy()
-    largest = np.abs(scores).max()
-    assert np.all(bounds - scores <= 1e-4 * max(1.0, largest))
+    scores = oracles.gaussian_log_densities(z, loc, scale)
+    screen = _screen(z, loc, scale)
+    slack = 1e-4 * max(1.0, np.abs(scores).max())
+    for n in range(0, N, 40):
+        threshold = scores[:, n]
+        far = np.all(scores < (threshold - slack)[:, np.newaxis], axis=0)
+        assert np.all(_below(screen, threshold)[far])
+    likely = screen.products(tf.constant(0), tf.range(N)).numpy()
+    np.testing.assert_allclose(likely, scores.T, atol=slack)
     # A block of one point: the box is the point.
-    box = _screen(z[:1], loc, scale).box_bounds().numpy()
-    assert np.all(box - scores[:, 0] <= 3e-3 * np.maximum(1.0, np.abs(scores[:, 0])))
+    box = _screen(z[:1], loc, scale).box_bounds(tf.constant(0)).numpy()
+    assert np.all(box - scores[0] <= 3e-3 * np.maximum(1.0, np.abs(scores[0])))
+
+
+def test_what_is_no_number_passes() -> None:
+    loc, scale = (part.astype(np.float32) for part in oracles.gaussian_case("separated", N, 3))
+    high = np.full(2, 1e30)
+    z = np.zeros((2, 3), np.float32)
+    assert np.all(_below(_screen(z, loc, scale), high))
+    # A threshold that is none passes everything, an infinite one what it says.
+    assert not np.any(_below(_screen(z, loc, scale), np.array([1e30, np.nan])))
+    assert not np.any(_below(_screen(z, loc, scale), np.array([1e30, -np.inf])))
+    assert np.all(_below(_screen(z, loc, scale), np.array([1e30, np.inf])))
+    for odd in (np.nan, np.inf, 1e30):  # whose square is none in float32
+        far = z.copy()
+        far[1, 1] = odd
+        for threshold in (-1e30, 1e30):
+            low = np.array([1e30, threshold])
+            assert not np.any(_below(_screen(far, loc, scale), low)), odd
+        # A component with such a location, and no other, passes.
+        odd_loc = loc.copy()
+        odd_loc[7, 2] = odd
+        leaves = gaussian.diagonal_leaves(tfd.MultivariateNormalDiag(odd_loc, scale))
+        assert leaves is not None
+        assert not _below(_screen(z, odd_loc, scale), high)[7]
 
 
 def _visited(mask: np.ndarray, failing: set[int]) -> list[int]:
@@ -69,15 +115,14 @@ def _visited(mask: np.ndarray, failing: set[int]) -> list[int]:
 
     @tf.function(jit_compile=True)
     def run(mask: tf.Tensor, failing: tf.Tensor) -> tf.Tensor:
-        def fails(index: tf.Tensor, state: Any) -> Any:
-            return tf.gather(failing, index), state
-
-        def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        def visit(index: tf.Tensor, is_valid: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
             return tf.tensor_scatter_nd_add(
                 state, index[:, tf.newaxis], tf.cast(is_valid, tf.int32)
             )
 
-        return screening.visit(mask, fails, visit_batch, tf.zeros([mask.shape[0]], tf.int32))
+        passing = screening.without(screening.listed(mask), lambda n: tf.gather(failing, n))
+        times = tf.zeros([mask.shape[0]], tf.int32)
+        return screening.in_parts(passing, screening.BATCH, visit, times)
 
     flags = np.isin(np.arange(len(mask)), list(failing))
     times = run(tf.constant(mask), tf.constant(flags)).numpy()
@@ -115,13 +160,6 @@ def test_the_cut_leaves_about_a_tile() -> None:
 def test_leaders_are_the_largest_bounds() -> None:
     bounds = np.random.default_rng(0).normal(size=(256, 7)).astype(np.float32)
     np.testing.assert_array_equal(screening.leaders(tf.constant(bounds)), bounds.argmax(axis=0))
-
-
-def test_what_is_no_number_is_not_below() -> None:
-    bounds = tf.constant([[0.0, np.nan], [0.0, 0.0], [2.0, 0.0]])
-    np.testing.assert_array_equal(
-        screening.below(bounds, tf.constant([1.0, 1.0])), [False, True, False]
-    )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from tfp_surgery.distributions import online_softmax, screening
 from tfp_surgery.distributions.spatial_order import spatial_order
 
 _QUERY_BLOCK = 128
+_SUM_WIDTH = 8
 _CHUNK = 2048  # queries of one call of the compiled kernel
-_ORDER_LEVELS = 11
 _MAX_GRADIENTS = 8  # chunks at work at once, each with gradients to all components of its own
 _MIN_COMPONENTS = 4096
 _MIN_PAIRS = 2**25  # below, the order costs more than it saves
@@ -131,7 +131,7 @@ class _Chunks:
             self.size = max(1, -(-static // (num_chunks * _QUERY_BLOCK))) * _QUERY_BLOCK
         self.num_queries = tf.shape(queries)[0]
         self.count = -(-self.num_queries // self.size)
-        self._order = spatial_order(points, _ORDER_LEVELS)  # [M]
+        self._order = spatial_order(points, _QUERY_BLOCK)  # [M]
 
     def take(self, i: tf.Tensor, *tensors: tf.Tensor | None) -> list[tf.Tensor | None]:
         """The rows of chunk i, `[size, ...]` each."""
@@ -182,12 +182,12 @@ class _Block:
         difference = self._transposed - loc[..., tf.newaxis]
         return difference * inverse_scale[..., tf.newaxis], inverse_scale
 
-    def scores(self, standardised: tf.Tensor, index: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
-        """Scores `[B, m]`, -inf of what is not valid."""
+    def scores(self, squares: tf.Tensor, index: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
+        """Scores `[B, m]` from the sums of t^2, -inf of what is not valid."""
         constant = tf.gather(self._components.constant, index)
         nothing = tf.constant(-math.inf, constant.dtype)
         constant = tf.where(is_valid, constant, nothing)[:, tf.newaxis]
-        scores = constant - 0.5 * tf.reduce_sum(standardised**2, axis=1)
+        scores = constant - 0.5 * squares
         return self.without_excluded(scores, index[:, tf.newaxis])
 
     def without_excluded(self, scores: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -211,6 +211,14 @@ class _Block:
         return self.without_excluded(scores, index)
 
 
+def _sum_over_events(x: tf.Tensor) -> tf.Tensor:
+    """The sum of `[B, D, m]` over D."""
+    # XLA makes a tree of a longer sum, for which all that is summed is written to memory.
+    size = x.shape[1]
+    parts = (x[:, d : d + _SUM_WIDTH] for d in range(0, size, _SUM_WIDTH))
+    return tf.add_n([tf.reduce_sum(part, axis=1) for part in parts])
+
+
 @tf.function(jit_compile=True, autograph=False)
 def _forward_chunk(
     queries: tf.Tensor, excluded: tf.Tensor | None, components: screening.Components
@@ -220,40 +228,26 @@ def _forward_chunk(
     queries = _blocks(queries)
     excluded = None if excluded is None else _blocks(excluded)
     num_blocks = queries.shape[0]
+    screen = screening.Screen(components, queries)
 
     def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
-        z = queries[i]
-        block = _Block(z, None if excluded is None else excluded[i], components)
-        screen = screening.Screen(components, z)
+        block = _Block(queries[i], None if excluded is None else excluded[i], components)
+        box = screen.box_bounds(i)  # [N]
+        near = screening.first_tile(screening.listed(box >= screening.cut_near(box)))
+        likely = block.without_excluded(screen.products(i, near), near[:, tf.newaxis])
+        known = block.score_of_each(tf.gather(near, screening.leaders(likely)))  # [m]
+        nothing = tf.constant(-math.inf, dtype)
+        threshold = tf.where(tf.math.is_finite(known), known - cutoff, nothing)
 
-        def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
-            known, softmax = state
+        def visit(index: tf.Tensor, is_valid: tf.Tensor, softmax: Any) -> Any:
             standardised, _ = block.standardised(index, is_valid)
-            scores = block.scores(standardised, index, is_valid)
-            return known, online_softmax.add(softmax, scores, axis=0)
+            scores = block.scores(_sum_over_events(standardised**2), index, is_valid)
+            return online_softmax.add(softmax, scores, axis=0)
 
-        def fails(index: tf.Tensor, state: Any) -> Any:
-            known, softmax = state
-            bounds = screen.product_bounds(index)  # [R, m]
-            bounds = block.without_excluded(bounds, index[:, tf.newaxis])
-            leader = tf.gather(index, screening.leaders(bounds))  # [m]
-            known = tf.maximum(known, block.score_of_each(leader))
-            return screening.below(bounds, known - cutoff), (known, softmax)
-
-        box = screen.box_bounds()  # [N]
-        near = box >= screening.cut_near(box)
-
-        def visit(is_first: tf.Tensor, state: Any) -> Any:
-            far = box <= tf.reduce_min(state[0]) - cutoff
-            mask = tf.where(is_first, near, ~near & ~far)
-            return tf.constant(False), screening.visit(mask, fails, visit_batch, state)
-
-        # In a loop, XLA compiles the visit once.
-        known = tf.fill([_QUERY_BLOCK], tf.constant(-math.inf, dtype))
-        state = (known, online_softmax.start([_QUERY_BLOCK], dtype))
-        _, (_, softmax) = tf.while_loop(
-            lambda *_: True, visit, (tf.constant(True), state), maximum_iterations=2
-        )
+        passing = screening.listed(~(box <= tf.reduce_min(threshold)))
+        passing = screening.without(passing, screen.below(i, threshold))
+        softmax = online_softmax.start([_QUERY_BLOCK], dtype)
+        softmax = screening.in_parts(passing, screening.BATCH, visit, softmax)
         return i + 1, outputs.write(i, tf.stack(online_softmax.finish(softmax)))
 
     outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[2, _QUERY_BLOCK])
@@ -289,11 +283,10 @@ def _backward_chunk(
     queries, threshold = _blocks(queries), _blocks(threshold)
     excluded = None if excluded is None else _blocks(excluded)
     num_blocks, _, event_size = queries.shape
+    screen = screening.Screen(components, queries)
 
     def step(i: tf.Tensor, outputs: tf.TensorArray, totals: Any) -> Any:
-        z = queries[i]
-        block = _Block(z, None if excluded is None else excluded[i], components)
-        screen = screening.Screen(components, z)
+        block = _Block(queries[i], None if excluded is None else excluded[i], components)
         results = (log_prob[i], entropy[i])
         block_upstream = (upstream[0][i], upstream[1][i])
 
@@ -324,21 +317,20 @@ def _backward_chunk(
             last_index, last_is_valid, last_score_grad, state = state
             state = add(last_index, last_is_valid, last_score_grad, state)
             standardised, _ = block.standardised(index, is_valid)
-            scores = block.scores(standardised, index, is_valid)
+            squares = tf.reduce_sum(standardised**2, axis=1)
+            scores = block.scores(squares, index, is_valid)
             score_grad = online_softmax.score_gradient(scores, results, block_upstream)
             return index, is_valid, score_grad, state
 
-        def fails(index: tf.Tensor, state: Any) -> Any:
-            return screening.below(screen.product_bounds(index), threshold[i]), state
-
-        far = screen.box_bounds() <= tf.reduce_min(threshold[i])
+        far = screen.box_bounds(i) <= tf.reduce_min(threshold[i])
+        passing = screening.without(screening.listed(~far), screen.below(i, threshold[i]))
         state = (
             tf.zeros([screening.BATCH], tf.int32),
             tf.zeros([screening.BATCH], tf.bool),
             tf.zeros([screening.BATCH, _QUERY_BLOCK], dtype),
             (tf.zeros([event_size, _QUERY_BLOCK], dtype), *totals),
         )
-        state = screening.visit(~far, fails, visit_batch, state)
+        state = screening.in_parts(passing, screening.BATCH, visit_batch, state)
         z_grad, *totals = add(state[0], state[1], state[2], state[3])
         return i + 1, outputs.write(i, tf.transpose(z_grad)), tuple(totals)
 

@@ -12,19 +12,25 @@ All terms of the sum are positive: their relative error is below (|A| + 8) 2^-24
 that the code takes off them; b_n is raised by eight units of rounding.
 
 **By a matrix product**, for the components that the box leaves and for every query. With mu', z'
-relative to the mean of all locations,
+relative to the mean of all locations, the score exceeds a threshold t by at most
 
-    c_n + a_n . f(z) + e_n,  f = (z'^2, z')_A,  a_n = (-1/(2 s_n^2), mu'_n / s_n^2)_A,
+    c_n + a_n . f(z) - t,  f = (z'^2, z')_A,  a_n = (-1/(2 s_n^2), mu'_n / s_n^2)_A,
     c_n = b_n - sum_A mu'_n^2 / (2 s_n^2).
 
-e_n bounds the rounding: every one of the K = 2 |A| + 1 terms of the product carries a relative
-error of at most K + |A| + 8 units of rounding, those of c_n most, hence
+Every one of the K = 2 |A| + 2 terms of the product carries a relative error of at most
+g = (K + |A| + 8) 2^-24, those of c_n most (Higham 2002, section 3.1). With
 
-    e_n = (2 K + 16) 2^-24 (sum_k |a_nk| max |f_k| + |b_n| + sum_A mu'_n^2 / (2 s_n^2)),
+    e_n = 2 g (sum_k |a_nk| max |f_k| + |b_n| + sum_A mu'_n^2 / (2 s_n^2)),
 
-which pays for its own rounding and that of a threshold too (Higham 2002, section 3.1). The product
-cancels where s is small against |z - mu|, so that its error may be many nats; it then screens less,
-but it never enters a result.
+which pays for its own rounding too, a component whose computed excess is at most -e_n for all
+queries is below t for all of them. For if its score were above t and |t| at most the sum M of the
+magnitudes of the other terms, the excess would be computed above -g (M + |t|) >= -2 g M; and if
+|t| > M >= |score|, t is negative, the excess at least |t| - M, and computed above
+|t| - M - g (M + |t|) > -2 g M.
+
+The product cancels where s is small against |z - mu|, so that its error may be many nats; it then
+screens less, but it never enters a result. Components and queries whose terms are not finite in
+float32 pass.
 
 #### References
 
@@ -57,7 +63,7 @@ class Components(NamedTuple):
     center: tf.Tensor  # [|A|]
     box_loc: tf.Tensor  # [|A|, N]
     box_inverse_scale: tf.Tensor  # [|A|, N]
-    product: tf.Tensor  # [N, K]: (a_n, c_n), float32
+    product: tf.Tensor  # [N, K]: (a_n, c_n, 1), float32
     magnitude: tf.Tensor  # [N]: |b_n| + sum_A mu'_n^2 / (2 s_n^2), float32
 
 
@@ -78,10 +84,21 @@ def prepare(
     centred = box_loc - center[:, tf.newaxis]
     precision = box_inverse_scale**2
     square = 0.5 * tf.reduce_sum(centred**2 * precision, axis=0)  # [N]
+    # A component of weight 0 scores -inf, which no product can tell: any low number will do.
+    lowest = tf.constant(-(2.0**100), constant.dtype)
+    finite = tf.where(tf.equal(constant, -math.inf), lowest, constant)
     product = tf.concat(
-        [-0.5 * precision, centred * precision, (constant - square)[tf.newaxis]], axis=0
+        [
+            -0.5 * precision,
+            centred * precision,
+            (finite - square)[tf.newaxis],
+            tf.ones_like(constant)[tf.newaxis],
+        ],
+        axis=0,
     )
-    finite = tf.where(tf.math.is_finite(constant), constant, tf.zeros_like(constant))
+    product = tf.cast(tf.transpose(product), tf.float32)
+    magnitude = tf.cast(tf.abs(finite) + square, tf.float32)
+    usable = tf.reduce_all(tf.math.is_finite(product), axis=1) & tf.math.is_finite(magnitude)
     components = Components(
         loc,
         inverse_scale,
@@ -90,98 +107,128 @@ def prepare(
         center,
         box_loc,
         box_inverse_scale,
-        tf.cast(tf.transpose(product), tf.float32),
-        tf.cast(tf.abs(finite) + square, tf.float32),
+        tf.where(usable[:, tf.newaxis], product, tf.zeros_like(product)),
+        tf.where(usable, magnitude, tf.constant(math.inf, tf.float32)),
     )
     return components, tf.reduce_mean(tf.abs(box_inverse_scale), axis=1)
 
 
 class Screen:
-    """The bounds for a block of queries `[m, D]`."""
+    """The bounds for a chunk of queries, in blocks."""
 
-    def __init__(self, components: Components, z: tf.Tensor) -> None:
-        """Prepares queries `[m, D]` for the components."""
+    def __init__(self, components: Components, queries: tf.Tensor) -> None:
+        """Prepares queries `[blocks, m, D]` for the components."""
         self._components = components
-        z = tf.transpose(tf.gather(z, components.screened, axis=1))  # [|A|, m]
+        # [blocks, m, D] -> [blocks, |A|, m]
+        z = tf.transpose(tf.gather(queries, components.screened, axis=2), [0, 2, 1])
         # XLA's minimum may pass over what is no number.
         no_number = tf.where(tf.math.is_nan(z), z, tf.zeros_like(z))
-        missing = tf.reduce_sum(no_number, axis=1)  # 0 or NaN
-        self._low = tf.reduce_min(z, axis=1) + missing
-        self._high = tf.reduce_max(z, axis=1) + missing
+        missing = tf.reduce_sum(no_number, axis=2)  # 0 or NaN
+        self._low = tf.reduce_min(z, axis=2) + missing
+        self._high = tf.reduce_max(z, axis=2) + missing
         centred = z - components.center[:, tf.newaxis]
-        features = tf.concat([centred**2, centred, tf.ones_like(centred[:1])], axis=0)
-        self._features = tf.cast(features, tf.float32)  # [K, m]
-        self._largest = tf.reduce_max(tf.abs(self._features[:-1]), axis=1)  # [K - 1]
+        features = tf.concat([centred**2, centred, tf.ones_like(centred[:, :1])], axis=1)
+        features = tf.cast(features, tf.float32)  # [blocks, K - 1, m]
+        usable = tf.reduce_all(tf.math.is_finite(features), axis=1)  # [blocks, m]
+        self._usable = usable
+        self._features = tf.where(usable[:, tf.newaxis], features, tf.zeros_like(features))
+        largest = tf.reduce_max(tf.abs(self._features), axis=[0, 2])[:-1]  # [K - 2]
+        sizes = tf.linalg.matvec(tf.abs(components.product[:, :-2]), largest)  # [N]
+        num_terms, num_screened = components.product.shape[1], components.box_loc.shape[0]
+        rounding = 2 * (num_terms + num_screened + 8) * 2.0**-24
+        self._rounding = rounding * (sizes + components.magnitude)
 
-    def box_bounds(self) -> tf.Tensor:
-        """Upper bounds of the scores of all queries of the block, `[N]`."""
+    def box_bounds(self, i: tf.Tensor) -> tf.Tensor:
+        """Upper bounds of the scores of all queries of block i, `[N]`."""
         loc, inverse_scale = self._components.box_loc, self._components.box_inverse_scale
+        low, high = self._low[i], self._high[i]
         total = tf.zeros_like(self._components.constant)
         # XLA vectorises this loop over the components, and no sum over the first axis.
         for d in range(loc.shape[0]):
-            distance = tf.maximum(self._low[d] - loc[d], loc[d] - self._high[d])
+            distance = tf.maximum(low[d] - loc[d], loc[d] - high[d])
             total += (tf.maximum(distance, 0.0) * inverse_scale[d]) ** 2
         constant = self._components.constant
         eps = float(np.finfo(constant.dtype.as_numpy_dtype).eps)
         return constant + 4 * eps * tf.abs(constant) - 0.499 * total
 
-    def product_bounds(self, index: tf.Tensor) -> tf.Tensor:
-        """Upper bounds of the scores of components `index`, `[R]`, for each query: `[R, m]`."""
+    def products(self, i: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Scores in A of components `[R]` for queries of block i, but for rounding: `[R, m]`."""
         product = tf.gather(self._components.product, index)  # [R, K]
-        size = product.shape[1]
-        magnitude = tf.gather(self._components.magnitude, index)
-        magnitude += tf.linalg.matvec(tf.abs(product[:, :-1]), self._largest)  # [R]
-        rounding = (2 * size + 16) * 2.0**-24 * magnitude
-        return tf.matmul(product, self._features) + rounding[:, tf.newaxis]
+        return tf.matmul(product[:, :-1], self._features[i])
+
+    def below(self, i: tf.Tensor, threshold: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A function that says which components `[R]` are below a threshold `[m]` in block i.
+
+        A component is where its score is at most the threshold of each query. The threshold may be
+        infinite; what is no number is -inf.
+        """
+        threshold = tf.cast(threshold, tf.float32)
+        lowest = tf.constant(-math.inf, tf.float32)
+        is_known = self._usable[i] & ~tf.math.is_nan(threshold)
+        is_known |= tf.equal(threshold, math.inf)
+        threshold = tf.where(is_known, threshold, lowest)
+        # One product compares too, which costs half of what a comparison of its results does.
+        features = tf.concat([self._features[i], -threshold[tf.newaxis]], axis=0)  # [K, m]
+
+        def is_below(index: tf.Tensor) -> tf.Tensor:
+            product = tf.gather(self._components.product, index)  # [R, K]
+            excess = tf.reduce_max(tf.matmul(product, features), axis=1)
+            return excess <= -tf.gather(self._rounding, index)
+
+        return is_below
 
 
-def visit(
-    mask: tf.Tensor,
-    fails: Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]],
-    visit_batch: Callable[[tf.Tensor, tf.Tensor, Any], Any],
-    state: Any,
-) -> Any:
-    """Visits the components of a mask `[N]` that do not fail.
+class Listed(NamedTuple):
+    """A growing list of components."""
 
-    Args:
-      mask: which components to look at.
-      fails: `fails(index, state)` gets components `[R]`, filled up with component 0, and returns
-        which of them fail, `[R]`, and the state.
-      visit_batch: `visit_batch(index, is_valid, state)` gets components `[B]` and which of them
-        are to be visited, whatever the others are, and returns the state.
-      state: any structure of `Tensor`s.
+    index: tf.Tensor  # int32 [N + tile]: components, whichever they are from `count` on
+    count: tf.Tensor
 
-    Returns:
-      The state.
+
+def listed(mask: tf.Tensor) -> Listed:
+    """The components of a mask `[N]`."""
+    num = mask.shape[0]
+    return _append(Listed(tf.zeros([num + _TILE], tf.int32), tf.constant(0)), tf.range(num), mask)
+
+
+def _append(to: Listed, index: tf.Tensor, mask: tf.Tensor) -> Listed:
+    """Appends those of `index` `[R]` that are in a mask `[R]`."""
+    ranks = tf.cast(_running_count(tf.cast(mask, tf.float32)), tf.int32)
+    # What is not in the mask goes to a place that is not read.
+    places = tf.where(mask, to.count + ranks - 1, to.index.shape[0] - 1)
+    return Listed(
+        tf.tensor_scatter_nd_update(to.index, places[:, tf.newaxis], index), to.count + ranks[-1]
+    )
+
+
+def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> Listed:
+    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false."""
+
+    def step(index: tf.Tensor, is_valid: tf.Tensor, passing: Listed) -> Listed:
+        return _append(passing, index, is_valid & ~fails(index))
+
+    nothing = Listed(tf.zeros_like(components.index), tf.constant(0))
+    passing: Listed = in_parts(components, _TILE, step, nothing)
+    return passing
+
+
+def in_parts(components: Listed, size: int, call: Callable[..., Any], state: Any) -> Any:
+    """Calls `state = call(index, is_valid, state)` for `size` components at a time, `[size]` each.
+
+    What is not valid may be any component. `size` is at most that of a tile.
     """
 
-    def visit_tile(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
-        failing, state = fails(index, state)
-
-        def visit_places(places: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
-            return visit_batch(tf.gather(index, places), is_valid, state)
-
-        return _in_parts(is_valid & ~failing, BATCH, visit_places, state)
-
-    return _in_parts(mask, _TILE, visit_tile, state)
-
-
-def _in_parts(mask: tf.Tensor, size: int, call: Callable[..., Any], state: Any) -> Any:
-    """Calls `state = call(index, is_valid, state)` for `size` true places of a mask at a time."""
-    num = mask.shape[0]
-    ranks = tf.cast(_running_count(tf.cast(mask, tf.float32)), tf.int32) - 1
-    # What is not in the mask goes to a place that is not read.
-    places = tf.where(mask, ranks, num)[:, tf.newaxis]
-    found = tf.tensor_scatter_nd_update(tf.zeros([num + 1], tf.int32), places, tf.range(num))
-    count = tf.gather(ranks, num - 1) + 1
-
     def step(start: tf.Tensor, state: Any) -> Any:
-        part = start + tf.range(size)
-        is_valid = part < count
-        index = tf.where(is_valid, tf.gather(found, tf.minimum(part, num - 1)), 0)
+        index = tf.slice(components.index, [start], [size])
+        is_valid = start + tf.range(size) < components.count
         return start + size, call(index, is_valid, state)
 
-    return tf.while_loop(lambda start, _: start < count, step, (0, state))[1]
+    return tf.while_loop(lambda start, _: start < components.count, step, (0, state))[1]
+
+
+def first_tile(components: Listed) -> tf.Tensor:
+    """The first of the components, or any, `[tile]`."""
+    return components.index[:_TILE]
 
 
 def _running_count(x: tf.Tensor) -> tf.Tensor:
@@ -229,12 +276,6 @@ def leaders(bounds: tf.Tensor) -> tf.Tensor:
         tf.reshape(bounds, [num * num_queries]), rows * num_queries + tf.range(num_queries)
     )
     return block * _LEADER_STEP + tf.argmax(of_block, axis=0, output_type=tf.int32)
-
-
-def below(bounds: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """Which components, of bounds `[R, m]`, are below the threshold `[m]` of every query: `[R]`."""
-    # What is no number is not.
-    return tf.reduce_all(bounds <= tf.cast(threshold, tf.float32), axis=1)
 
 
 def cutoff(num_components: int, dtype: tf.DType) -> float:

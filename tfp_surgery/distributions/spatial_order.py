@@ -1,7 +1,8 @@
-"""Orders points so that neighbours in space are neighbours in memory.
+"""Orders points so that blocks of neighbours in memory are neighbours in space.
 
-They are halved again and again, each time across the dimension in which they are spread most: the
-order of the leaves of a k-d tree (Bentley 1975).
+The points are halved again and again, each time across the dimension in which they are spread most:
+the order of the leaves of a k-d tree (Bentley 1975). Halves are whole blocks, so that no block
+holds points from both sides of a cut.
 
 #### References
 
@@ -13,34 +14,46 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+_VOTERS = 16  # points of a block that vote on the dimension to cut
 
-def spatial_order(points: tf.Tensor, num_levels: int) -> tf.Tensor:
+
+def spatial_order(points: tf.Tensor, block_size: int) -> tf.Tensor:
     """Orders points.
 
     Args:
       points: floating `Tensor`, shape `[M, D]`; a coordinate that is not finite counts as 0.
-      num_levels: how often they are halved.
+      block_size: the number of points in a block, at least 1; the last block may hold fewer.
 
     Returns:
       int32 `Tensor`, shape `[M]`: the index of the point at each place.
     """
     # XLA needs every shape statically.
     num_points = tf.shape(points)[0] if points.shape[0] is None else points.shape[0]
-    points = tf.where(tf.math.is_finite(points), points, tf.zeros([], points.dtype))
-    leaf_size = -(-num_points // 2**num_levels)
-    # The last point fills the places beyond M.
-    order = tf.minimum(tf.range(leaf_size * 2**num_levels), num_points - 1)
-    for level in range(num_levels):
-        # [nodes * n] -> [nodes, n]
-        order = tf.reshape(order, [2**level, leaf_size * 2 ** (num_levels - level)])
-        x = tf.gather(points, order)  # [nodes, n, D]
-        spread = tf.math.reduce_variance(x, axis=1)
-        # The variance of huge values may be no number, which is never the largest.
-        spread = tf.where(tf.math.is_finite(spread), spread, tf.zeros_like(spread))
-        dimension = tf.argmax(spread, axis=1, output_type=tf.int32)  # [nodes]
-        keys = tf.gather(x, dimension, axis=2, batch_dims=1)  # [nodes, n]
-        order = tf.gather(order, tf.argsort(keys, axis=1), batch_dims=1)
-    order = tf.reshape(order, [-1])  # [nodes, n] -> [places]
-    # Each point keeps the first of its places.
-    first = tf.math.unsorted_segment_min(tf.range(tf.size(order)), order, num_points)  # [M]
-    return tf.argsort(first)
+    num_blocks = -(-num_points // block_size)
+    # Halves, so that no difference overflows.
+    points = 0.5 * tf.where(tf.math.is_finite(points), points, tf.zeros([], points.dtype))
+    stride = max(1, block_size // _VOTERS)
+    next_block = tf.cast(tf.range(num_points) // block_size + 1, tf.int64)  # [M]
+
+    def halve(num_nodes: tf.Tensor, order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Node j holds the blocks from j / num_nodes of them on, rounded down.
+        node = (next_block * num_nodes - 1) // tf.cast(num_blocks, tf.int64)  # [M]
+        x, voter = tf.gather(points, order[::stride]), node[::stride]  # [M / stride, ...]
+        mean = tf.math.unsorted_segment_mean(x, voter, num_blocks)  # [nodes, D]
+        square = (x - tf.gather(mean, voter)) ** 2
+        spread = tf.math.unsorted_segment_sum(square, voter, num_blocks)
+        # The square of a huge value may be no number, which is never the largest.
+        spread = tf.where(tf.math.is_finite(spread), spread, tf.zeros([], spread.dtype))
+        widest = tf.gather(tf.argmax(spread, axis=1, output_type=tf.int32), node)  # [M]
+        key = tf.cast(tf.gather_nd(points, tf.stack([order, widest], axis=1)), tf.float64)
+        low, high = (
+            tf.gather(extreme(key, node, num_blocks), node)
+            for extreme in (tf.math.unsorted_segment_min, tf.math.unsorted_segment_max)
+        )
+        place = tf.math.divide_no_nan(key - low, high - low)  # in [0, 1]
+        order = tf.gather(order, tf.argsort(tf.cast(node, tf.float64) + 0.5 * place))
+        return 2 * num_nodes, order
+
+    start = (tf.constant(1, tf.int64), tf.range(num_points))
+    _, order = tf.while_loop(lambda n, _: n < tf.cast(num_blocks, tf.int64), halve, start)
+    return order
