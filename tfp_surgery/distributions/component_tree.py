@@ -58,7 +58,7 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = 512  # queries that traverse the tree together
+_BLOCK = 2048  # queries that traverse the tree together
 _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K

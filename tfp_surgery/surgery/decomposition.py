@@ -177,17 +177,14 @@ def _sample_terms(
     posteriors = aggregate.components_distribution
     per_step = min(len(queries), max(1, batch_size // num_samples))
 
-    # Eager on purpose: encoder and decoder may be any Python function, and a step is long enough
-    # that only its kernels count.
-    def step(indices: tf.Tensor, observations: tf.Tensor, step_seed: tf.Tensor) -> Any:
+    # One graph for all steps: TFP takes longer to assemble these ops than they take to run. The
+    # decoder stays eager, since it may be any Python function.
+    @tf.function(autograph=False)
+    def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
         prior_now = checks.build_prior(prior)
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
-        terms = {
-            "log_posterior": posterior.log_prob(z),
-            "log_prior": prior_now.log_prob(z),
-            "reconstruction": _reconstruction(decoder, z, observations),
-        }
+        terms = {"log_posterior": posterior.log_prob(z), "log_prior": prior_now.log_prob(z)}
         return terms, z, closed_form_kl(posterior, prior_now)
 
     base_seed = tf.constant([seed, 1], tf.int32)
@@ -198,11 +195,9 @@ def _sample_terms(
         # The last step repeats earlier observations to keep one shape: kernels compile once.
         shown = min(start, len(queries) - per_step)
         indices = queries[shown : shown + per_step]
-        terms, z, kl = step(
-            tf.constant(indices, tf.int32),
-            tf.convert_to_tensor(x[indices]),
-            tf.random.experimental.stateless_fold_in(base_seed, number),
-        )
+        step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
+        terms, z, kl = draw(tf.constant(indices, tf.int32), step_seed)
+        terms["reconstruction"] = _reconstruction(decoder, z, tf.convert_to_tensor(x[indices]))
         new = slice(start - shown, None)
         parts.append({name: value.numpy()[:, new] for name, value in terms.items()})
         z_parts.append(z[:, new])
