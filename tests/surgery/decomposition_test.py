@@ -17,6 +17,7 @@ from tests.testing.models import LinearGaussian, index_data, table_encoder, unit
 from tfp_surgery.distributions import streaming
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery import decomposition
 from tfp_surgery.surgery.decomposition import elbo_surgery
 from tfp_surgery.surgery.joint import decoder_and_prior
 from tfp_surgery.surgery.result import ElboSurgery
@@ -356,6 +357,18 @@ def test_a_model_that_none_of_our_classes_built() -> None:
     split_decoder, split_prior = decoder_and_prior(joint)
     again = elbo_surgery(x, encoder, split_decoder, split_prior, num_samples=100, seed=1)
     assert again.elbo.value == pytest.approx(surgery.elbo.value, rel=1e-5)
+
+
+def test_steps_in_a_graph_give_what_steps_by_themselves_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = LinearGaussian()
+    results = []
+    for steps in (0, 1000):
+        monkeypatch.setattr(decomposition, "_EAGER_STEPS", steps)
+        surgery = elbo_surgery(model.x, model.encoder, model.decoder, model.prior, batch_size=100)
+        results.append([estimate.value for estimate in surgery.estimates().values()])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-12)
 
 
 def test_codes_that_are_scalars_or_matrices_are_served() -> None:

@@ -22,6 +22,7 @@ from tfp_surgery.surgery.result import ElboSurgery
 tfd = tfp.distributions
 
 _MAX_SEED = 2**31 - 1
+_EAGER_STEPS = 4  # up to which a graph costs more than it saves
 
 
 def elbo_surgery(
@@ -177,15 +178,17 @@ def _sample_terms(
     posteriors = aggregate.components_distribution
     per_step = min(len(queries), max(1, batch_size // num_samples))
 
-    # One graph for all steps: TFP takes longer to assemble these ops than they take to run. The
-    # decoder stays eager, since it may be any Python function.
-    @tf.function(autograph=False)
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
         prior_now = checks.build_prior(prior)
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
         terms = {"log_posterior": posterior.log_prob(z), "log_prior": prior_now.log_prob(z)}
         return terms, z, closed_form_kl(posterior, prior_now)
+
+    # One graph for many steps: TFP takes longer to assemble these ops than they take to run. The
+    # decoder stays eager, since it may be any Python function.
+    if len(queries) > _EAGER_STEPS * per_step:
+        draw = tf.function(draw, autograph=False)
 
     base_seed = tf.constant([seed, 1], tf.int32)
     parts: list[dict[str, np.ndarray]] = []
