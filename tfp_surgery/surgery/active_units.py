@@ -1,0 +1,130 @@
+"""Active units: the dimensions of the code whose posterior mean moves with the observation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+
+_THRESHOLD = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class ActiveUnits:
+    """Which dimensions of the code carry the observations apart (Burda et al. 2016).
+
+    Attributes:
+      variances: A_j = Var_n(E_q(z|x_n)[z_j]) for each of the D dimensions, in units of z_j squared.
+      threshold: A dimension is active where its variance exceeds this.
+      num_observations: N.
+    """
+
+    variances: tuple[float, ...]
+    threshold: float
+    num_observations: int
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """The indices of the active dimensions, from 0."""
+        return tuple(j for j, value in enumerate(self.variances) if value > self.threshold)
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        """The indices of the dimensions that are not active, from 0."""
+        return tuple(j for j, value in enumerate(self.variances) if value <= self.threshold)
+
+    @property
+    def num_active(self) -> int:
+        """Number of active dimensions."""
+        return len(self.active)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values."""
+        return {
+            "variances": list(self.variances),
+            "threshold": self.threshold,
+            "num_observations": self.num_observations,
+            "num_active": self.num_active,
+            "active": list(self.active),
+            "collapsed": list(self.collapsed),
+        }
+
+    def __str__(self) -> str:
+        """How many are active, which are not, and the variance of each."""
+        collapsed = ", ".join(map(str, self.collapsed)) or "none"
+        header = (
+            f"{self.num_active} of {len(self.variances)} units are active "
+            f"(Var_n E[z_j|x_n] > {self.threshold:g}, N = {self.num_observations}); "
+            f"collapsed: {collapsed}"
+        )
+        rows = (f"  {j:>4}  {value:.3g}" for j, value in enumerate(self.variances))
+        return "\n".join([header, *rows])
+
+
+def active_units(
+    aggregate_posterior: AggregatePosterior, threshold: float = _THRESHOLD
+) -> ActiveUnits:
+    r"""Counts the active units of a model, after Burda, Grosse and Salakhutdinov (2016).
+
+    Dimension j is active where the mean of its posterior varies with the observation:
+
+        A_j = Var_n(E_q(z|x_n)[z_j]) > 0.01.
+
+    The variance is that of this finite data set, with denominator N. It has no Monte Carlo error.
+    The criterion looks at means alone and knows no scale: a dimension whose posterior variance
+    alone depends on x counts as collapsed, and a code rescaled by 1/100 is collapsed throughout.
+    The index-code mutual information of each dimension (`marginal_kl_split`) has neither limit.
+
+    Args:
+      aggregate_posterior: The posteriors q(z|x_n) of N >= 2 observations, batch shape `[]`, events
+        of shape `[D]`, equal weights.
+      threshold: The bound on A_j, not negative; 0.01 is the paper's.
+
+    Returns:
+      `ActiveUnits`.
+
+    Raises:
+      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or the threshold no number.
+      ValueError: If N < 2, shapes or weights are other than stated, the threshold is negative or
+        not finite, or a mean is not finite.
+      NotImplementedError: If TFP knows no mean of the components.
+
+    #### References
+
+    Yuri Burda, Roger Grosse and Ruslan Salakhutdinov. Importance weighted autoencoders. ICLR 2016.
+    """
+    if not isinstance(aggregate_posterior, AggregatePosterior):
+        raise TypeError(
+            "aggregate_posterior must be an AggregatePosterior, got "
+            f"{type(aggregate_posterior).__name__}."
+        )
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise TypeError(f"threshold must be a number; got {threshold!r}.")
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"threshold must be finite and not negative; got {threshold!r}.")
+    if aggregate_posterior.batch_shape.rank != 0 or aggregate_posterior.event_shape.rank != 1:
+        raise ValueError(
+            "aggregate_posterior must be one distribution over codes of shape [D]; got batch shape "
+            f"{aggregate_posterior.batch_shape} and event shape {aggregate_posterior.event_shape}."
+        )
+    if aggregate_posterior.weights is not None:
+        raise ValueError("aggregate_posterior must weight its components equally (weights=None).")
+    means: np.ndarray = np.asarray(
+        aggregate_posterior.components_distribution.mean(), np.float64
+    )  # [N, D]
+    num_observations = int(aggregate_posterior.num_components)
+    if num_observations < 2:
+        raise ValueError("active units need N >= 2 observations: one mean has no variance.")
+    # A mean that all components share may come without the batch dimension.
+    means = np.broadcast_to(means, (num_observations, means.shape[-1]))
+    bad = ~np.isfinite(means).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"the posterior mean is not finite for {bad.sum()} of {num_observations} observations; "
+            "has training diverged?"
+        )
+    return ActiveUnits(tuple(means.var(axis=0).tolist()), float(threshold), num_observations)
