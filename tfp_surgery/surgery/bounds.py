@@ -1,0 +1,113 @@
+"""Bound: an estimate with what it bounds, from which side, its bias and its ceiling."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from tfp_surgery.estimate import Estimate
+
+_STANDARD_ERRORS = 2.0
+_FRACTION = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """An estimate whose expectation lies on a known side of a quantity, in nats.
+
+    The standard error and the interval of `estimate` are those of the bound's own expectation, not
+    of the quantity that is bounded: a biased bound covers the former alone.
+
+    Attributes:
+      estimate: The Monte Carlo estimate of the bound.
+      side: `"lower"` or `"upper"` where its expectation bounds the quantity, `"unbiased"` where it
+        equals it.
+      quantity: What is bounded.
+      bias: Its expectation minus the quantity, in words.
+      ceiling: The most that its expectation can be, whatever the quantity is; None where it has no
+        such limit.
+    """
+
+    estimate: Estimate
+    side: Literal["lower", "upper", "unbiased"]
+    quantity: str
+    bias: str
+    ceiling: float | None = None
+
+    @property
+    def at_ceiling(self) -> bool:
+        """Whether the estimate says no more than that the quantity is at least about the ceiling.
+
+        The rule: the estimate lies within two of its standard errors of the ceiling, or within one
+        per cent of it. No high-confidence lower bound from B samples that holds for every
+        distribution is larger than O(log B) (McAllester and Stratos 2020); one that has come to its
+        ceiling has stopped measuring.
+        """
+        if self.ceiling is None:
+            return False
+        error = self.estimate.standard_error
+        slack = 0.0 if math.isnan(error) else _STANDARD_ERRORS * error
+        return self.estimate.value >= self.ceiling - max(slack, _FRACTION * abs(self.ceiling))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values, the estimate's own among them."""
+        return {
+            **self.estimate.to_dict(),
+            "side": self.side,
+            "quantity": self.quantity,
+            "bias": self.bias,
+            "ceiling": self.ceiling,
+            "at_ceiling": self.at_ceiling,
+        }
+
+    def __str__(self) -> str:
+        """The estimate, its side, its ceiling and whether that is reached."""
+        text = f"{self.estimate} ({self.side})"
+        if self.ceiling is None:
+            return text
+        reached = ": REACHED" if self.at_ceiling else ""
+        return f"{text}, ceiling {self.ceiling:.4f}{reached}"
+
+
+def batch_estimate(means: np.ndarray, batch_size: int) -> Estimate:
+    """Estimates an expectation from independent batches whose draws depend on each other.
+
+    Args:
+      means: Floating array, shape `[K]`: the mean of each batch.
+      batch_size: Number of draws in each.
+
+    Returns:
+      The mean of all draws; its standard error is that of the mean of the K batch means, NaN where
+      K = 1.
+    """
+    means = np.asarray(means, np.float64)
+    error = means.std(ddof=1) / math.sqrt(means.size) if means.size > 1 else math.nan
+    return Estimate(float(means.mean()), float(error), means.size * batch_size)
+
+
+def plain(value: Any) -> Any:
+    """A field of a result as plain, JSON-ready values."""
+    if isinstance(value, Bound | Estimate):
+        return value.to_dict()
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def lines(rows: Mapping[str, Bound | Estimate | None], absent: Mapping[str, str]) -> list[str]:
+    """Aligned lines of a table, those of absent rows with the reason.
+
+    Args:
+      rows: What to show, by label.
+      absent: The reason for each row that is None, by label.
+
+    Returns:
+      A line for each row.
+    """
+    width = max(len(label) for label in rows)
+    return [
+        f"  {label:<{width}}  {value if value is not None else 'absent: ' + absent[label]}"
+        for label, value in rows.items()
+    ]
