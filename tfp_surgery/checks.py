@@ -18,8 +18,8 @@ def _plain(kind: Any) -> Any:
     return kind.__mro__[1]
 
 
-_WRAPPERS = tuple(_plain(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
-_MIXTURES = _plain(tfd.MixtureSameFamily)
+WRAPPERS = tuple(_plain(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
+MIXTURES = _plain(tfd.MixtureSameFamily)
 # Rows of x that one call of check_support looks at together.
 _SUPPORT_BLOCK = 8192
 
@@ -237,9 +237,9 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
     base = unwrap(likelihood)
     in_mixture = False
     while not isinstance(base, tfd.Bernoulli):
-        if isinstance(base, _WRAPPERS):
+        if isinstance(base, WRAPPERS):
             base = unwrap(base.distribution)
-        elif isinstance(base, _MIXTURES):
+        elif isinstance(base, MIXTURES):
             base, in_mixture = unwrap(base.components_distribution), True
         elif in_mixture:  # its batch does not line up with that of x
             return

@@ -172,7 +172,7 @@ def test_bounds_equal_brute_force_on_the_same_draws(monkeypatch: pytest.MonkeyPa
     codes: list[np.ndarray] = []
     observations: list[np.ndarray] = []
 
-    class Recorded(tfd.MultivariateNormalDiag):  # type: ignore[misc]
+    class Recorded(tfd.MultivariateNormalDiag):
         def sample(self, *args: Any, **kwargs: Any) -> tf.Tensor:
             drawn = super().sample(*args, **kwargs)
             observations.append(drawn.numpy())

@@ -89,13 +89,6 @@ def batch_estimate(means: np.ndarray, batch_size: int) -> Estimate:
     return Estimate(float(means.mean()), float(error), means.size * batch_size)
 
 
-def plain(value: Any) -> Any:
-    """A field of a result as plain, JSON-ready values."""
-    if isinstance(value, Bound | Estimate):
-        return value.to_dict()
-    return dict(value) if isinstance(value, Mapping) else value
-
-
 def lines(rows: Mapping[str, Bound | Estimate | None], absent: Mapping[str, str]) -> list[str]:
     """Aligned lines of a table, those of absent rows with the reason.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,8 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.divergence import closed_form_kl
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.surgery.draws import checked_draws
+from tfp_surgery.surgery.full_detail import full_detail
 from tfp_surgery.surgery.result import ElboSurgery
 
 tfd = tfp.distributions
@@ -37,6 +39,7 @@ def elbo_surgery(
     batch_size: int = 2000,
     training_aggregate_posterior: AggregatePosterior | None = None,
     tolerance: float | None = None,
+    detail: Literal["terms", "full"] = "terms",
 ) -> ElboSurgery:
     r"""Carves up the ELBO of a latent-variable model on a data set.
 
@@ -78,9 +81,14 @@ def elbo_surgery(
       tolerance: Bound in nats on what a certified tree over the components may leave out of
         log q(z) and H[q(n|z)]; see `AggregatePosterior.evaluate`. None for none. The result says
         in `evaluation` how log q(z) was evaluated.
+      detail: `"full"` adds what the same pass tells beside the terms: the ELBO's four readings, the
+        split of the marginal KL over dimensions (log q(z_j) within `tolerance`, or 1e-5 nats),
+        active units, and bounds of the mutual information. What this model does not have is absent,
+        with the reason. The entropy of the data in H - D <= I is that of these observations, where
+        the likelihood is a probability mass function. The log evidence is a call of its own.
 
     Returns:
-      `ElboSurgery`, everything in nats per observation.
+      `ElboSurgery`, everything in nats per observation; `FullElboSurgery` with `detail="full"`.
 
     Raises:
       TypeError: If encoder, decoder or prior do not give distributions.
@@ -93,6 +101,8 @@ def elbo_surgery(
         num_query = checks.checked_integer("num_query", num_query, 1)
     seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
     tolerance = checked_tolerance(tolerance)
+    if detail not in ("terms", "full"):
+        raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')
     prior_now = checks.build_prior(prior)
     x, data = _observations(x, seed)
     num_observations = len(x)
@@ -120,11 +130,11 @@ def elbo_surgery(
     )
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
-    samples["log_aggregate"] = _checked_draws("log_aggregate", evaluated.log_prob)
-    samples["index_entropy"] = _checked_draws("index_entropy", evaluated.index_entropy)
+    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob)
+    samples["index_entropy"] = checked_draws("index entropy", evaluated.index_entropy)
     if training_aggregate_posterior is not None:
-        samples["log_training_aggregate"] = _checked_draws(
-            "log_training_aggregate", training_aggregate_posterior.log_prob(z, tolerance=tolerance)
+        samples["log_training_aggregate"] = checked_draws(
+            "log training aggregate", training_aggregate_posterior.log_prob(z, tolerance=tolerance)
         )
 
     def estimate(values: np.ndarray) -> Estimate:
@@ -133,7 +143,7 @@ def elbo_surgery(
     log_posterior, log_aggregate, log_prior = (
         samples[name] for name in ("log_posterior", "log_aggregate", "log_prior")
     )
-    return ElboSurgery(
+    surgery = ElboSurgery(
         elbo=estimate(samples["reconstruction"] - log_posterior + log_prior),
         average_reconstruction=estimate(samples["reconstruction"]),
         average_kl=estimate(log_posterior - log_prior),
@@ -158,6 +168,10 @@ def elbo_surgery(
         data=data,
         evaluation=_describe(evaluated, num_observations, tolerance),
     )
+    if detail == "terms":
+        return surgery
+    likelihood = decoder(z[0, :1])
+    return full_detail(surgery, x, likelihood, samples, z, queries, aggregate, prior_now, tolerance)
 
 
 def _sample_terms(
@@ -207,22 +221,13 @@ def _sample_terms(
         if kl is not None:
             kl_parts.append(kl.numpy()[new])
     samples = {
-        name: _checked_draws(name, np.concatenate([part[name] for part in parts], axis=1))
+        name: checked_draws(
+            name.replace("_", " "), np.concatenate([part[name] for part in parts], axis=1)
+        )
         for name in parts[0]
     }
     kl = np.concatenate(kl_parts).astype(np.float64) if kl_parts else None
     return samples, tf.concat(z_parts, axis=1), kl
-
-
-def _checked_draws(name: str, values: Any) -> np.ndarray:
-    """The values as float64, once they are known to be finite."""
-    draws: np.ndarray = np.asarray(values, np.float64)
-    if not np.isfinite(draws).all():
-        raise ValueError(
-            f"{name.replace('_', ' ')} is not finite in {np.sum(~np.isfinite(draws))} of "
-            f"{draws.size} draws: the model gives no density there."
-        )
-    return draws
 
 
 def _describe(evaluated: Evaluation, num_observations: int, tolerance: float | None) -> str:

@@ -13,7 +13,8 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines, plain
+from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
+from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
 
@@ -49,7 +50,7 @@ class GenerativeMutualInformation:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values; a bound that is absent is None."""
-        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return record(self)
 
     def __str__(self) -> str:
         """A table of the two bounds."""

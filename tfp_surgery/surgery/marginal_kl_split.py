@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, plain
+from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,7 @@ class MarginalKLSplit:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        record: dict[str, Any] = plain(self)
-        return record
+        return record(self)
 
     def __str__(self) -> str:
         """A table: the parts, the groups' parts, and a row for each dimension."""

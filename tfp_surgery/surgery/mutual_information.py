@@ -15,8 +15,9 @@ from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines, plain
+from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
 from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_ceiling
+from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
 
@@ -84,9 +85,7 @@ class MutualInformationBounds:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values; bounds that are absent are None."""
-        result = {
-            field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
+        result = record(self)
         result["ceilings_reached"] = list(self.ceilings_reached)
         return result
 

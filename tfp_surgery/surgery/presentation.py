@@ -37,17 +37,20 @@ def describe_draws(num_observations: int, num_query: int, num_samples: int) -> s
     return f"nats per observation; N = {num_observations}, {draws} an observation{queries}"
 
 
-def plain(value: Any) -> Any:
-    """Returns results, at any depth, as values that JSON has.
+def record(result: Any) -> dict[str, Any]:
+    """The fields of a dataclass, by name, as values that JSON has."""
+    return {field.name: plain(getattr(result, field.name)) for field in dataclasses.fields(result)}
 
-    Dataclasses and mappings become dicts, estimates `{"value", "standard_error"}`, tuples lists.
+
+def plain(value: Any) -> Any:
+    """Returns a value, at any depth, as one that JSON has.
+
+    What has a `to_dict` becomes that, other dataclasses and mappings become dicts, tuples lists.
     """
-    if isinstance(value, Estimate):
+    if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        return {
-            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        return record(value)
     if isinstance(value, Mapping):
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, (tuple, list)):

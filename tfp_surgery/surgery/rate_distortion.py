@@ -13,7 +13,8 @@ import numpy as np
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.bounds import Bound, lines, plain
+from tfp_surgery.surgery.bounds import Bound, lines
+from tfp_surgery.surgery.presentation import record
 
 _QUANTITY = "I(X; Z) under q(x) q(z|x), q(x) the distribution whose entropy is given"
 _NO_ENTROPY = (
@@ -72,7 +73,7 @@ class RateDistortionBounds:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values; quantities that are absent are None."""
-        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return record(self)
 
     def __str__(self) -> str:
         """A table of rate, distortion and bounds."""

@@ -11,7 +11,7 @@ import numpy as np
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
 from tfp_surgery.surgery.draws import checked_draws
-from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, plain
+from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,7 @@ class ElboReadings:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        record: dict[str, Any] = plain(self)
-        return record
+        return record(self)
 
     def __str__(self) -> str:
         """A table: each reading, and its parts below it."""

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tests.testing.models import LinearGaussian, index_data, table_encoder
+from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
+from tfp_surgery.surgery import full_detail
+from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.full_detail import FullElboSurgery
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+STANDARD_ERRORS = 4.5
+
+
+def _full(*arguments: object, **options: object) -> FullElboSurgery:
+    surgery = elbo_surgery(*arguments, detail="full", **options)  # type: ignore[arg-type]
+    assert isinstance(surgery, FullElboSurgery)
+    return surgery
+
+
+@pytest.fixture(scope="module")
+def model() -> LinearGaussian:
+    return LinearGaussian()
+
+
+@pytest.fixture(scope="module")
+def surgery(model: LinearGaussian) -> FullElboSurgery:
+    return _full(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
+
+
+def test_the_terms_are_those_of_a_surgery_without_detail(
+    model: LinearGaussian, surgery: FullElboSurgery
+) -> None:
+    terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
+    assert surgery.estimates() == terms.estimates()
+    assert not isinstance(terms, FullElboSurgery)
+
+
+def test_every_part_belongs_to_the_same_draws(surgery: FullElboSurgery) -> None:
+    for reading in surgery.readings.readings().values():
+        assert reading.value == pytest.approx(surgery.elbo.value, abs=1e-10)
+    assert "evidence_minus_posterior_kl" in surgery.readings.absent
+    split = surgery.marginal_kl_split
+    assert split is not None
+    assert split.marginal_kl.value == pytest.approx(surgery.marginal_kl.value, abs=1e-10)
+    assert surgery.total_correlation is split.total_correlation
+    assert surgery.dimension_wise_kl is split.dimension_wise_kl
+    assert surgery.prior_factorization is split.prior_factorization
+    assert surgery.dimension_wise_mutual_information is split.dimension_wise_mutual_information
+    assert split.dimension_wise_kl is not None
+    assert split.prior_factorization is not None
+    parts = [split.total_correlation, *split.dimension_wise_kl, split.prior_factorization]
+    assert sum(part.value for part in parts) == pytest.approx(surgery.marginal_kl.value, abs=1e-9)
+
+
+def test_the_parts_of_probabilistic_pca_are_known(
+    model: LinearGaussian, surgery: FullElboSurgery
+) -> None:
+    """q(z) has covariance I, so that both dimensions are active; the ELBO is the log evidence."""
+    units = surgery.active_units
+    assert units is not None
+    assert units.num_active == 2
+    # Var_n E[z_j|x_n] + the posterior variance = 1.
+    posterior_variance = model.encoder(model.x[:1]).variance().numpy()[0]
+    np.testing.assert_allclose(units.variances, 1.0 - posterior_variance, rtol=1e-9)
+    assert surgery.rate_distortion.rate == surgery.average_kl
+    assert surgery.rate_distortion.lower_bound is None  # a density
+    bounds = surgery.mutual_information_bounds
+    assert bounds is not None
+    information, other = (
+        bounds.index_code_mutual_information.estimate,
+        surgery.index_code_mutual_information,
+    )
+    error = math.hypot(information.standard_error, other.standard_error)
+    assert abs(information.value - other.value) < STANDARD_ERRORS * error
+    assert bounds.barber_agakov is not None
+    rate = bounds.barber_agakov.estimate
+    assert abs(rate.value - model.average_kl) < STANDARD_ERRORS * rate.standard_error
+
+
+def test_it_prints_and_serialises(surgery: FullElboSurgery) -> None:
+    text = str(surgery)
+    for title in ("ELBO surgery of", "Four readings", "Split of the", "units are active"):
+        assert title in text
+    for title in ("Rate-distortion bounds", "Mutual information bounds"):
+        assert title in text
+    record = json.loads(json.dumps(surgery.to_dict(), allow_nan=False))
+    assert record["elbo"]["value"] == surgery.elbo.value
+    assert record["readings"]["surgery"]["value"] == pytest.approx(surgery.elbo.value)
+    split, units = record["marginal_kl_split"], record["active_units"]
+    assert surgery.total_correlation is not None
+    assert split["total_correlation"]["value"] == surgery.total_correlation.value
+    assert units["num_active"] == 2
+    assert record["rate_distortion"]["absent"].keys() == {
+        *("data_entropy", "lower_bound", "elbo_gap")
+    }
+    assert record["absent"] == {}
+
+
+def test_binary_data_have_an_entropy(model: LinearGaussian) -> None:
+    x = (model.x > 0).astype(np.float32)
+    weights = tf.constant(np.random.default_rng(0).normal(size=(2, 6)), tf.float32)
+    surgery = _full(
+        x,
+        lambda x: tfd.MultivariateNormalDiag(x @ tf.transpose(weights) / 10, [0.5, 0.5]),
+        lambda z: tfd.Independent(tfd.Bernoulli(logits=z @ weights, dtype=tf.float32), 1),
+        tfd.MultivariateNormalDiag(tf.zeros(2)),
+    )
+    _, counts = np.unique(x, axis=0, return_counts=True)
+    entropy = -np.sum(counts / len(x) * np.log(counts / len(x)))
+    given = surgery.rate_distortion.data_entropy
+    assert given is not None
+    assert given.value == pytest.approx(entropy)
+    assert given.standard_error == 0.0
+    gap = surgery.rate_distortion.elbo_gap
+    assert gap is not None
+    assert gap.value == pytest.approx(-surgery.elbo.value - entropy)
+
+
+def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
+    x = index_data(9, np.float32)
+    matrix = _full(
+        x,
+        table_encoder(tfd.Independent(tfd.Normal(tf.zeros([9, 2, 3]), 1.0), 2)),
+        lambda z: tfd.MultivariateNormalDiag(z[:, 0, :1], [1.0]),
+        tfd.Independent(tfd.Normal(tf.zeros([2, 3]), 1.0), 2),
+    )
+    assert matrix.absent.keys() == {"marginal_kl_split", "active_units"}
+    for name in ("total_correlation", "dimension_wise_kl", "prior_factorization"):
+        assert getattr(matrix, name) is None
+    assert matrix.dimension_wise_mutual_information is None
+    assert "(2, 3)" in str(matrix)
+    assert matrix.to_dict()["marginal_kl_split"] is None
+
+    # The marginals of this prior have no closed form.
+    prior = tfb.Shift([1.0, 0.0])(
+        tfd.MultivariateStudentTLinearOperator(
+            5.0, tf.zeros(2), tf.linalg.LinearOperatorLowerTriangular([[1.0, 0.0], [0.5, 1.0]])
+        )
+    )
+    loc = tf.constant(np.random.default_rng(0).normal(size=(9, 2)), tf.float32)
+    surgery = _full(
+        x,
+        table_encoder(tfd.MultivariateNormalDiag(loc, [0.3, 0.3])),
+        lambda z: tfd.MultivariateNormalDiag(z[:, :1], [1.0]),
+        prior,
+    )
+    assert surgery.total_correlation is not None
+    assert surgery.dimension_wise_kl is None
+    assert surgery.marginal_kl_split is not None
+    assert surgery.marginal_kl_split.absent.keys() >= {"dimension_wise_kl", "prior_factorization"}
+
+    alone = _full(
+        x[:1],
+        table_encoder(tfd.MultivariateNormalDiag(loc[:1], [0.3, 0.3])),
+        lambda z: tfd.MultivariateNormalDiag(z[:, :1], [1.0]),
+        tfd.MultivariateNormalDiag(tf.zeros(2)),
+    )
+    assert alone.absent.keys() == {"active_units", "mutual_information_bounds"}
+
+
+def test_a_detail_that_there_is_not(model: LinearGaussian) -> None:
+    with pytest.raises(ValueError, match='detail must be "terms" or "full"; got \'all\''):
+        elbo_surgery(model.x, model.encoder, model.decoder, model.prior, detail="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "expected"),
+    [
+        (tfd.Independent(tfd.Bernoulli(tf.zeros([1, 3]), dtype=tf.float32), 1), True),
+        (tfd.Sample(tfd.Poisson([1.0]), 3), True),
+        (tfd.Independent(DiscretizedLogistic(tf.zeros([1, 2]), tf.ones([1, 2]), 256), 1), True),
+        (tfd.MixtureSameFamily(tfd.Categorical([0.0, 0.0]), tfd.Poisson([1.0, 2.0])), True),
+        (tfd.MultivariateNormalDiag(tf.zeros([1, 3])), False),
+        (tfd.Independent(tfd.ContinuousBernoulli(tf.zeros([1, 3])), 1), False),
+    ],
+)
+def test_which_likelihoods_are_probabilities(likelihood: tfd.Distribution, expected: bool) -> None:
+    assert full_detail._is_discrete(likelihood) == expected
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
