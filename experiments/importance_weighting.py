@@ -1,0 +1,367 @@
+r"""The ladder from the ELBO to the log evidence, on test images of a trained VAE.
+
+Takes a VAE that `experiments.elbo_surgery` has trained, and bounds the log evidence of test images
+by importance weighting with more and more samples. Leaves a table, a figure, JSON and CSV in
+--workdir:
+
+    python -m experiments.elbo_surgery --dataset=mnist --latent_sizes=10 --workdir=runs/mnist
+    python -m experiments.importance_weighting --run=runs/mnist --latent_size=10 \
+        --workdir=runs/mnist_ladder
+
+A run that was stopped goes on when the same command is given again; a finished one is shown again
+and left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
+from experiments import workdir
+from tfp_surgery import datasets
+from tfp_surgery.estimate import Estimate
+from tfp_surgery.models.vae import VAE
+from tfp_surgery.reporting.ladder_figures import ladder_figure
+from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+_EXPERIMENT = "importance_weighting"
+_RECORD_FIELDS = {"num_importance_samples", "num_samples", "importance_weighted_elbo", "data"}
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags, some of which have the names of those of other experiments."""
+    flags.DEFINE_string(
+        "workdir", None, "folder of this run", required=True, flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "run",
+        None,
+        "folder of a finished run of experiments.elbo_surgery",
+        required=True,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "latent_size", 10, "size of the code of its VAE to take", flag_values=flag_values
+    )
+    flags.DEFINE_integer("num_images", 100, "test images, the first ones", flag_values=flag_values)
+    flags.DEFINE_list(
+        "num_importance_samples",
+        ["1", "5", "50", "500", "5000"],
+        "rungs of the ladder; 1 is the ELBO",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_draws",
+        5000,
+        "codes an image that each rung may use; every rung is repeated at least twice",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("seed", 0, "of the draws of codes", flag_values=flag_values)
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "folder of prepared TFDS data; TFDS's own if none",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "manual_dir",
+        None,
+        "folder with the data set's original files, for machines without network",
+        flag_values=flag_values,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LadderConfig:
+    """All that the numbers of a run depend on.
+
+    Raises:
+      ValueError: if a setting is out of range.
+    """
+
+    run: str
+    latent_size: int
+    num_images: int
+    num_importance_samples: tuple[int, ...]
+    num_draws: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        rungs = ",".join(map(str, self.num_importance_samples))
+        if not rungs or min(self.num_importance_samples) < 1:
+            raise ValueError(f"--num_importance_samples must be at least 1 each, got {rungs}.")
+        if len(set(self.num_importance_samples)) != len(self.num_importance_samples):
+            raise ValueError(f"--num_importance_samples names one twice: {rungs}.")
+        for name, minimum in (("latent_size", 1), ("num_images", 1), ("num_draws", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"--{name} must be at least {minimum}, got {getattr(self, name)}.")
+        if self.seed >= 2**31:
+            raise ValueError(f"--seed must be below 2**31, got {self.seed}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in types that JSON knows."""
+        return {
+            **dataclasses.asdict(self),
+            "num_importance_samples": list(self.num_importance_samples),
+        }
+
+
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> LadderConfig:
+    """The settings that the parsed flags state.
+
+    Raises:
+      ValueError: if one is not of its type, or out of range.
+    """
+    given = flag_values.num_importance_samples
+    try:
+        rungs = tuple(int(value) for value in given)
+    except ValueError:
+        raise ValueError(
+            f"--num_importance_samples takes integers with commas between them, got "
+            f"{','.join(given)}."
+        ) from None
+    return LadderConfig(
+        run=str(Path(flag_values.run).resolve()),
+        latent_size=flag_values.latent_size,
+        num_images=flag_values.num_images,
+        num_importance_samples=rungs,
+        num_draws=flag_values.num_draws,
+        seed=flag_values.seed,
+    )
+
+
+def run(
+    config: LadderConfig,
+    folder: Path,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+) -> list[dict[str, Any]]:
+    """Brings the run in `folder` to its end, whatever of it is there already.
+
+    Args:
+      config: settings of the run.
+      folder: its folder.
+      data_dir: see `tfp_surgery.datasets.load`, as for `manual_dir`.
+      manual_dir: likewise.
+
+    Returns:
+      The records of all rungs, in the order of the settings.
+
+    Raises:
+      OSError: if a folder, the checkpoint or the data cannot be used.
+      ValueError: if a folder holds something else.
+    """
+    state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
+    if state is workdir.State.FINISHED:
+        records = _finished_records(folder / workdir.RESULTS_FILE)
+        print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
+        print(table(records), flush=True)
+        return records
+
+    vae, images, data = _model_and_images(config, data_dir, manual_dir)
+    warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), {"test": data})
+    print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}\n{data}")
+    if warning:
+        print(f"Warning: {warning}")
+    records = []
+    for m in config.num_importance_samples:
+        path = folder / f"importance_samples_{m:06d}.json"
+        if path.exists():
+            print(f"m = {m}: done before.", flush=True)
+            record = workdir.read_json(path)
+            if not _is_record(record):
+                raise ValueError(f"{path} is damaged: delete it to have it made anew.")
+        else:
+            record = rung(config, vae, images, data, m)
+            workdir.write_json(path, record)  # where it is, this rung is done
+        records.append(record)
+    workdir.write_figure(
+        folder / "figures" / "ladder.png",
+        ladder_figure(records, f"VAE with latent size D = {config.latent_size}\n{data}"),
+    )
+    workdir.write_csv(folder / "results.csv", [_csv_row(record) for record in records])
+    # Written last: where it is, the run is finished.
+    workdir.write_json(
+        folder / workdir.RESULTS_FILE,
+        {
+            "dataset": {"test": data},
+            "config": config.to_dict(),
+            "versions": workdir.versions(),
+            "results": records,
+        },
+    )
+    print(f"\n{table(records)}\n\nWritten to {folder}", flush=True)
+    return records
+
+
+def rung(
+    config: LadderConfig, vae: VAE, images: np.ndarray, data: str, num_importance_samples: int
+) -> dict[str, Any]:
+    """Evaluates one bound of the ladder and prints it.
+
+    Args:
+      config: settings of the run.
+      vae: the trained model.
+      images: `[N, *event_shape]`.
+      data: what names the images.
+      num_importance_samples: m.
+
+    Returns:
+      `ImportanceWeightedElbo.to_dict()` with the name of the data and the seconds it took.
+    """
+    start = time.monotonic()
+    bound = importance_weighted_elbo(
+        images,
+        vae.encoder,
+        vae.decoder,
+        vae.prior,
+        num_importance_samples=num_importance_samples,
+        num_samples=max(2, config.num_draws // num_importance_samples),
+        seed=config.seed,
+    )
+    seconds = time.monotonic() - start
+    print(f"m = {num_importance_samples}: {bound.estimate} nats, {seconds:.1f} s", flush=True)
+    return {**bound.to_dict(), "data": data, "seconds": round(seconds, 2)}
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The ladder as text.
+
+    Args:
+      records: one a rung.
+
+    Returns:
+      The data set, a row for each rung, how to read them.
+    """
+    rows = [["m", "k", "bound", "mean ESS", "least ESS", "seconds"]]
+    for record in records:
+        m, k, entry = (
+            record[name]
+            for name in ("num_importance_samples", "num_samples", "importance_weighted_elbo")
+        )
+        estimate = Estimate(entry["value"], entry["standard_error"], k)
+        sizes = [f"{record[f'{which}_effective_sample_size']:.1f}" for which in ("mean", "least")]
+        rows.append([str(m), str(k), str(estimate), *sizes, f"{record['seconds']:.1f}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            records[0]["data"],
+            "",
+            *lines,
+            "",
+            "Nats per image, ± the Monte Carlo standard error of the draws, given the images.",
+            "MC_k-IW_m-ELBO; m = 1 is the ELBO. All are lower bounds on log p(x).",
+        ]
+    )
+
+
+def _model_and_images(
+    config: LadderConfig, data_dir: str | None, manual_dir: str | None
+) -> tuple[VAE, np.ndarray, str]:
+    """The trained VAE, the test images and what names them."""
+    source = Path(config.run)
+    settings_path = source / workdir.CONFIG_FILE
+    if not settings_path.is_file():
+        raise ValueError(f"--run={source} holds no run of experiments.elbo_surgery.")
+    description = workdir.read_json(settings_path)
+    if not isinstance(description, dict) or description.get("experiment") != "elbo_surgery":
+        raise ValueError(f"--run={source} holds something other than a run of elbo_surgery.")
+    settings = description["config"]
+    if config.latent_size not in settings["latent_sizes"]:
+        raise ValueError(
+            f"--run={source} has VAEs of latent size {settings['latent_sizes']}, none of "
+            f"--latent_size={config.latent_size}."
+        )
+    own_folder = source / f"latent_{config.latent_size:02d}"
+    checkpoint = load_checkpoint(own_folder / "checkpoint.keras")
+    if checkpoint.num_epochs != settings["epochs"]:
+        raise ValueError(
+            f"the VAE in {own_folder} was trained for {checkpoint.num_epochs} of "
+            f"{settings['epochs']} epochs: finish that run first."
+        )
+    test_set = datasets.load(
+        settings["dataset"],
+        "test",
+        binarization=settings["binarization"],
+        seed=settings["seed"],
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+    )
+    if config.num_images > len(test_set):
+        raise ValueError(
+            f"--num_images={config.num_images} exceeds the {len(test_set)} images of "
+            f"{test_set.name}/test."
+        )
+    draw_seed = config.seed if test_set.binarization == "stochastic" else None
+    images = test_set.observations(draw_seed=draw_seed)[: config.num_images]
+    return (
+        checkpoint.model,
+        images,
+        f"the first {len(images)} of {test_set.describe(draw_seed=draw_seed)}",
+    )
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= _RECORD_FIELDS
+
+
+def _finished_records(path: Path) -> list[dict[str, Any]]:
+    results = workdir.read_json(path)
+    records = results.get("results") if isinstance(results, dict) else None
+    if not (isinstance(records, list) and records and all(map(_is_record, records))):
+        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
+    return records
+
+
+def _csv_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = dict(record)
+    estimate = row.pop("importance_weighted_elbo")
+    return {
+        "num_importance_samples": row.pop("num_importance_samples"),
+        "num_samples": row.pop("num_samples"),
+        "importance_weighted_elbo": estimate["value"],
+        "importance_weighted_elbo_standard_error": estimate["standard_error"],
+        **row,
+    }
+
+
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
+    """Runs the experiment that the flags describe."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --help.")
+        run(
+            config_from_flags(flag_values),
+            Path(flag_values.workdir),
+            flag_values.data_dir,
+            flag_values.manual_dir,
+        )
+    except (OSError, ValueError) as error:
+        logging.debug("where it happened:", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on with the rung it was in.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS tells every step otherwise
+    app.run(main)

@@ -1,0 +1,244 @@
+"""Tests of the ladder of bounds, on the bundled digits and in seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+from typing import Any
+
+import pytest
+from absl import flags
+
+from experiments import elbo_surgery, importance_weighting
+from experiments.config import Config
+from experiments.importance_weighting import LadderConfig
+from tfp_surgery import datasets
+from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+TRAINING = Config(
+    dataset="digits",
+    latent_sizes=(2,),
+    binarization="fixed",
+    epochs=3,
+    batch_size=250,
+    learning_rate=1e-2,
+    hidden_sizes=(16,),
+    num_samples=2,
+    seed=1,
+)
+STANDARD_ERRORS = 4.5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    elbo_surgery.run(TRAINING, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(trained: pathlib.Path) -> LadderConfig:
+    return LadderConfig(
+        run=str(trained),
+        latent_size=2,
+        num_images=20,
+        num_importance_samples=(1, 5, 50),
+        num_draws=500,
+        seed=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: LadderConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("runs") / "ladder"
+    importance_weighting.run(config, folder)
+    return folder
+
+
+def records_of(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The records without what differs from run to run: the time."""
+    records = json.loads((folder / "results.json").read_text())["results"]
+    return [
+        {name: part for name, part in record.items() if name != "seconds"} for record in records
+    ]
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def test_leaves_its_files(finished: pathlib.Path, config: LadderConfig) -> None:
+    assert {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()} == {
+        "config.json",
+        "results.json",
+        "results.csv",
+        "figures/ladder.png",
+        *(f"importance_samples_{m:06d}.json" for m in config.num_importance_samples),
+    }
+    assert (finished / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((finished / "results.json").read_text())
+    assert results["config"] == config.to_dict()
+    assert results["versions"]["keras"]
+    assert results["dataset"]["test"].startswith("the first 20 of digits/test, N = 297, binariz")
+
+
+def test_the_rungs_rise(finished: pathlib.Path) -> None:
+    records = records_of(finished)
+    assert [record["num_importance_samples"] for record in records] == [1, 5, 50]
+    assert [record["num_samples"] for record in records] == [500, 100, 10]
+    estimates = [record["importance_weighted_elbo"] for record in records]
+    for lower, upper in itertools.pairwise(estimates):
+        error = math.hypot(lower["standard_error"], upper["standard_error"])
+        assert upper["value"] - lower["value"] > STANDARD_ERRORS * error
+
+
+def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, trained: pathlib.Path) -> None:
+    vae = load_checkpoint(trained / "latent_02" / "checkpoint.keras").model
+    test_set = datasets.load("digits", "test", binarization="fixed", seed=TRAINING.seed)
+    bound = importance_weighted_elbo(
+        test_set.observations()[:20],
+        vae.encoder,
+        vae.decoder,
+        vae.prior,
+        num_importance_samples=5,
+        num_samples=100,
+        seed=2,
+    )
+    record = records_of(finished)[1]
+    assert record["importance_weighted_elbo"] == bound.estimate.to_dict()
+    assert record["least_effective_sample_size"] == bound.effective_sample_size.min()
+
+
+def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
+    with (finished / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, records_of(finished), strict=True):
+        estimate = record["importance_weighted_elbo"]
+        assert int(row["num_importance_samples"]) == record["num_importance_samples"]
+        assert float(row["importance_weighted_elbo"]) == estimate["value"]
+        error = float(row["importance_weighted_elbo_standard_error"])
+        assert error == estimate["standard_error"]
+        assert row["data"] == record["data"]
+
+
+def test_a_finished_run_is_shown_and_left_alone(
+    finished: pathlib.Path, config: LadderConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    importance_weighting.run(config, finished)
+    printed = capsys.readouterr().out
+    assert "nothing was changed" in printed
+    assert "mean ESS" in printed
+    with pytest.raises(ValueError, match=r"num_images was 20, is 10"):
+        importance_weighting.run(dataclasses.replace(config, num_images=10), finished)
+    assert snapshot(finished) == before
+
+
+def test_a_stopped_run_goes_on_with_the_rung_it_was_in(
+    finished: pathlib.Path,
+    config: LadderConfig,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, rung = tmp_path / "stopped", importance_weighting.rung
+
+    def stop_in_the_last(*arguments: Any) -> Any:
+        if arguments[-1] == 50:
+            raise KeyboardInterrupt
+        return rung(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importance_weighting, "rung", stop_in_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            importance_weighting.run(config, folder)
+    assert not (folder / "results.json").exists()
+    importance_weighting.run(config, folder)
+    assert "m = 5: done before" in capsys.readouterr().out
+    assert records_of(folder) == records_of(finished)
+
+
+def main_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs the command in this process and returns its one line of error."""
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    importance_weighting.define_flags(values)
+    rest = values(["importance_weighting", *arguments])
+    assert importance_weighting.main(rest, values) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_importance_samples=5,x"], "takes integers"),
+        (["--num_importance_samples=5,0"], "at least 1 each, got 5,0"),
+        (["--num_importance_samples=5,5"], "names one twice"),
+        (["--num_images=0"], "--num_images must be at least 1"),
+        (["--num_images=298"], "exceeds the 297 images of digits/test"),
+        (["--latent_size=7"], "latent size [2], none of --latent_size=7"),
+        (["--seed=-1"], "--seed must be at least 0"),
+        (["--seed=2147483648"], "--seed must be below 2**31"),
+        (["--run=/no/such/folder"], "holds no run of experiments.elbo_surgery"),
+        (["5"], "unexpected arguments: 5"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_work(
+    arguments: list[str],
+    message: str,
+    trained: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    error = main_error(
+        capsys, f"--workdir={folder}", f"--run={trained}", "--latent_size=2", *arguments
+    )
+    assert message in error
+    assert not folder.exists()
+
+
+def test_folders_of_something_else_are_refused(
+    finished: pathlib.Path,
+    trained: pathlib.Path,
+    config: LadderConfig,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--latent_size=2", f"--workdir={tmp_path / 'new'}"]
+    assert "other than a run of elbo_surgery" in main_error(capsys, f"--run={finished}", *arguments)
+    error = main_error(capsys, f"--run={trained}", "--latent_size=2", f"--workdir={trained}")
+    assert "holds something other than a run of importance_weighting" in error
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    for damaged in ("{}", '{"results": [{}]}', "[1]", "{"):
+        (tmp_path / "results.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"results\.json is damaged"):
+            importance_weighting.run(config, tmp_path)
+
+
+def test_an_unfinished_training_is_refused(
+    trained: pathlib.Path, config: LadderConfig, tmp_path: pathlib.Path
+) -> None:
+    source = tmp_path / "trained"
+    (source / "latent_02").mkdir(parents=True)
+    settings = json.loads((trained / "config.json").read_text())
+    settings["config"]["epochs"] = 9
+    (source / "config.json").write_text(json.dumps(settings))
+    checkpoint = (trained / "latent_02" / "checkpoint.keras").read_bytes()
+    (source / "latent_02" / "checkpoint.keras").write_bytes(checkpoint)
+    with pytest.raises(ValueError, match="trained for 3 of 9 epochs"):
+        importance_weighting.run(dataclasses.replace(config, run=str(source)), tmp_path / "new")
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,0 +1,83 @@
+"""The ladder of importance-weighted bounds as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_BOUND_COLOR = "#4477aa"
+_SIZE_COLOR = "#d95f3b"
+
+
+def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """IW_m against m, from the ELBO at m = 1 upwards, and how many draws carry each bound.
+
+    Args:
+      records: `ImportanceWeightedElbo.to_dict()`, one an m, of one data set.
+      title: of the figure.
+
+    Returns:
+      The figure: bounds with two standard errors, where these are known, beside the mean and the
+      least effective sample size.
+
+    Raises:
+      ValueError: if there are no records, or two of one m, or they are of different data sets.
+    """
+    records = sorted(records, key=lambda record: record["num_importance_samples"])
+    numbers = [record["num_importance_samples"] for record in records]
+    if not records or len(set(numbers)) != len(numbers):
+        raise ValueError(f"a ladder needs one record for each m, got those of m = {numbers}.")
+    data = {record["data"] for record in records}
+    if len(data) != 1:
+        raise ValueError(f"the records must be of one data set, got {sorted(data)}.")
+
+    def values(key: str) -> np.ndarray:
+        entries = [record["importance_weighted_elbo"][key] for record in records]
+        return np.array(entries, np.float64)  # None becomes NaN
+
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    bounds, sizes = figure.subplots(1, 2)
+    # matplotlib draws no bar for an error that is NaN.
+    bounds.errorbar(
+        numbers,
+        values("value"),
+        2.0 * values("standard_error"),
+        color=_BOUND_COLOR,
+        marker="o",
+        capsize=4,
+        label="± 2 standard errors",
+    )
+    for number, bound in zip(numbers, values("value"), strict=True):
+        bounds.annotate(
+            f"{bound:.2f}",
+            (number, bound),
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha="center",
+            fontsize="small",
+        )
+    bounds.set_ylabel("nats per observation")
+    bounds.set_title("lower bounds on log p(x): ELBO at m = 1, IW$_m$", fontsize="medium")
+    bounds.legend(loc="lower right", frameon=False)
+    bounds.margins(x=0.1, y=0.15)
+
+    for key, style, label in (
+        ("mean_effective_sample_size", "o-", "mean"),
+        ("least_effective_sample_size", "v:", "least"),
+    ):
+        sizes.plot(
+            numbers, [record[key] for record in records], style, color=_SIZE_COLOR, label=label
+        )
+    sizes.plot(numbers, numbers, "--", color="black", linewidth=1.0, label="m: equal weights")
+    sizes.set_yscale("log")
+    sizes.set_ylabel("effective sample size")
+    sizes.set_title("draws that carry a bound", fontsize="medium")
+    sizes.legend(loc="upper left", frameon=False)
+    for axes in (bounds, sizes):
+        axes.set_xscale("log")
+        axes.set_xlabel("importance samples m")
+    figure.suptitle(title, fontsize="medium")
+    return figure
