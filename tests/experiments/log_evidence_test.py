@@ -1,0 +1,206 @@
+"""Tests of the log evidence experiment, on the bundled digits and in seconds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import elbo_surgery, log_evidence
+from experiments.config import Config as TrainingConfig
+from experiments.log_evidence import Config
+from tfp_surgery import datasets
+from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+NAMES = [
+    "elbo", "iw_5", "iw_50", "iw", "ais", "ais_minus_iw", "optimal_elbo", "approximation_gap",
+    "amortization_gap", "simulated_lower", "simulated_upper", "simulated_gap",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    config = TrainingConfig(
+        dataset="digits",
+        latent_sizes=(2,),
+        binarization="fixed",
+        epochs=20,
+        batch_size=100,
+        learning_rate=3e-3,
+        hidden_sizes=(32,),
+        num_samples=2,
+        seed=1,
+    )
+    elbo_surgery.run(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(trained: pathlib.Path) -> Config:
+    return Config(
+        run=str(trained),
+        latent_size=2,
+        num_images=20,
+        num_importance_samples=1000,
+        num_temperatures=100,
+        num_chains=16,
+        num_leapfrog_steps=3,
+        num_simulated=10,
+        num_refinement_steps=100,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("evidence") / "finished"
+    log_evidence.run(config, folder)
+    return folder
+
+
+def read(path: pathlib.Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_bounds_are_in_order(finished: pathlib.Path) -> None:
+    """ELBO < IW_5 < IW_50 <= IW_1000, and AIS beside the last, each by draws of its own."""
+    found = read(finished / "results.json")["estimates"]
+    assert list(found) == NAMES
+
+    def difference(larger: str, smaller: str) -> tuple[float, float]:
+        errors = [found[name]["standard_error"] for name in (larger, smaller)]
+        return found[larger]["value"] - found[smaller]["value"], 4.5 * float(np.hypot(*errors))
+
+    for larger, smaller in (("iw_5", "elbo"), ("iw_50", "iw_5"), ("optimal_elbo", "elbo")):
+        value, error = difference(larger, smaller)
+        assert value > -error
+    value, error = difference("iw", "iw_50")
+    assert value > -error
+    value, error = difference("ais", "iw")
+    assert abs(value) < error
+    assert found["ais_minus_iw"]["value"] == pytest.approx(value)
+    gap = found["simulated_gap"]
+    assert gap["value"] > -4.5 * gap["standard_error"]
+
+
+def test_results_name_settings_data_and_software(finished: pathlib.Path, config: Config) -> None:
+    results = read(finished / "results.json")
+    assert results["config"] == config.to_dict()
+    assert "20 random images of digits/test, N = 297, binarization fixed" in results["data"]
+    assert "tensorflow" in results["versions"]
+    assert set(results["seconds"]) == set(results["parts"])
+    with (finished / "results.csv").open() as file:
+        rows = {row["quantity"]: row for row in csv.DictReader(file)}
+    assert list(rows) == NAMES
+    for name, entry in results["estimates"].items():
+        assert float(rows[name]["value"]) == entry["value"]
+        assert float(rows[name]["standard_error"]) == entry["standard_error"]
+
+
+def test_the_bound_is_that_of_the_checkpoint(
+    finished: pathlib.Path, config: Config, trained: pathlib.Path
+) -> None:
+    test_set = datasets.load("digits", "test", binarization="fixed", seed=1)
+    chosen = np.sort(np.random.default_rng([3, 0]).choice(297, 20, replace=False))
+    vae = load_checkpoint(trained / "latent_02" / "checkpoint.keras").model
+    bound = log_evidence_by_importance_sampling(
+        test_set[chosen],
+        vae.encoder,
+        vae.decoder,
+        vae.prior,
+        num_importance_samples=config.num_importance_samples,
+        seed=3,
+    )
+    part = read(finished / "results.json")["parts"]["importance_sampling"]
+    assert part["per_observation"] == list(bound.per_observation)
+
+
+def test_a_finished_run_is_shown_and_left_alone(
+    finished: pathlib.Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    results = log_evidence.run(config, finished)
+    assert snapshot(finished) == before
+    assert results == read(finished / "results.json")
+    printed = capsys.readouterr().out
+    for part in ("nothing was changed", "IW_1000", "AIS", "amortization gap"):
+        assert part in printed
+    with pytest.raises(ValueError, match=r"seed was 3, is 4"):
+        log_evidence.run(dataclasses.replace(config, seed=4), finished)
+    assert snapshot(finished) == before
+
+
+def test_a_stopped_run_goes_on(
+    finished: pathlib.Path,
+    config: Config,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setitem(log_evidence._MEASUREMENTS, "annealed", stop)
+        with pytest.raises(KeyboardInterrupt):
+            log_evidence.run(config, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    before = snapshot(tmp_path / "small_bounds.json")
+    log_evidence.run(config, tmp_path)
+    assert snapshot(tmp_path / "small_bounds.json") == before
+    assert "small bounds: done before" in capsys.readouterr().out
+    resumed, uninterrupted = (read(path / "results.json") for path in (tmp_path, finished))
+    assert resumed["estimates"] == uninterrupted["estimates"]
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    values = flags.FlagValues()
+    log_evidence.define_flags(values)
+    assert log_evidence.main(values(["log_evidence", *arguments]), values) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run="], "--run must name a folder"),
+        (["--num_chains=1"], "--num_chains must be at least 2"),
+        (["--run=/no/such/run"], "--run=/no/such/run holds no run"),
+        (["--latent_size=3"], "no finished VAE of latent size 3; its settings name 2"),
+        (["--num_images=1000"], "--num_images=1000, but there are 297"),
+        (["more"], "unexpected arguments: more"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_work(
+    arguments: list[str],
+    message: str,
+    trained: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    first = [f"--run={trained}", "--latent_size=2", f"--workdir={folder}"]
+    assert message in run_main(capsys, *first, *arguments)
+    assert not folder.exists()
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

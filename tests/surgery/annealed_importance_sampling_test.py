@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from scipy import stats
+
+from tests.testing.linear_gaussian import LinearGaussianModel
+from tfp_surgery.surgery.annealed_chains import inverse_temperatures
+from tfp_surgery.surgery.annealed_importance_sampling import (
+    log_evidence_by_annealed_importance_sampling,
+)
+from tfp_surgery.surgery.evidence import LogEvidence
+
+tfd = tfp.distributions
+
+STANDARD_ERRORS = 4.5
+WEIGHTS = np.array([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]])
+
+
+def _run(model: LinearGaussianModel, x: np.ndarray, **settings: Any) -> LogEvidence:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the effective sample size")
+        return log_evidence_by_annealed_importance_sampling(
+            x, model.decoder, model.prior, **settings
+        )
+
+
+def test_weights_are_unbiased() -> None:
+    """E[w] = p(x) at few temperatures, where the chains lag far behind."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.8]])
+    result = _run(
+        model,
+        np.repeat(x, 2000, axis=0),
+        num_temperatures=4,
+        num_chains=8,
+        num_leapfrog_steps=2,
+        batch_size=16000,
+    )
+    ratios = np.exp(result.per_observation - model.log_evidence(x))
+    error = ratios.std(ddof=1) / math.sqrt(len(ratios))
+    assert error < 0.01
+    assert abs(ratios.mean() - 1) < STANDARD_ERRORS * error
+    # Their logarithm is not.
+    gaps = result.per_observation - model.log_evidence(x)
+    assert gaps.mean() < -STANDARD_ERRORS * gaps.std(ddof=1) / math.sqrt(len(gaps))
+
+
+def test_kernel_of_tfp_is_biased_at_few_temperatures() -> None:
+    """Why the chains here have fresh kernel results at every temperature."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.8]])
+    num_chains = 16000
+    _, log_weights, _ = tfp.mcmc.sample_annealed_importance_chain(
+        num_steps=4,
+        proposal_log_prob_fn=model.prior.log_prob,
+        target_log_prob_fn=lambda z: model.prior.log_prob(z) + model.decoder(z).log_prob(x),
+        current_state=model.prior.sample(num_chains, seed=(1, 2)),
+        make_kernel_fn=lambda log_prob: tfp.mcmc.HamiltonianMonteCarlo(
+            log_prob, step_size=np.float64(0.7), num_leapfrog_steps=2
+        ),
+        seed=(3, 4),
+    )
+    ratios = np.exp(log_weights.numpy() - model.log_evidence(x))
+    error = ratios.std(ddof=1) / math.sqrt(num_chains)
+    assert abs(ratios.mean() - 1) > STANDARD_ERRORS * error
+
+
+@pytest.mark.parametrize(
+    ("case", "scale", "noise"),
+    [
+        pytest.param("collapsed", 0.05, 1.0, marks=pytest.mark.slow),
+        ("overlapping", 1.0, 0.8),
+        pytest.param("separated", 1.0, 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_agrees_with_the_closed_form(case: str, scale: float, noise: float) -> None:
+    model = LinearGaussianModel(scale * WEIGHTS, noise)
+    x = model.simulate(30)
+    # Batches of 11 observations, the last of which repeats some.
+    result = _run(
+        model, x, num_temperatures=200, num_chains=32, num_leapfrog_steps=5, batch_size=11 * 32
+    )
+    truth = model.log_evidence(x)
+    assert np.all(np.abs(result.per_observation - truth) < STANDARD_ERRORS * result.standard_errors)
+    estimate = result.estimate
+    assert abs(estimate.value - truth.mean()) < STANDARD_ERRORS * estimate.standard_error
+    assert estimate.standard_error < 0.1
+    least = {"collapsed": 31.9, "overlapping": 31.0, "separated": 2.0}[case]
+    assert result.effective_sample_sizes.min() > least
+    assert result.acceptance_rates is not None
+    assert result.acceptance_rates.shape == (200, 30)
+    assert result.acceptance_rates.mean() == pytest.approx(0.65, abs=0.1)
+
+
+@pytest.mark.slow
+def test_more_temperatures_tighten_the_bound() -> None:
+    model = LinearGaussianModel(WEIGHTS, 0.1)
+    x = model.simulate(200)
+    truth = model.log_evidence(x)
+    gaps = []
+    for num_temperatures in (1, 10, 100):
+        result = _run(
+            model, x, num_temperatures=num_temperatures, num_chains=4, num_leapfrog_steps=3
+        )
+        gaps.append(truth - result.per_observation)
+    for loose, tight in itertools.pairwise(gaps):
+        difference = loose - tight
+        error = difference.std(ddof=1) / math.sqrt(len(difference))
+        assert difference.mean() > STANDARD_ERRORS * error
+    assert 0 < gaps[-1].mean() < 0.6
+
+
+def test_codes_on_a_constrained_space() -> None:
+    """Gamma prior and Poisson likelihood: the evidence is negative binomial."""
+    concentration, rate = 2.5, 0.7
+    x = np.array([[0.0], [3.0], [11.0]])
+    result = log_evidence_by_annealed_importance_sampling(
+        x,
+        lambda z: tfd.Independent(tfd.Poisson(z), 1),
+        tfd.Independent(tfd.Gamma(np.array([concentration]), np.array([rate])), 1),
+        num_temperatures=50,
+        num_chains=64,
+        num_leapfrog_steps=3,
+        seed=1,
+    )
+    truth = stats.nbinom(concentration, rate / (1 + rate)).logpmf(x[:, 0])
+    assert np.all(np.abs(result.per_observation - truth) < STANDARD_ERRORS * result.standard_errors)
+    assert result.standard_errors.max() < 0.1
+
+
+def test_seeds_repeat_dtypes_stay_and_few_effective_samples_are_warned_of() -> None:
+    model = LinearGaussianModel(WEIGHTS, 0.01)
+    dtypes = set()
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        dtypes.add(z.dtype)
+        return model.decoder(z)
+
+    def values(seed: int) -> np.ndarray:
+        with pytest.warns(UserWarning, match="size of annealed importance .* for 3 of 3"):
+            return log_evidence_by_annealed_importance_sampling(
+                model.simulate(3), decoder, model.prior, num_temperatures=2, seed=seed
+            ).per_observation
+
+    first, again, other = (values(seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+    assert dtypes == {tf.float64}
+
+
+def test_inverse_temperatures_rise_from_0_to_1() -> None:
+    betas = inverse_temperatures(50)
+    assert betas[0] == 0
+    assert betas[-1] == 1
+    steps = np.diff(betas)
+    assert np.all(steps > 0)
+    assert steps[0] == pytest.approx(steps[-1])
+    assert steps[25] > 5 * steps[0]
+    np.testing.assert_array_equal(inverse_temperatures(1), [0, 1])
+
+
+def _discrete() -> tfd.Distribution:
+    return tfd.OneHotCategorical(probs=[0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_temperatures": 0}, ValueError, "num_temperatures must be at least 1"),
+        ({"num_chains": 0}, ValueError, "num_chains must be at least 1"),
+        ({"num_leapfrog_steps": 1.5}, TypeError, "num_leapfrog_steps must be an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"seed": 2**31}, ValueError, "seed must be at least 0"),
+        ({"x": np.zeros([0, 3])}, ValueError, "holds no observations"),
+        ({"x": np.zeros([2, 4])}, ValueError, "observations of shape"),
+        ({"decoder": None}, TypeError, "decoder must be a callable"),
+        ({"decoder": lambda z: z}, TypeError, "decoder must return a distribution"),
+        ({"prior": _discrete}, TypeError, "HMC moves codes"),
+        ({"prior": tfd.Normal([0.0, 1.0], 1.0)}, ValueError, "prior must be one distribution"),
+        (
+            {"decoder": lambda z: tfd.MultivariateNormalDiag(z * np.nan @ WEIGHTS.T, np.ones(3))},
+            ValueError,
+            "NaN",
+        ),
+    ],
+)
+def test_wrong_input_is_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = LinearGaussianModel(WEIGHTS, 0.8)
+    arguments = {"x": model.simulate(2), "decoder": model.decoder, "prior": model.prior, **changes}
+    with pytest.raises(error, match=message):
+        log_evidence_by_annealed_importance_sampling(
+            **{"num_temperatures": 2, "num_chains": 2, **arguments}
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

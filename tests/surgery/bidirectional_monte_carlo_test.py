@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_probability as tfp
+
+from tests.testing.linear_gaussian import LinearGaussianModel
+from tfp_surgery.surgery.bidirectional_monte_carlo import (
+    BidirectionalMonteCarlo,
+    bidirectional_monte_carlo,
+)
+
+tfd = tfp.distributions
+
+STANDARD_ERRORS = 4.5
+MODEL = LinearGaussianModel(np.array([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]]), 0.5)
+
+
+def _run(**settings: Any) -> BidirectionalMonteCarlo:
+    return bidirectional_monte_carlo(MODEL.decoder, MODEL.prior, **settings)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+@pytest.fixture(scope="module")
+def coarse() -> BidirectionalMonteCarlo:
+    # Batches of 150 pairs, the last of which repeats some.
+    return _run(
+        num_observations=400,
+        num_temperatures=5,
+        num_chains=4,
+        num_leapfrog_steps=3,
+        batch_size=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def fine() -> BidirectionalMonteCarlo:
+    return _run(num_observations=100, num_temperatures=200, num_chains=8, num_leapfrog_steps=3)
+
+
+def test_bounds_bracket_the_truth(coarse: BidirectionalMonteCarlo) -> None:
+    truth = MODEL.log_evidence(coarse.x)
+    for gap in (truth - coarse.forward.per_observation, coarse.reverse.per_observation - truth):
+        mean, error = _mean_and_error(gap)
+        assert mean > STANDARD_ERRORS * error
+    assert coarse.lower.value < truth.mean() < coarse.upper.value
+
+
+def test_weights_are_unbiased_in_both_directions(coarse: BidirectionalMonteCarlo) -> None:
+    """E[w] = p(x) of each x, and E[1/w] = 1 / p(x) over z of each x."""
+    truth = MODEL.log_evidence(coarse.x)
+    for ratios in (
+        np.exp(coarse.forward.per_observation - truth),
+        np.exp(truth - coarse.reverse.per_observation),
+    ):
+        mean, error = _mean_and_error(ratios)
+        assert error < 0.1
+        assert abs(mean - 1) < STANDARD_ERRORS * error
+
+
+def test_bounds_meet_at_many_temperatures(fine: BidirectionalMonteCarlo) -> None:
+    truth = MODEL.log_evidence(fine.x)
+    for gap in (truth - fine.forward.per_observation, fine.reverse.per_observation - truth):
+        mean, error = _mean_and_error(gap)
+        assert mean > -STANDARD_ERRORS * error
+        assert mean + STANDARD_ERRORS * error < 0.15
+    assert fine.gap.value < 0.15
+    for bounds in (fine.forward, fine.reverse):
+        assert bounds.acceptance_rates is not None
+        assert bounds.acceptance_rates.mean() == pytest.approx(0.65, abs=0.1)
+
+
+def test_estimates_are_averages_over_the_simulated_pairs(fine: BidirectionalMonteCarlo) -> None:
+    lower, upper = fine.forward.per_observation, fine.reverse.per_observation
+    for estimate, values in (
+        (fine.lower, lower),
+        (fine.upper, upper),
+        (fine.gap, upper - lower),
+    ):
+        assert (estimate.value, estimate.standard_error) == pytest.approx(_mean_and_error(values))
+    # The model's differential entropy is known: what the bounds are about.
+    entropy = -MODEL.log_evidence(MODEL.simulate(200000, seed=5)).mean()
+    assert fine.lower.value - STANDARD_ERRORS * fine.lower.standard_error < -entropy
+    assert fine.upper.value + STANDARD_ERRORS * fine.upper.standard_error > -entropy
+
+
+def test_simulated_pairs_are_of_the_model(coarse: BidirectionalMonteCarlo) -> None:
+    assert coarse.x.shape == (400, 3)
+    assert coarse.z.shape == (400, 2)
+    assert coarse.x.dtype == coarse.z.dtype == np.float64
+    residuals = (coarse.x - MODEL.decoder(coarse.z).mean().numpy()) / 0.5
+    for standard in (coarse.z, residuals):
+        assert abs(np.mean(standard**2) - 1) < STANDARD_ERRORS * math.sqrt(2 / standard.size)
+
+
+def test_the_result_prints_and_serialises(fine: BidirectionalMonteCarlo) -> None:
+    content = json.loads(json.dumps(fine.to_dict(), allow_nan=False))
+    assert content["gap"] == fine.gap.to_dict()
+    assert content["reverse"]["bound"] == "upper"
+    text = str(fine)
+    for part in ("100 observations simulated", "200 temperatures", "lower bound", "difference"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_observations": 1}, ValueError, "num_observations must be at least 2"),
+        ({"num_chains": 0}, ValueError, "num_chains must be at least 1"),
+        ({"decoder": 3}, TypeError, "decoder must be a callable"),
+        ({"prior": tfd.OneHotCategorical(probs=[0.5, 0.5])}, TypeError, "HMC moves codes"),
+        ({"prior": tfd.Normal([0.0, 1.0], 1.0)}, ValueError, "prior must be one distribution"),
+    ],
+)
+def test_wrong_input_is_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        bidirectional_monte_carlo(**{"decoder": MODEL.decoder, "prior": MODEL.prior, **changes})
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
