@@ -221,7 +221,6 @@ def test_bounds_of_held_out_data_enclose_the_information_of_the_population() -> 
     assert upper.value - multiple * upper.standard_error > information
     rate = bounds.barber_agakov.estimate
     assert abs(rate.value - information) <= multiple * rate.standard_error
-    print(bounds)
 
 
 def test_float32_posteriors_and_whole_data_batches() -> None:
@@ -301,6 +300,20 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         mutual_information_bounds(aggregate, **{"batch_size": 5, "num_batches": 2, **options})
+
+
+class _NanElsewhere(tfd.Normal):
+    """A density that is NaN more than five scales from its centre."""
+
+    def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        near = tf.abs(z - self.loc) < 5 * self.scale
+        return tf.where(near, super()._log_prob(z), tf.constant(np.nan, z.dtype))
+
+
+def test_a_density_that_is_nan_at_the_codes_of_others_is_refused() -> None:
+    aggregate = AggregatePosterior(_NanElsewhere(np.arange(4.0) * 100, np.ones(4)))
+    with pytest.raises(ValueError, match="is not finite"):
+        mutual_information_bounds(aggregate, batch_size=2, num_batches=2)
 
 
 @pytest.mark.slow

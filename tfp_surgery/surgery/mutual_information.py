@@ -199,6 +199,7 @@ def mutual_information_bounds(
     log_aggregate = np.asarray(aggregate_posterior.log_prob(z), np.float64)
     _check_finite("log q(z)", log_aggregate)
     contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate)
+    _check_finite("InfoNCE", contrasts["info_nce"])
 
     def estimate(values: np.ndarray) -> Estimate:
         return batch_estimate(values.reshape(num_batches, -1).mean(axis=1), batch_size)
@@ -313,5 +314,6 @@ def _checked_size(aggregate_posterior: Any) -> int:
 def _check_finite(name: str, values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{name} is not finite in {np.sum(~np.isfinite(values))} of {values.size} draws."
+            f"{name} is not finite in {np.sum(~np.isfinite(values))} of {values.size} cases: the "
+            "model gives no density there."
         )
