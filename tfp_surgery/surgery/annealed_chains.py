@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.surgery.decomposition import _MAX_SEED, _reconstruction, _tried
+from tfp_surgery.surgery.model import MAX_SEED, reconstruction_log_prob, tried
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -58,7 +58,7 @@ class Annealing:
     def __post_init__(self) -> None:
         """Checks the settings."""
         for field in dataclasses.fields(self):
-            bounds = (0, _MAX_SEED) if field.name == "seed" else (1, None)
+            bounds = (0, MAX_SEED) if field.name == "seed" else (1, None)
             checked = checks.checked_integer(field.name, getattr(self, field.name), *bounds)
             object.__setattr__(self, field.name, checked)
 
@@ -241,7 +241,7 @@ def check_generative_model(x: np.ndarray, decoder: Network, prior: Prior) -> Non
     event_space_bijector(prior_now)
     checks.check_prior(prior_now, prior_now)  # it has no batch
     code = prior_now.sample(1, seed=tf.constant([0, 0], tf.int32))
-    likelihood = checks.check_decoder_output(_tried("decoder", decoder, code), 1, x.shape[1:])
+    likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
 
 
@@ -302,7 +302,7 @@ def _compiled_hmc_step(
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
 
         def log_likelihood(u: tf.Tensor) -> tf.Tensor:
-            return tf.cast(_reconstruction(decoder, bijector.forward(u), x), u.dtype)
+            return tf.cast(reconstruction_log_prob(decoder, bijector.forward(u), x), u.dtype)
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
             return start.log_prob(u) + beta * log_likelihood(u)

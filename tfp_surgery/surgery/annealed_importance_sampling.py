@@ -10,8 +10,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.surgery.annealed_chains import AnnealedChains, Annealing, check_generative_model
-from tfp_surgery.surgery.decomposition import _observations
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights, warn_of_few_samples
+from tfp_surgery.surgery.model import observations_of
 
 tfd = tfp.distributions
 
@@ -83,7 +83,7 @@ def log_evidence_by_annealed_importance_sampling(
     bidirectional Monte Carlo. arXiv:1511.02543, 2015.
     """
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
-    x, data = _observations(x, settings.seed)
+    x, data = observations_of(x, settings.seed)
     check_generative_model(x, decoder, prior)
     chains = AnnealedChains(decoder, prior, settings)
     weights = RunningWeights(len(x))

@@ -19,8 +19,8 @@ from tfp_surgery.surgery.annealed_chains import (
     check_generative_model,
     event_space_bijector,
 )
-from tfp_surgery.surgery.decomposition import _tried
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights
+from tfp_surgery.surgery.model import tried
 
 tfd = tfp.distributions
 
@@ -178,6 +178,6 @@ def _simulate(
     parts = []
     for number, start in enumerate(range(0, num_observations, settings.batch_size), start=1):
         codes = z[start : start + settings.batch_size]
-        likelihood = checks.unwrap(_tried("decoder", decoder, codes))
+        likelihood = checks.unwrap(tried("decoder", decoder, codes))
         parts.append(likelihood.sample(seed=fold_in(base_seed, number)).numpy())
     return np.concatenate(parts), z.numpy()

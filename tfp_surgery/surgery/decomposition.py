@@ -11,7 +11,6 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.evaluation import Evaluation, checked_tolerance
@@ -19,11 +18,17 @@ from tfp_surgery.divergence import closed_form_kl
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.full_detail import full_detail
+from tfp_surgery.surgery.model import (
+    MAX_SEED,
+    check_model,
+    check_no_nan,
+    observations_of,
+    reconstruction_log_prob,
+)
 from tfp_surgery.surgery.result import ElboSurgery
 
 tfd = tfp.distributions
 
-_MAX_SEED = 2**31 - 1
 _EAGER_STEPS = 4  # up to which a graph costs more than it saves
 
 
@@ -99,18 +104,18 @@ def elbo_surgery(
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     if num_query is not None:
         num_query = checks.checked_integer("num_query", num_query, 1)
-    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
         raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')
     prior_now = checks.build_prior(prior)
-    x, data = _observations(x, seed)
+    x, data = observations_of(x, seed)
     num_observations = len(x)
     if num_query is not None and num_query > num_observations:
         raise ValueError(
             f"num_query = {num_query} exceeds the number of observations, {num_observations}."
         )
-    _check_model(x, encoder, decoder, prior_now, training_aggregate_posterior)
+    check_model(x, encoder, decoder, prior_now, training_aggregate_posterior)
     if num_samples == 1 or (num_query == 1 and num_observations > 1):
         warnings.warn(
             "with num_samples=1 or num_query=1 the standard errors are unknown (NaN).",
@@ -118,7 +123,7 @@ def elbo_surgery(
         )
 
     aggregate = AggregatePosterior.from_encoder(encoder, x, batch_size=batch_size)
-    _check_no_nan(aggregate)
+    check_no_nan(aggregate)
     rng = np.random.default_rng([seed, 0])
     queries = (
         np.arange(num_observations)
@@ -214,7 +219,9 @@ def _sample_terms(
         indices = queries[shown : shown + per_step]
         step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
         terms, z, kl = draw(tf.constant(indices, tf.int32), step_seed)
-        terms["reconstruction"] = _reconstruction(decoder, z, tf.convert_to_tensor(x[indices]))
+        terms["reconstruction"] = reconstruction_log_prob(
+            decoder, z, tf.convert_to_tensor(x[indices])
+        )
         new = slice(start - shown, None)
         parts.append({name: value.numpy()[:, new] for name, value in terms.items()})
         z_parts.append(z[:, new])
@@ -238,82 +245,3 @@ def _describe(evaluated: Evaluation, num_observations: int, tolerance: float | N
         f"by a {evaluated.method} within {tolerance:g} nats, which visits {visited:.0f} of "
         f"{num_observations} components on average"
     )
-
-
-def _reconstruction(
-    decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, observations: tf.Tensor
-) -> tf.Tensor:
-    """log p(x_n|z_sn) of draws `[S, B, ...]` and observations `[B, ...]`, shape `[S, B]`."""
-    num_samples, num_queries = z.shape[:2]
-    codes = tf.reshape(z, [num_samples * num_queries, *z.shape[2:]])  # [S, B, ...] -> [S B, ...]
-    event_shape = tuple(observations.shape[1:])
-    repeated = tf.tile(observations, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
-    likelihood = checks.check_decoder_output(decoder(codes), num_samples * num_queries, event_shape)
-    if likelihood.dtype.is_floating:
-        repeated = tf.cast(repeated, likelihood.dtype)
-    return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
-
-
-def _observations(x: Any, seed: int) -> tuple[np.ndarray, str]:
-    if isinstance(x, Dataset):
-        stochastic = x.binarization == "stochastic"
-        draw_seed = seed if stochastic else None
-        return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
-    x = checks.check_observations(x)
-    return x, f"an array, N = {len(x)}, binarization not stated"
-
-
-def _check_model(
-    x: np.ndarray,
-    encoder: Callable[[Any], tfd.Distribution],
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution,
-    training_aggregate_posterior: AggregatePosterior | None,
-) -> None:
-    """Runs the model on two observations, so that what does not fit is said before the work."""
-    if not callable(encoder) or not callable(decoder):
-        raise TypeError("encoder and decoder must be callables that return a tfd.Distribution.")
-    first = tf.convert_to_tensor(x[:2])
-    posterior = checks.check_encoder_output(_tried("encoder", encoder, first), len(first))
-    posterior = components_lib.prepare(posterior, "The encoder's posterior")
-    checks.check_prior(prior, posterior)
-    if training_aggregate_posterior is not None:
-        if not isinstance(training_aggregate_posterior, AggregatePosterior):
-            raise TypeError(
-                "training_aggregate_posterior must be an AggregatePosterior, got "
-                f"{type(training_aggregate_posterior).__name__}."
-            )
-        _check_same_codes(training_aggregate_posterior, posterior)
-    code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
-    likelihood = checks.check_decoder_output(_tried("decoder", decoder, code), 1, x.shape[1:])
-    checks.check_support(likelihood, x)
-
-
-def _tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
-    try:
-        return network(inputs)
-    except Exception as error:
-        raise ValueError(
-            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}: "
-            f"{error}"
-        ) from error
-
-
-def _check_same_codes(aggregate: AggregatePosterior, posterior: tfd.Distribution) -> None:
-    if aggregate.batch_shape.rank != 0 or aggregate.event_shape != posterior.event_shape:
-        raise ValueError(
-            "training_aggregate_posterior must be one distribution over codes of shape "
-            f"{posterior.event_shape}, got batch shape {aggregate.batch_shape} and event shape "
-            f"{aggregate.event_shape}."
-        )
-
-
-def _check_no_nan(aggregate: AggregatePosterior) -> None:
-    for leaf in components_lib.leaves(aggregate.components_distribution):
-        values = leaf.numpy()
-        if leaf.dtype.is_floating and np.isnan(values).any():
-            bad = np.isnan(values).reshape(len(values), -1).any(axis=1).sum()
-            raise ValueError(
-                f"The encoder gives NaN parameters for {bad} of {len(values)} observations; has "
-                "training diverged?"
-            )

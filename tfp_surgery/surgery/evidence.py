@@ -16,11 +16,11 @@ from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.decomposition import (
-    _MAX_SEED,
-    _check_model,
-    _observations,
-    _reconstruction,
+from tfp_surgery.surgery.model import (
+    MAX_SEED,
+    check_model,
+    observations_of,
+    reconstruction_log_prob,
 )
 
 tfd = tfp.distributions
@@ -235,9 +235,9 @@ def log_evidence_by_importance_sampling(
         "num_importance_samples", num_importance_samples, 1
     )
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
-    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
-    x, data = _observations(x, seed)
-    _check_model(x, encoder, decoder, checks.build_prior(prior), None)
+    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    x, data = observations_of(x, seed)
+    check_model(x, encoder, decoder, checks.build_prior(prior), None)
     posteriors = encode(encoder, x, batch_size)
     weights = RunningWeights(len(x))
     for rows, log_weights in log_weight_chunks(
@@ -296,7 +296,7 @@ def log_weight_chunks(
         row_seed = fold_in(base_seed, number)
         for chunk, first in enumerate(range(0, num_samples, chunk_size)):
             z, log_prior, log_posterior = draw(indices, fold_in(row_seed, chunk))
-            log_likelihood = _reconstruction(decoder, z, observations)
+            log_likelihood = reconstruction_log_prob(decoder, z, observations)
             log_weights = log_likelihood.numpy().astype(np.float64)
             log_weights += log_prior.numpy()
             log_weights -= log_posterior.numpy()

@@ -16,11 +16,17 @@ from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.surgery import decomposition
+from tfp_surgery.surgery.draws import checked_draws
+from tfp_surgery.surgery.model import (
+    MAX_SEED,
+    check_model,
+    check_no_nan,
+    observations_of,
+    reconstruction_log_prob,
+)
 
 tfd = tfp.distributions
 
-_MAX_SEED = 2**31 - 1
 # The surgery draws from stream 1 of a seed, training and its evaluation from 0 and 4.
 _STREAM = 5
 
@@ -158,15 +164,15 @@ def importance_weighted_elbo(
         "num_importance_samples", num_importance_samples, 1
     )
     num_samples = checks.checked_integer("num_samples", num_samples, 1)
-    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     prior_now = checks.build_prior(prior)
-    x, data = decomposition._observations(x, seed)
-    decomposition._check_model(x, encoder, decoder, prior_now, None)
+    x, data = observations_of(x, seed)
+    check_model(x, encoder, decoder, prior_now, None)
     if num_samples == 1:
         warnings.warn("with num_samples=1 the standard errors are unknown (NaN).", stacklevel=2)
     aggregate = AggregatePosterior.from_encoder(encoder, x, batch_size=batch_size)
-    decomposition._check_no_nan(aggregate)
+    check_no_nan(aggregate)
     log_sum, log_sum_of_squares = _log_sums(
         x,
         aggregate.components_distribution,
@@ -177,9 +183,7 @@ def importance_weighted_elbo(
         seed,
         batch_size,
     )
-    values = decomposition._checked_draws(
-        "log_mean_importance_weight", log_sum - np.log(num_importance_samples)
-    )
+    values = checked_draws("log mean importance weight", log_sum - np.log(num_importance_samples))
     return ImportanceWeightedElbo(
         estimate=stratified_estimate(values, len(x)),
         values=values,
@@ -235,7 +239,7 @@ def _log_sums(
             for start in range(0, num_importance_samples, per_chunk):
                 step_seed = tf.random.experimental.stateless_fold_in(base_seed, next(step_numbers))
                 z, log_ratio = draw(indices, step_seed)
-                reconstruction = decomposition._reconstruction(decoder, z, observations)
+                reconstruction = reconstruction_log_prob(decoder, z, observations)
                 log_weights = reconstruction.numpy().astype(np.float64) + log_ratio.numpy()
                 # [C R, B] -> [C, R, B]
                 log_weights = log_weights.reshape(per_chunk, repetitions, per_step)

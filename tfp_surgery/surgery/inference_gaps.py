@@ -17,13 +17,13 @@ from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.distributions.gaussian import diagonal_parameters
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.surgery.decomposition import (
-    _MAX_SEED,
-    _check_model,
-    _observations,
-    _reconstruction,
-)
 from tfp_surgery.surgery.evidence import LogEvidence, log_weight_chunks
+from tfp_surgery.surgery.model import (
+    MAX_SEED,
+    check_model,
+    observations_of,
+    reconstruction_log_prob,
+)
 
 tfd = tfp.distributions
 
@@ -152,12 +152,12 @@ def inference_gaps(
     num_samples = checks.checked_integer("num_samples", num_samples, 2)
     num_steps = checks.checked_integer("num_steps", num_steps, 1)
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
-    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    x, data = _observations(x, seed)
+    x, data = observations_of(x, seed)
     evidence = _average_log_evidence(log_evidence, len(x))
-    _check_model(x, encoder, decoder, checks.build_prior(prior), None)
+    check_model(x, encoder, decoder, checks.build_prior(prior), None)
     _gaussian_parameters(encoder(tf.convert_to_tensor(x[:2])))
     posteriors = encode(encoder, x, batch_size)
     loc, scale = _gaussian_parameters(posteriors)
@@ -232,7 +232,7 @@ def _refined(
             z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
             fixed = family(*map(tf.stop_gradient, parameters))
             log_weights = (
-                tf.cast(_reconstruction(decoder, z, observations), z.dtype)
+                tf.cast(reconstruction_log_prob(decoder, z, observations), z.dtype)
                 + checks.build_prior(prior).log_prob(z)
                 - fixed.log_prob(z)
             )

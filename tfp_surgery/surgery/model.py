@@ -1,0 +1,101 @@
+"""The parts of a model as the measurements of this package take them: data, encoder, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery import checks
+from tfp_surgery.datasets import Dataset
+from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+
+tfd = tfp.distributions
+
+MAX_SEED = 2**31 - 1
+
+
+def observations_of(x: Any, seed: int) -> tuple[np.ndarray, str]:
+    """The observations of x, and what they are in words; a stochastic binarization is drawn."""
+    if isinstance(x, Dataset):
+        stochastic = x.binarization == "stochastic"
+        draw_seed = seed if stochastic else None
+        return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
+    x = checks.check_observations(x)
+    return x, f"an array, N = {len(x)}, binarization not stated"
+
+
+def check_model(
+    x: np.ndarray,
+    encoder: Callable[[Any], tfd.Distribution],
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution,
+    training_aggregate_posterior: AggregatePosterior | None = None,
+) -> None:
+    """Runs the model on two observations, so that what does not fit is said before the work."""
+    if not callable(encoder) or not callable(decoder):
+        raise TypeError("encoder and decoder must be callables that return a tfd.Distribution.")
+    first = tf.convert_to_tensor(x[:2])
+    posterior = checks.check_encoder_output(tried("encoder", encoder, first), len(first))
+    posterior = components_lib.prepare(posterior, "The encoder's posterior")
+    checks.check_prior(prior, posterior)
+    if training_aggregate_posterior is not None:
+        if not isinstance(training_aggregate_posterior, AggregatePosterior):
+            raise TypeError(
+                "training_aggregate_posterior must be an AggregatePosterior, got "
+                f"{type(training_aggregate_posterior).__name__}."
+            )
+        _check_same_codes(training_aggregate_posterior, posterior)
+    code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
+    likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
+    checks.check_support(likelihood, x)
+
+
+def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
+    """What a network gives on some inputs; its failure names it and them."""
+    try:
+        return network(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}: "
+            f"{error}"
+        ) from error
+
+
+def _check_same_codes(aggregate: AggregatePosterior, posterior: tfd.Distribution) -> None:
+    if aggregate.batch_shape.rank != 0 or aggregate.event_shape != posterior.event_shape:
+        raise ValueError(
+            "training_aggregate_posterior must be one distribution over codes of shape "
+            f"{posterior.event_shape}, got batch shape {aggregate.batch_shape} and event shape "
+            f"{aggregate.event_shape}."
+        )
+
+
+def check_no_nan(aggregate: AggregatePosterior) -> None:
+    """Raises where the encoder gave NaN parameters."""
+    for leaf in components_lib.leaves(aggregate.components_distribution):
+        values = leaf.numpy()
+        if leaf.dtype.is_floating and np.isnan(values).any():
+            bad = np.isnan(values).reshape(len(values), -1).any(axis=1).sum()
+            raise ValueError(
+                f"The encoder gives NaN parameters for {bad} of {len(values)} observations; has "
+                "training diverged?"
+            )
+
+
+def reconstruction_log_prob(
+    decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, observations: tf.Tensor
+) -> tf.Tensor:
+    """log p(x_n|z_sn) of draws `[S, B, ...]` and observations `[B, ...]`, shape `[S, B]`."""
+    num_samples, num_queries = z.shape[:2]
+    codes = tf.reshape(z, [num_samples * num_queries, *z.shape[2:]])  # [S, B, ...] -> [S B, ...]
+    event_shape = tuple(observations.shape[1:])
+    repeated = tf.tile(observations, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
+    likelihood = checks.check_decoder_output(decoder(codes), num_samples * num_queries, event_shape)
+    if likelihood.dtype.is_floating:
+        repeated = tf.cast(repeated, likelihood.dtype)
+    return tf.reshape(likelihood.log_prob(repeated), [num_samples, num_queries])  # [S B] -> [S, B]
