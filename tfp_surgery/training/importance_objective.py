@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks import build_prior, checked_integer, unwrap
-from tfp_surgery.training.objectives import ObjectiveTerms
+from tfp_surgery.training.elbo_objective import ObjectiveTerms
 
 tfd = tfp.distributions
 
