@@ -363,5 +363,5 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 
 if __name__ == "__main__":
     define_flags()
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS tells every step otherwise
+    logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -56,6 +57,12 @@ def gradients(
     return to_encoder.numpy(), to_slope.numpy()[:, 0], terms.objective.numpy()
 
 
+@functools.cache
+def exact_gradient(model: ScalarModel, m: int) -> np.ndarray:
+    """d IW_m / d (loc, log_scale)."""
+    return model.gradient(m)
+
+
 def in_standard_errors(values: np.ndarray, expected: Any) -> np.ndarray:
     error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
     distance: np.ndarray = np.abs(values.mean(axis=0) - expected) / error
@@ -67,7 +74,9 @@ def in_standard_errors(values: np.ndarray, expected: Any) -> np.ndarray:
 def test_the_oracles_agree(name: str, m: int) -> None:
     """Tucker's identity, by two quadratures: differences of the bound, and v_i^2 along the path."""
     model = case(name, 0.3)
-    np.testing.assert_allclose(model.weighted_path(m, 2), model.gradient(m), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        model.weighted_path(m, 2), exact_gradient(model, m), rtol=1e-6, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,7 +85,7 @@ def test_the_oracles_agree(name: str, m: int) -> None:
 def test_two_gradients_are_unbiased_for_every_m(name: str, m: int, gradient: str) -> None:
     model = case(name, 0.3)
     found, to_slope, bounds = gradients(model, m, gradient)
-    assert np.all(in_standard_errors(found, model.gradient(m)) < STANDARD_ERRORS)
+    assert np.all(in_standard_errors(found, exact_gradient(model, m)) < STANDARD_ERRORS)
     assert in_standard_errors(bounds, model.bound(m)) < STANDARD_ERRORS
     step = 1e-3
     difference = [
@@ -90,7 +99,7 @@ def test_two_gradients_are_unbiased_for_every_m(name: str, m: int, gradient: str
 def test_sticking_the_landing_is_unbiased_for_one_sample(name: str) -> None:
     model = case(name, 0.3)
     found, _, _ = gradients(model, 1, "sticking_the_landing")
-    assert np.all(in_standard_errors(found, model.gradient(1)) < STANDARD_ERRORS)
+    assert np.all(in_standard_errors(found, exact_gradient(model, 1)) < STANDARD_ERRORS)
     np.testing.assert_array_equal(found, gradients(model, 1, "doubly_reparameterized")[0])
 
 
@@ -100,13 +109,16 @@ def test_sticking_the_landing_is_biased_for_more(name: str) -> None:
     model, m = case(name, 0.3), 5
     found, _, _ = gradients(model, m, "sticking_the_landing")
     assert np.all(in_standard_errors(found, model.weighted_path(m, 1)) < STANDARD_ERRORS)
-    assert np.max(in_standard_errors(found, model.gradient(m))) > 10
+    # Measured: its mean is 3.3 (collapsed), 5.2 and 11 (overlapping), 1.6 and 1.3 times (separated)
+    # the gradient to location and log scale, more than 100 standard errors away.
+    assert np.max(in_standard_errors(found, exact_gradient(model, m))) > 50
+    assert np.all(np.abs(found.mean(axis=0)) > 1.2 * np.abs(exact_gradient(model, m)))
 
 
 @pytest.mark.parametrize("m", [5, 20])
 def test_near_the_posterior_sticking_the_landing_is_m_times_too_long(m: int) -> None:
     model = near_the_posterior(0.02)
-    ratio = model.weighted_path(m, 1) / model.gradient(m)
+    ratio = model.weighted_path(m, 1) / exact_gradient(model, m)
     np.testing.assert_allclose(ratio, m, rtol=0.05)
 
 
@@ -118,14 +130,14 @@ def near_the_posterior(offset: float) -> ScalarModel:
 
 @pytest.mark.parametrize("m", [1, 5, 20])
 def test_the_variance_near_the_posterior(m: int) -> None:
-    """With q off by 5% of a standard deviation, both are below 1/20 of the plain variance."""
+    """With q off by 5% of a standard deviation; measured are 98, 3050 and 49700, and 98 to 110."""
     model = near_the_posterior(0.05)
-    plain, *_ = gradients(model, m, "reparameterization")
-    doubly, *_ = gradients(model, m, "doubly_reparameterized")
-    assert np.all(20 * doubly.var(axis=0) < plain.var(axis=0))
-    if m == 1:
-        sticking, *_ = gradients(model, m, "sticking_the_landing")
-        assert np.all(20 * sticking.var(axis=0) < plain.var(axis=0))
+    plain, doubly, sticking = (
+        gradients(model, m, gradient)[0].var(axis=0) for gradient in GRADIENTS
+    )
+    factor = {1: 50, 5: 1500, 20: 25_000}[m]
+    assert np.all(factor * doubly < plain)
+    assert np.all(50 * sticking < plain)
 
 
 @pytest.mark.parametrize("m", [1, 5])

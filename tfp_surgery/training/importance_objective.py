@@ -118,17 +118,18 @@ def iwae(num_importance_samples: int = 5, gradient: str = "reparameterization") 
     gradient to phi:
 
     - `"reparameterization"` differentiates the bound for the given noise: sum_i v_i d log w_i,
-      with phi both in z_i and in q. Unbiased for every m. It contains the score of q, whose mean
-      is no part of the gradient and whose variance stays when q is the exact posterior; its signal
-      to noise ratio falls like 1/sqrt(m) (Rainforth et al. 2018, theorem 1).
+      with phi both in z_i and in q. Unbiased for every m. It contains the score of q, whose
+      variance stays where q is the exact posterior; its signal to noise ratio falls like 1/sqrt(m)
+      (Rainforth et al. 2018, theorem 1).
     - `"doubly_reparameterized"`: sum_i v_i^2 (d log w_i / d z_i) (d z_i / d phi), with phi in z_i
       alone (Tucker et al. 2019). Unbiased for every m, and without variance where q is the
-      exact posterior.
+      exact posterior. With q off by 5% of a standard deviation the variance of the estimator above
+      is 98 (m = 1) to 49700 (m = 20) times as large, in the one-dimensional model of the tests.
     - `"sticking_the_landing"`: sum_i v_i (d log w_i / d z_i) (d z_i / d phi) (Roeder et al. 2017).
-      Unbiased for m = 1, where it equals the one above. Biased for m > 1: its mean is
-      sum_i E[v_i ...] where the gradient is sum_i E[v_i^2 ...]. Where the weights are nearly equal
-      (q near the posterior) it is about m times too long; where one weight dominates, the two
-      agree.
+      Unbiased for m = 1, where it equals the one above. Biased for m > 1: it has v_i where
+      the unbiased one has v_i^2. Its mean is about m times too long where the weights are nearly
+      equal (q near the posterior), and less where one weight dominates; the tests measure 1.3 to 11
+      times at m = 5, for proposals from separated to overlapping.
 
     The latter two cost a second backward pass through the decoder, to z alone. If encoder and
     prior share parameters (VampPrior), those of the prior count as the prior's.
