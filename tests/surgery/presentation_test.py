@@ -6,47 +6,45 @@ import math
 import pytest
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, plain, record
+from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, plain
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    value: Estimate
-    names: tuple[str, ...]
+def test_rows_are_aligned_at_the_decimal_point() -> None:
+    rows = aligned_rows(
+        [
+            ("a", Estimate(-100.25, 0.011, 10)),
+            ("long label", Estimate(2.5, math.nan, 10)),
+            ("c", Estimate(1234.0, 25.0, 10)),  # prints without a decimal point
+        ]
+    )
+    assert rows == [
+        "  a           -100.250 ± 0.011",
+        "  long label     2.5000 ± unknown",
+        "  c           1234 ± 25",
+    ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Result:
-    parts: tuple[_Part, ...]
-    absent: dict[str, str]
-    nothing: None
+def test_draws_in_words() -> None:
+    assert describe_draws(10, 10, 1) == "nats per observation; N = 10, 1 draw an observation"
+    assert describe_draws(10, 3, 2).endswith("2 draws an observation of a random 3")
 
 
-def test_results_become_plain_values_at_any_depth() -> None:
-    result = _Result((_Part(Estimate(1.5, math.nan, 3), ("a", "b")),), {"x": "why"}, None)
-    expected = {
-        "parts": [{"value": {"value": 1.5, "standard_error": None}, "names": ["a", "b"]}],
-        "absent": {"x": "why"},
-        "nothing": None,
+def test_plain_values_at_any_depth() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Result:
+        parts: tuple[Estimate, ...]
+        absent: dict[str, str]
+        inner: Result | None
+        count: int
+
+    estimate = Estimate(1.5, math.nan, 3)
+    record = {"value": 1.5, "standard_error": None}
+    assert plain(Result((estimate,), {"a": "b"}, Result((), {}, None, 2), 4)) == {
+        "parts": [record],
+        "absent": {"a": "b"},
+        "inner": {"parts": [], "absent": {}, "inner": None, "count": 2},
+        "count": 4,
     }
-    assert record(result) == expected
-    assert plain([result]) == [expected]
-
-
-def test_numbers_stand_at_the_decimal_point() -> None:
-    rows = aligned_rows([("short", Estimate(1.25, 0.1, 5)), ("longer", Estimate(-123.5, 20.0, 5))])
-    assert rows == ["  short      1.25 ± 0.10", "  longer  -124 ± 20"]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"),
-    [
-        ((9, 9, 1), "N = 9, 1 draw an observation"),
-        ((9, 4, 2), "2 draws an observation of a random 4"),
-    ],
-)
-def test_draws_are_described(numbers: tuple[int, int, int], text: str) -> None:
-    assert text in describe_draws(*numbers)
 
 
 if __name__ == "__main__":

@@ -578,5 +578,70 @@ def test_what_does_not_fit_is_refused(
         marginal_kl_split(**arguments)
 
 
+@pytest.mark.slow
+def test_intervals_cover_the_truth() -> None:
+    """95% intervals of 200 seeded repetitions cover in 90 to 99.5 of 100 cases.
+
+    The binomial standard error of the coverage is 1.5%: the bounds lie 3 of them away. The
+    interval is a normal one: the subset is large enough for the few observations far out not to
+    make its mean skewed.
+    """
+    num, num_query, repetitions = 200, 100, 200
+    loc, scale = oracles.gaussian_case("overlapping", num, 2)
+    q = _Mixture(loc, np.stack([np.diag(row**2) for row in scale]), np.ones(num))
+    prior_tril = np.array([[2.0, 0.0], [0.7, 1.5]])
+    p = _Mixture(np.zeros([1, 2]), (prior_tril @ prior_tril.T)[None], np.ones(1))
+    aggregate = AggregatePosterior(tfd.MultivariateNormalDiag(loc, scale))
+    prior = tfd.MultivariateNormalTriL(np.zeros(2), prior_tril)
+    axis = np.linspace(-9, 9, 181)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)  # [G, G, 2]
+    values = _terms(q, p, grid)
+    density = np.exp(q.log_prob(grid, (0, 1)))
+    truth = {
+        name: float((density * term).sum() * (axis[1] - axis[0]) ** 2)
+        for name, term in values.items()
+    }
+    line = np.stack([axis, axis], axis=-1)
+    own = q.components(line, (0,))
+    log_q_0 = q.log_prob(line, (0,))
+    truth["information"] = float(
+        integrate.trapezoid((np.exp(own) * (own - log_q_0[:, None])).mean(axis=1), axis)
+    )
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(repetitions):
+        rng = np.random.default_rng([seed, 1])
+        index = np.sort(rng.choice(num, num_query, replace=False))
+        split = marginal_kl_split(_draws(q, 4, seed)[:, index], index, aggregate, prior)
+        assert split.dimension_wise_kl is not None
+        estimates = {
+            "marginal_kl": split.marginal_kl,
+            "total_correlation": split.total_correlation,
+            "prior_factorization": split.prior_factorization,
+            "kl_0": split.dimension_wise_kl[0],
+            "kl_1": split.dimension_wise_kl[1],
+            "information": split.dimension_wise_mutual_information[0],
+        }
+        for name, estimate in estimates.items():
+            assert estimate is not None
+            low, high = estimate.interval(0.95)
+            covered[name] += low <= truth[name] <= high
+    for name, count in covered.items():
+        assert 0.90 <= count / repetitions <= 0.995, (name, count / repetitions)
+
+
+def _terms(q: _Mixture, p: _Mixture, z: np.ndarray) -> dict[str, np.ndarray]:
+    """What the terms of two dimensions are means of, at codes `[..., 2]`."""
+    log_q, log_p = q.log_prob(z, (0, 1)), p.log_prob(z, (0, 1))
+    q_j = [q.log_prob(z, (j,)) for j in range(2)]
+    p_j = [p.log_prob(z, (j,)) for j in range(2)]
+    return {
+        "marginal_kl": log_q - log_p,
+        "total_correlation": log_q - q_j[0] - q_j[1],
+        "prior_factorization": p_j[0] + p_j[1] - log_p,
+        "kl_0": q_j[0] - p_j[0],
+        "kl_1": q_j[1] - p_j[1],
+    }
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -27,19 +27,20 @@ def _within(estimate: Estimate | None, truth: float, multiple: float = 4.5) -> N
     assert abs(estimate.value - truth) <= multiple * estimate.standard_error, (estimate, truth)
 
 
-def _case_draws(case: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def _case_draws(
+    case: str, seed: int = 1, num_samples: int = S
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Log densities of draws of a model with p(x|z) = N(x; z, 1), and closed forms of parts."""
     num, size = 25, 2
     loc, scale = oracles.gaussian_case(case, num, size)
-    rng = np.random.default_rng(1)
-    x = loc + rng.normal(size=loc.shape)
-    z = loc + scale * rng.normal(size=(S, num, size))
+    x = loc + np.random.default_rng(2).normal(size=loc.shape)
+    z = loc + scale * np.random.default_rng(seed).normal(size=(num_samples, num, size))
     flat = oracles.gaussian_log_densities(z.reshape(-1, size), loc, scale)  # [S N, N]
     draws = {
         "reconstruction": stats.norm.logpdf(x, z, 1.0).sum(axis=-1),
         "log_posterior": stats.norm.logpdf(z, loc, scale).sum(axis=-1),
         "log_prior": stats.norm.logpdf(z).sum(axis=-1),
-        "log_aggregate": oracles.log_prob_and_entropy(flat)[0].reshape(S, num),
+        "log_aggregate": oracles.log_prob_and_entropy(flat)[0].reshape(num_samples, num),
         # p(x) = N(x; 0, 2 I)
         "log_evidence": stats.norm.logpdf(x, 0, math.sqrt(2)).sum(axis=-1),
     }
@@ -227,6 +228,24 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
     arguments = {**_case_draws("overlapping")[0], "num_observations": 25, **change}
     with pytest.raises(ValueError, match=message):
         elbo_readings(**arguments)
+
+
+def test_intervals_cover_the_truth() -> None:
+    """95% intervals of 1000 seeded repetitions cover in 92 to 98 of 100 cases.
+
+    The binomial standard error of the coverage is 0.7%: the bounds lie 4.3 of them away.
+    """
+    _, truth = _case_draws("overlapping")
+    truth["surgery"] = truth["average_reconstruction"] - truth["average_kl"]
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(1000):
+        draws, _ = _case_draws("overlapping", seed=seed, num_samples=5)
+        readings = elbo_readings(**draws, num_observations=25)
+        for name, value in truth.items():
+            low, high = getattr(readings, name).interval(0.95)
+            covered[name] += low <= value <= high
+    for name, count in covered.items():
+        assert 0.92 <= count / 1000 <= 0.98, (name, count / 1000)
 
 
 if __name__ == "__main__":
