@@ -17,6 +17,7 @@ from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 from tfp_surgery.surgery.inference_gaps import inference_gaps
 from tfp_surgery.surgery.joint import decoder_and_prior
 from tfp_surgery.surgery.minibatch import minibatch_log_prob, minibatch_marginal_log_prob
+from tfp_surgery.surgery.minibatch_information import minibatch_mutual_information
 from tfp_surgery.surgery.mutual_information import mutual_information_bounds
 from tfp_surgery.surgery.rate_distortion import empirical_entropy, rate_distortion_bounds
 from tfp_surgery.surgery.result import ElboSurgery
@@ -50,6 +51,7 @@ __all__ = [
     "marginal_kl_split",
     "minibatch_log_prob",
     "minibatch_marginal_log_prob",
+    "minibatch_mutual_information",
     "mutual_information_bounds",
     "networks",
     "objectives",
