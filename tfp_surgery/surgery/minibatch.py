@@ -38,7 +38,7 @@ def minibatch_log_prob(
     | "partially_stratified" | 1/N     | (N-1)/(N (B-1))                                   |
 
     "mws" and "mss" are minibatch-weighted and minibatch-stratified sampling (Chen et al. 2018,
-    equation S3 and appendix C.2; the last observation's successor is the first). The partially
+    equation 3 and appendix C; the last observation's successor is the first). The partially
     stratified estimate is that of Esmaeili et al. (2019). "batch" takes the minibatch for the data
     set.
 

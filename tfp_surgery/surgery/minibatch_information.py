@@ -59,7 +59,7 @@ class MinibatchInformation:
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the mutual information is as good as its ceiling, and says nothing more.
+        """Whether the mutual information sits at its ceiling, and may be cut off by it.
 
         That is where it is nearer than 3 standard errors, or than 1% of the ceiling. Of "full",
         which is exact, the ceiling is that of the quantity, and this is never said.
