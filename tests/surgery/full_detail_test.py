@@ -61,6 +61,29 @@ def test_every_part_belongs_to_the_same_draws(surgery: FullElboSurgery) -> None:
     assert sum(part.value for part in parts) == pytest.approx(surgery.marginal_kl.value, abs=1e-9)
 
 
+def test_the_log_evidence_gives_the_first_reading(model: LinearGaussian) -> None:
+    """The posteriors are exact: their KL is 0 for every draw."""
+    posterior, z = model.encoder(model.x), model.encoder(model.x).mean()
+    log_evidence = (
+        model.decoder(z).log_prob(model.x) + model.prior.log_prob(z) - posterior.log_prob(z)
+    )
+    surgery = _full(
+        *(model.x, model.encoder, model.decoder, model.prior),
+        num_query=100,
+        log_evidence=log_evidence,
+    )
+    posterior_kl = surgery.readings.posterior_kl
+    assert posterior_kl is not None
+    assert abs(posterior_kl.value) < 1e-10
+    for estimate in surgery.readings.readings().values():
+        assert estimate.value == pytest.approx(surgery.elbo.value, abs=1e-10)
+    arguments = (model.x, model.encoder, model.decoder, model.prior)
+    with pytest.raises(ValueError, match='is for detail="full"'):
+        elbo_surgery(*arguments, log_evidence=log_evidence)
+    with pytest.raises(ValueError, match=r"must have shape \[400\]; got \[3\]"):
+        _full(*arguments, log_evidence=[0.0] * 3)
+
+
 def test_the_parts_of_probabilistic_pca_are_known(
     model: LinearGaussian, surgery: FullElboSurgery
 ) -> None:

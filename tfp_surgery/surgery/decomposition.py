@@ -45,6 +45,7 @@ def elbo_surgery(
     training_aggregate_posterior: AggregatePosterior | None = None,
     tolerance: float | None = None,
     detail: Literal["terms", "full"] = "terms",
+    log_evidence: Any = None,
 ) -> ElboSurgery:
     r"""Carves up the ELBO of a latent-variable model on a data set.
 
@@ -90,7 +91,10 @@ def elbo_surgery(
         split of the marginal KL over dimensions (log q(z_j) within `tolerance`, or 1e-5 nats),
         active units, and bounds of the mutual information. What this model does not have is absent,
         with the reason. The entropy of the data in H - D <= I is that of these observations, where
-        the likelihood is a probability mass function. The log evidence is a call of its own.
+        the likelihood is a probability mass function.
+      log_evidence: log p(x_n) of the observations, array-like of shape `[N]`, for the first of the
+        four readings; from `log_evidence_by_importance_sampling(...).per_observation`, for one. It
+        goes with `detail="full"`.
 
     Returns:
       `ElboSurgery`, everything in nats per observation; `FullElboSurgery` with `detail="full"`.
@@ -108,9 +112,13 @@ def elbo_surgery(
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
         raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')
+    if log_evidence is not None and detail != "full":
+        raise ValueError('log_evidence is for detail="full"; the terms do not need it.')
     prior_now = checks.build_prior(prior)
     x, data = observations_of(x, seed)
     num_observations = len(x)
+    if log_evidence is not None:
+        log_evidence = checked_draws("log_evidence", log_evidence, (num_observations,))
     if num_query is not None and num_query > num_observations:
         raise ValueError(
             f"num_query = {num_query} exceeds the number of observations, {num_observations}."
@@ -176,7 +184,11 @@ def elbo_surgery(
     if detail == "terms":
         return surgery
     likelihood = decoder(z[0, :1])
-    return full_detail(surgery, x, likelihood, samples, z, queries, aggregate, prior_now, tolerance)
+    if log_evidence is not None:
+        log_evidence = log_evidence[queries]
+    return full_detail(
+        surgery, x, likelihood, samples, z, queries, aggregate, prior_now, tolerance, log_evidence
+    )
 
 
 def _sample_terms(

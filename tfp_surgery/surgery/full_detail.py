@@ -121,6 +121,7 @@ def full_detail(
     aggregate: AggregatePosterior,
     prior: tfd.Distribution,
     tolerance: float | None,
+    log_evidence: np.ndarray | None,
 ) -> FullElboSurgery:
     """Adds readings, splits and bounds to a surgery.
 
@@ -134,6 +135,7 @@ def full_detail(
       aggregate: q(z) of all N observations.
       prior: p(z).
       tolerance: That of the surgery.
+      log_evidence: log p(x_n) of the observations that were looked at, `[Q]`, where it is known.
 
     Returns:
       `FullElboSurgery`.
@@ -159,6 +161,7 @@ def full_detail(
             samples["log_prior"],
             samples["log_aggregate"],
             surgery.num_observations,
+            log_evidence,
         ),
         marginal_kl_split=split,
         active_units=units,
