@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from absl import flags
 
-from experiments import elbo_surgery, importance_weighting
+from experiments import elbo_surgery, importance_weighting, training, workdir
 from experiments.config import Config
 from experiments.importance_weighting import LadderConfig
 from tfp_surgery import datasets
@@ -36,8 +36,12 @@ STANDARD_ERRORS = 4.5
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of the main job as far as it is read: the settings and the checkpoint."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    elbo_surgery.run(TRAINING, folder)
+    train_set = datasets.load("digits", "train", binarization="fixed", seed=TRAINING.seed)
+    workdir.begin(folder, elbo_surgery._EXPERIMENT, TRAINING.to_dict(), {})
+    (folder / "latent_02").mkdir()
+    training.train(TRAINING, 2, train_set, folder / "latent_02")
     return folder
 
 

@@ -159,7 +159,7 @@ def test_the_ladder_of_inequalities() -> None:
             num_samples=k,
             batch_size=20_000,
         ).estimate
-        for m, k in ((1, 800), (2, 800), (5, 400), (20, 400), (2000, 6))
+        for m, k in ((1, 800), (2, 800), (5, 400), (20, 250), (1000, 8))
     }
     for lower, upper in itertools.pairwise(estimates):
         step = estimates[upper].value - estimates[lower].value
@@ -169,10 +169,10 @@ def test_the_ladder_of_inequalities() -> None:
     # (r^2 / sqrt(2 r^2 - 1))^2 for weights of mean 1. The next order is about 1 / m of that.
     kl = 2 * (0.5 * (RATIO**2 - 1) - math.log(RATIO))
     variance = RATIO**4 / (2 * RATIO**2 - 1) - 1
-    for m, gap in ((1, kl), (20, variance / 40), (2000, variance / 4000)):
+    for m, gap in ((1, kl), (20, variance / 40), (1000, variance / 2000)):
         allowed = STANDARD_ERRORS * estimates[m].standard_error + (2 * gap / m if m > 1 else 0.0)
         assert abs(log_evidence - gap - estimates[m].value) < allowed
-    assert variance / 4000 < 2e-4  # converged
+    assert variance / 2000 < 3e-4  # converged
 
 
 def evidence_parameters(model: LinearGaussian) -> tuple[np.ndarray, np.ndarray]:

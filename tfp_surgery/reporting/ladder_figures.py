@@ -54,15 +54,14 @@ def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
         bounds.annotate(
             f"{bound:.2f}",
             (number, bound),
-            xytext=(0, -14),
+            xytext=(7, -13),  # below the line, which rises
             textcoords="offset points",
-            ha="center",
             fontsize="small",
         )
     bounds.set_ylabel("nats per observation")
     bounds.set_title("lower bounds on log p(x): ELBO at m = 1, IW$_m$", fontsize="medium")
     bounds.legend(loc="lower right", frameon=False)
-    bounds.margins(x=0.1, y=0.15)
+    bounds.margins(x=0.15, y=0.15)
 
     for key, style, label in (
         ("mean_effective_sample_size", "o-", "mean"),
