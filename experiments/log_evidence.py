@@ -293,10 +293,15 @@ def measure_gaps(config: Config, subject: Subject, parts: Mapping[str, Any]) -> 
         (parts[name] for name in ("importance_sampling", "annealed")),
         key=lambda part: float(part["log_evidence"]["value"]),
     )
-    names = ("per_observation", "standard_errors", "effective_sample_sizes")
     log_evidence = LogEvidence(
-        **{name: np.array(best[name], np.float64) for name in names},
-        **{name: best[name] for name in ("num_samples", "bound", "method", "data", "seed")},
+        per_observation=np.array(best["per_observation"], np.float64),
+        standard_errors=np.array(best["standard_errors"], np.float64),
+        effective_sample_sizes=np.array(best["effective_sample_sizes"], np.float64),
+        num_samples=best["num_samples"],
+        bound=best["bound"],
+        method=best["method"],
+        data=best["data"],
+        seed=best["seed"],
     )
     gaps = inference_gaps(
         subject.x,
@@ -446,7 +451,8 @@ def config_from_flags(values: flags.FlagValues) -> Config:
     for name in ("run", "workdir"):
         if not values[name].value:
             raise ValueError(f"--{name} must name a folder.")
-    return Config(run=values.run, **{name: values[name].value for name in _INTEGER_FLAGS})
+    integers: dict[str, Any] = {name: values[name].value for name in _INTEGER_FLAGS}
+    return Config(run=values.run, **integers)
 
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
@@ -468,5 +474,5 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
 
 if __name__ == "__main__":
     define_flags(flags.FLAGS)
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS tells every step otherwise
+    logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)

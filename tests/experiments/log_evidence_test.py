@@ -169,7 +169,7 @@ def test_a_stopped_run_goes_on(
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    values = flags.FlagValues()
+    values: Any = flags.FlagValues()  # type: ignore[no-untyped-call]
     log_evidence.define_flags(values)
     assert log_evidence.main(values(["log_evidence", *arguments]), values) == 1
     error = capsys.readouterr().err

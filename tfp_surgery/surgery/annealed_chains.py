@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +17,8 @@ from tfp_surgery.surgery.model import MAX_SEED, reconstruction_log_prob, tried
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-Network = Callable[[Any], tfd.Distribution]
-Prior = tfd.Distribution | Callable[[], tfd.Distribution]
+Network: TypeAlias = Callable[[Any], tfd.Distribution]
+Prior: TypeAlias = tfd.Distribution | Callable[[], tfd.Distribution]
 
 TARGET_ACCEPTANCE_RATE = 0.65
 # Change of a step size's logarithm for each unit that the acceptance rate is off.

@@ -227,8 +227,9 @@ def _refined(
     def step(
         observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
     ) -> None:
+        values = [shift.value, log_factor.value]
         with tf.GradientTape() as tape:
-            parameters = (loc + scale * shift, scale * tf.exp(log_factor))
+            parameters = (loc + scale * values[0], scale * tf.exp(values[1]))
             z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
             fixed = family(*map(tf.stop_gradient, parameters))
             log_weights = (
@@ -238,7 +239,6 @@ def _refined(
             )
             # The terms of the observations share no parameter: the sum maximises each.
             loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        values = [shift.value, log_factor.value]
         optimizer.apply(tape.gradient(loss, values), [shift, log_factor])
 
     fold_in = tf.random.experimental.stateless_fold_in
@@ -300,11 +300,14 @@ def _gaussian_parameters(posterior: Any) -> tuple[tf.Tensor, tf.Tensor]:
 def _average_log_evidence(
     log_evidence: LogEvidence | np.ndarray, num_observations: int
 ) -> Estimate:
-    is_estimated = isinstance(log_evidence, LogEvidence)
-    values = np.asarray(log_evidence.per_observation if is_estimated else log_evidence, np.float64)
+    if isinstance(log_evidence, LogEvidence):
+        values, estimate = log_evidence.per_observation, log_evidence.estimate
+    else:
+        values = np.asarray(log_evidence, np.float64)
+        estimate = Estimate(float(values.mean()) if values.size else math.nan, 0.0, 0)
     if values.shape != (num_observations,) or not np.isfinite(values).all():
         raise ValueError(
             f"log_evidence must hold one finite value for each of the {num_observations} "
             f"observations, got {values.size} of shape {list(values.shape)}."
         )
-    return log_evidence.estimate if is_estimated else Estimate(float(values.mean()), 0.0, 0)
+    return estimate
