@@ -302,5 +302,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS tells every step otherwise
+    logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)
