@@ -26,12 +26,11 @@ from absl import app, flags, logging
 
 import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
 from experiments import workdir
-from tfp_surgery import datasets
+from experiments.trained_model import load_trained_model
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting.ladder_figures import ladder_figure
 from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
-from tfp_surgery.training.checkpoint import load_checkpoint
 
 _EXPERIMENT = "importance_weighting"
 _RECORD_FIELDS = {"num_importance_samples", "num_samples", "importance_weighted_elbo", "data"}
@@ -52,7 +51,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "latent_size", 10, "size of the code of its VAE to take", flag_values=flag_values
     )
-    flags.DEFINE_integer("num_images", 100, "test images, the first ones", flag_values=flag_values)
+    flags.DEFINE_integer("num_images", 100, "test images, drawn at random", flag_values=flag_values)
     flags.DEFINE_list(
         "num_importance_samples",
         ["1", "5", "50", "500", "5000"],
@@ -65,7 +64,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "codes an image that each rung may use; every rung is repeated at least twice",
         flag_values=flag_values,
     )
-    flags.DEFINE_integer("seed", 0, "of the draws of codes", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "seed", 0, "of the choice of images and of the draws of codes", flag_values=flag_values
+    )
     flags.DEFINE_string(
         "data_dir",
         None,
@@ -168,8 +169,11 @@ def run(
         print(table(records), flush=True)
         return records
 
-    vae, images, data = _model_and_images(config, data_dir, manual_dir)
-    warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), {"test": data})
+    model = load_trained_model(
+        config.run, config.latent_size, config.num_images, config.seed, data_dir, manual_dir
+    )
+    data = model.data
+    warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), model.dataset)
     print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}\n{data}")
     if warning:
         print(f"Warning: {warning}")
@@ -182,7 +186,7 @@ def run(
             if not _is_record(record):
                 raise ValueError(f"{path} is damaged: delete it to have it made anew.")
         else:
-            record = rung(config, vae, images, data, m)
+            record = rung(config, model.vae, model.x, data, m)
             workdir.write_json(path, record)  # where it is, this rung is done
         records.append(record)
     workdir.write_figure(
@@ -194,7 +198,8 @@ def run(
     workdir.write_json(
         folder / workdir.RESULTS_FILE,
         {
-            "dataset": {"test": data},
+            "dataset": model.dataset,
+            "data": data,
             "config": config.to_dict(),
             "versions": workdir.versions(),
             "results": records,
@@ -267,52 +272,6 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
             "Nats per image, ± the Monte Carlo standard error of the draws, given the images.",
             "MC_k-IW_m-ELBO; m = 1 is the ELBO. All are lower bounds on log p(x).",
         ]
-    )
-
-
-def _model_and_images(
-    config: LadderConfig, data_dir: str | None, manual_dir: str | None
-) -> tuple[VAE, np.ndarray, str]:
-    """The trained VAE, the test images and what names them."""
-    source = Path(config.run)
-    settings_path = source / workdir.CONFIG_FILE
-    if not settings_path.is_file():
-        raise ValueError(f"--run={source} holds no run of experiments.elbo_surgery.")
-    description = workdir.read_json(settings_path)
-    if not isinstance(description, dict) or description.get("experiment") != "elbo_surgery":
-        raise ValueError(f"--run={source} holds something other than a run of elbo_surgery.")
-    settings = description["config"]
-    if config.latent_size not in settings["latent_sizes"]:
-        raise ValueError(
-            f"--run={source} has VAEs of latent size {settings['latent_sizes']}, none of "
-            f"--latent_size={config.latent_size}."
-        )
-    own_folder = source / f"latent_{config.latent_size:02d}"
-    checkpoint = load_checkpoint(own_folder / "checkpoint.keras")
-    if checkpoint.num_epochs != settings["epochs"]:
-        raise ValueError(
-            f"the VAE in {own_folder} was trained for {checkpoint.num_epochs} of "
-            f"{settings['epochs']} epochs: finish that run first."
-        )
-    test_set = datasets.load(
-        settings["dataset"],
-        "test",
-        binarization=settings["binarization"],
-        seed=settings["seed"],
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-    )
-    if config.num_images > len(test_set):
-        raise ValueError(
-            f"--num_images={config.num_images} exceeds the {len(test_set)} images of "
-            f"{test_set.name}/test."
-        )
-    draw_seed = config.seed if test_set.binarization == "stochastic" else None
-    images = test_set.observations(draw_seed=draw_seed)[: config.num_images]
-    return (
-        checkpoint.model,
-        images,
-        f"the first {len(images)} of {test_set.describe(draw_seed=draw_seed)}",
     )
 
 

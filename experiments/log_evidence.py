@@ -27,17 +27,15 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import workdir
-from tfp_surgery import datasets
+from experiments.trained_model import TrainedModel, load_trained_model
 from tfp_surgery.checks import checked_integer
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.models.vae import VAE
 from tfp_surgery.surgery.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
 from tfp_surgery.surgery.bidirectional_monte_carlo import bidirectional_monte_carlo
 from tfp_surgery.surgery.evidence import LogEvidence, log_evidence_by_importance_sampling
 from tfp_surgery.surgery.inference_gaps import inference_gaps
-from tfp_surgery.training.checkpoint import load_checkpoint
 
 _EXPERIMENT = "log_evidence"
 
@@ -111,23 +109,6 @@ class Config:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
-    """What is measured: a trained VAE on test images.
-
-    Attributes:
-      vae: the model.
-      x: images, `[N, *event_shape]`.
-      data: what they are.
-      dataset: the test set, in types that JSON knows.
-    """
-
-    vae: VAE
-    x: np.ndarray
-    data: str
-    dataset: dict[str, Any]
-
-
 def run(
     config: Config, folder: Path, data_dir: str | None = None, manual_dir: str | None = None
 ) -> dict[str, Any]:
@@ -156,7 +137,9 @@ def run(
         print(text_table(config, results), flush=True)
         return results
 
-    subject = load_subject(config, data_dir, manual_dir)
+    subject = load_trained_model(
+        config.run, config.latent_size, config.num_images, config.seed, data_dir, manual_dir
+    )
     warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), subject.dataset)
     print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}")
     print(f"{config.run}, latent size {config.latent_size}; {subject.data}", flush=True)
@@ -182,62 +165,14 @@ def run(
     return results
 
 
-def load_subject(config: Config, data_dir: str | None, manual_dir: str | None) -> Subject:
-    """Loads the trained VAE and draws test images of the data set it was trained on.
-
-    Args:
-      config: settings of the run.
-      data_dir: see `tfp_surgery.datasets.load`, as for `manual_dir`.
-      manual_dir: likewise.
-
-    Returns:
-      The model and the images.
-
-    Raises:
-      OSError: if there is no such run, or the data cannot be had.
-      ValueError: if --run is the folder of something else, or there are too few images.
-    """
-    path = Path(config.run) / workdir.CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"--run={config.run} holds no run (there is no {path.name}).")
-    trained = workdir.read_json(path)
-    if not isinstance(trained, dict) or trained.get("experiment") != "elbo_surgery":
-        raise ValueError(f"--run={config.run} is no run of experiments.elbo_surgery.")
-    settings = trained["config"]
-    folder = Path(config.run) / f"latent_{config.latent_size:02d}"
-    if not (folder / "record.json").is_file():
-        raise ValueError(
-            f"--run={config.run} has no finished VAE of latent size {config.latent_size}; its "
-            f"settings name {', '.join(map(str, settings['latent_sizes']))}."
-        )
-    test_set = datasets.load(
-        settings["dataset"],
-        "test",
-        binarization=settings["binarization"],
-        seed=settings["seed"],
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-    )
-    if config.num_images > len(test_set):
-        raise ValueError(f"--num_images={config.num_images}, but there are {len(test_set)}.")
-    rng = np.random.default_rng([config.seed, 0])
-    chosen = np.sort(rng.choice(len(test_set), config.num_images, replace=False))
-    return Subject(
-        vae=load_checkpoint(folder / "checkpoint.keras").model,
-        x=test_set.observations(draw_seed=settings["seed"])[chosen],
-        data=(
-            f"{config.num_images} random images of {test_set.describe(draw_seed=settings['seed'])}"
-        ),
-        dataset=test_set.to_dict(),
-    )
-
-
-def measure_small_bounds(config: Config, subject: Subject, _: Mapping[str, Any]) -> dict[str, Any]:
+def measure_small_bounds(
+    config: Config, subject: TrainedModel, _: Mapping[str, Any]
+) -> dict[str, Any]:
     """ELBO, IW_5 and IW_50, each averaged over draws of its own."""
     return {name: small_bound(config, subject, m).to_dict() for name, m in _SMALL_BOUNDS.items()}
 
 
-def small_bound(config: Config, subject: Subject, m: int) -> Estimate:
+def small_bound(config: Config, subject: TrainedModel, m: int) -> Estimate:
     """The importance-weighted bound of m draws, averaged over `_DRAWS_OF_SMALL_BOUNDS // m`.
 
     Args:
@@ -265,7 +200,7 @@ def small_bound(config: Config, subject: Subject, m: int) -> Estimate:
 
 
 def measure_importance_sampling(
-    config: Config, subject: Subject, _: Mapping[str, Any]
+    config: Config, subject: TrainedModel, _: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The largest importance-weighted bound."""
     vae = subject.vae
@@ -279,14 +214,14 @@ def measure_importance_sampling(
     ).to_dict()
 
 
-def measure_annealed(config: Config, subject: Subject, _: Mapping[str, Any]) -> dict[str, Any]:
+def measure_annealed(config: Config, subject: TrainedModel, _: Mapping[str, Any]) -> dict[str, Any]:
     """Annealed importance sampling from the prior."""
     return log_evidence_by_annealed_importance_sampling(
         subject.x, subject.vae.decoder, subject.vae.prior, **_chains(config)
     ).to_dict()
 
 
-def measure_gaps(config: Config, subject: Subject, parts: Mapping[str, Any]) -> dict[str, Any]:
+def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]) -> dict[str, Any]:
     """The two gaps, from the larger of the two bounds on the log evidence."""
     vae = subject.vae
     best = max(
@@ -315,7 +250,9 @@ def measure_gaps(config: Config, subject: Subject, parts: Mapping[str, Any]) -> 
     return {**gaps.to_dict(), "method_of_log_evidence": log_evidence.method}
 
 
-def measure_both_sides(config: Config, subject: Subject, _: Mapping[str, Any]) -> dict[str, Any]:
+def measure_both_sides(
+    config: Config, subject: TrainedModel, _: Mapping[str, Any]
+) -> dict[str, Any]:
     """AIS and reverse AIS on data that the model simulates."""
     return bidirectional_monte_carlo(
         subject.vae.decoder,
@@ -325,7 +262,7 @@ def measure_both_sides(config: Config, subject: Subject, _: Mapping[str, Any]) -
     ).to_dict()
 
 
-_MEASUREMENTS: dict[str, Callable[[Config, Subject, Mapping[str, Any]], dict[str, Any]]] = {
+_MEASUREMENTS: dict[str, Callable[[Config, TrainedModel, Mapping[str, Any]], dict[str, Any]]] = {
     "small_bounds": measure_small_bounds,
     "importance_sampling": measure_importance_sampling,
     "annealed": measure_annealed,
@@ -346,9 +283,9 @@ def _chains(config: Config) -> dict[str, int]:
 def _measured(
     path: Path,
     name: str,
-    measure: Callable[[Config, Subject, Mapping[str, Any]], dict[str, Any]],
+    measure: Callable[[Config, TrainedModel, Mapping[str, Any]], dict[str, Any]],
     config: Config,
-    subject: Subject,
+    subject: TrainedModel,
     parts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A part of the results: as it was written, or measured and written now."""

@@ -69,11 +69,11 @@ def test_commands_of_the_results_run(tmp_path: Path) -> None:
     """The exact commands, in order, with small numbers and folders of the test's own."""
     assert len(EXPERIMENT_COMMANDS) >= len(SMALL)
     for command in EXPERIMENT_COMMANDS:
-        command = command.replace("\\\n", " ").replace("=runs/", f"={tmp_path}/")
-        arguments = shlex.split(command)[1:]
+        line = command.replace("\\\n", " ").replace("=runs/", f"={tmp_path}/")
+        arguments = shlex.split(line)[1:]
         arguments = [part for part in arguments if not part.startswith("--manual_dir")]
         arguments += SMALL[arguments[1]]
-        if "minibatch_bias" not in command:
+        if "minibatch_bias" not in line:
             arguments += [f"--manual_dir={mnist_dir()}", f"--data_dir={tmp_path / 'tfds'}"]
         subprocess.run(
             [sys.executable, *arguments],

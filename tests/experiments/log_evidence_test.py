@@ -183,9 +183,7 @@ def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["--run="], "--run must name a folder"),
         (["--num_chains=1"], "--num_chains must be at least 2"),
-        (["--run=/no/such/run"], "--run=/no/such/run holds no run"),
-        (["--latent_size=3"], "no finished VAE of latent size 3; its settings name 2"),
-        (["--num_images=1000"], "--num_images=1000, but there are 297"),
+        (["--num_images=1000"], "--num_images=1000 exceeds the 297 images"),
         (["more"], "unexpected arguments: more"),
     ],
 )
