@@ -8,6 +8,7 @@ endif
 PYTHON ?= python3
 DEMO_WORKDIR ?= runs/demo
 BENCH_WORKDIR ?= runs/benchmarks
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Written last, so that a virtualenv whose making was interrupted is made again.
@@ -56,10 +57,10 @@ bench: $(PACKAGE_INSTALLED) ## measures time, memory and error beside other libr
 	    $(if $(TFP_SURGERY_MNIST_DIR),--manual_dir="$(TFP_SURGERY_MNIST_DIR)") $(BENCH_FLAGS)
 
 test: $(PACKAGE_INSTALLED) ## runs the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 test-slow: $(PACKAGE_INSTALLED) ## runs the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow
 
 check: $(PACKAGE_INSTALLED) ## lints, checks the format, the types and the BUILD files
 	$(BIN)/python -m ruff check .
