@@ -22,8 +22,9 @@ Prior: TypeAlias = tfd.Distribution | Callable[[], tfd.Distribution]
 
 TARGET_ACCEPTANCE_RATE = 0.65
 # Change of a step size's logarithm for each unit that the acceptance rate is off.
-_ADAPTATION_RATE = 0.3
-# Step sizes are adapted at every fourth temperature, and interpolated between.
+_ADAPTATION_RATE = 1.0
+# Step sizes are adapted at every fourth temperature, and interpolated between. At a lower rate they
+# lag behind, and the bound is looser.
 _ADAPTATION_STRIDE = 4
 _MIN_ADAPTATION_TEMPERATURES = 20
 _WARM_UP_STEPS = 30
