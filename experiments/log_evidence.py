@@ -100,7 +100,8 @@ class Config:
         least = {"seed": 0, "num_chains": 2, "num_simulated": 2, "num_importance_samples": 2}
         for field in dataclasses.fields(self):
             if field.name != "run":
-                maximum = 2**31 - 1 if field.name == "seed" else None
+                # The small bounds have the seeds that follow.
+                maximum = 2**31 - 1 - max(_SMALL_BOUNDS.values()) if field.name == "seed" else None
                 minimum = least.get(field.name, 1)
                 checked_integer(f"--{field.name}", getattr(self, field.name), minimum, maximum)
 

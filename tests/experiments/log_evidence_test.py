@@ -50,11 +50,11 @@ def config(trained: pathlib.Path) -> Config:
         latent_size=2,
         num_images=20,
         num_importance_samples=1000,
-        num_temperatures=100,
+        num_temperatures=50,
         num_chains=16,
-        num_leapfrog_steps=3,
+        num_leapfrog_steps=2,
         num_simulated=10,
-        num_refinement_steps=100,
+        num_refinement_steps=50,
         seed=3,
     )
 
@@ -145,6 +145,7 @@ def test_a_finished_run_is_shown_and_left_alone(
     assert snapshot(finished) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(
     finished: pathlib.Path,
     config: Config,
