@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.surgery.model import traced
 
 lower_bounds = tfp.vi.mutual_information
 tfd = tfp.distributions
@@ -34,7 +35,6 @@ def contrastive_bounds(
     """
     share = 1.0 / int(posteriors.batch_shape[0])
 
-    @tf.function(autograph=False)
     def contrast(indices: tf.Tensor, codes: tf.Tensor, log_q: tf.Tensor) -> dict[str, tf.Tensor]:
         posterior = components_lib.gather(posteriors, indices)
         # log q(z_i|x_j) - log q(z_i), [B, B]; InfoNCE does not see what a row has in common.
@@ -59,8 +59,14 @@ def contrastive_bounds(
             "jensen_shannon": 0.5 * jensen_shannon + math.log(2.0),
         }
 
+    contrast = traced(
+        contrast,
+        tf.TensorSpec(batches.shape[1:], tf.int32),
+        tf.TensorSpec(z.shape[1:], z.dtype),
+        tf.TensorSpec(log_aggregate.shape[1:], tf.float64),
+    )
     parts = [
-        contrast(tf.constant(indices), codes, tf.constant(log_q))
+        contrast(tf.constant(indices, tf.int32), codes, tf.constant(log_q))
         for indices, codes, log_q in zip(batches, z, log_aggregate, strict=True)
     ]
     return {name: np.array([part[name].numpy() for part in parts]) for name in parts[0]}

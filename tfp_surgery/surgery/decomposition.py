@@ -24,6 +24,7 @@ from tfp_surgery.surgery.model import (
     check_no_nan,
     observations_of,
     reconstruction_log_prob,
+    traced,
 )
 from tfp_surgery.surgery.result import ElboSurgery
 
@@ -219,7 +220,7 @@ def _sample_terms(
     # One graph for many steps: TFP takes longer to assemble these ops than they take to run. The
     # decoder stays eager, since it may be any Python function.
     if len(queries) > _EAGER_STEPS * per_step:
-        draw = tf.function(draw, autograph=False)
+        draw = traced(draw, tf.TensorSpec([per_step], tf.int32), tf.TensorSpec([2], tf.int32))
 
     base_seed = tf.constant([seed, 1], tf.int32)
     parts: list[dict[str, np.ndarray]] = []

@@ -21,6 +21,7 @@ from tfp_surgery.surgery.model import (
     check_model,
     observations_of,
     reconstruction_log_prob,
+    traced,
 )
 
 tfd = tfp.distributions
@@ -278,12 +279,12 @@ def log_weight_chunks(
     chunk_size = min(num_samples, max(1, batch_size // per_step))
 
     # The decoder stays eager, since it may be any Python function.
-    @tf.function(autograph=False)
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(chunk_size, seed=step_seed)  # [S, B, *code_shape]
         return z, checks.build_prior(prior).log_prob(z), posterior.log_prob(z)
 
+    draw = traced(draw, tf.TensorSpec([per_step], tf.int32), tf.TensorSpec([2], tf.int32))
     base_seed = tf.constant(seed, tf.int32)
     fold_in = tf.random.experimental.stateless_fold_in
     for number, start in enumerate(range(0, num_observations, per_step)):

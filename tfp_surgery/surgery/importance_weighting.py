@@ -23,6 +23,7 @@ from tfp_surgery.surgery.model import (
     check_no_nan,
     observations_of,
     reconstruction_log_prob,
+    traced,
 )
 
 tfd = tfp.distributions
@@ -219,12 +220,12 @@ def _log_sums(
 
     # One graph for all steps: TFP takes longer to assemble these ops than they take to run. The
     # decoder stays eager, since it may be any Python function.
-    @tf.function(autograph=False)
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(per_chunk * repetitions, seed=step_seed)  # [C R, B, *code_shape]
         return z, prior.log_prob(z) - posterior.log_prob(z)
 
+    draw = traced(draw, tf.TensorSpec([per_step], tf.int32), tf.TensorSpec([2], tf.int32))
     base_seed = tf.constant([seed, _STREAM], tf.int32)
     for number in (num_importance_samples, num_samples):
         base_seed = tf.random.experimental.stateless_fold_in(base_seed, number)

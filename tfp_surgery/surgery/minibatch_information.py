@@ -19,10 +19,10 @@ from tfp_surgery.surgery.minibatch import (
     minibatch_log_prob,
     mutual_information_ceiling,
 )
+from tfp_surgery.surgery.model import MAX_SEED, traced
 
 tfd = tfp.distributions
 
-_MAX_SEED = 2**31 - 1
 # An estimate is said to sit at its ceiling where it is nearer than the larger of these two.
 _CEILING_STANDARD_ERRORS = 3.0
 _CEILING_FRACTION = 0.01
@@ -128,12 +128,11 @@ def minibatch_mutual_information(
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     num_batches = checks.checked_integer("num_batches", num_batches, 2)
     num_samples = checks.checked_integer("num_samples", num_samples, 1)
-    seed = checks.checked_integer("seed", seed, 0, _MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
     dataset_size = int(components_lib.num_components(components))
     ceiling = mutual_information_ceiling(method, batch_size, dataset_size)
     components = components_lib.broadcast(components)
 
-    @tf.function(autograph=False)
     def one_batch(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         minibatch = components_lib.gather(components, indices)
         z = minibatch.sample(num_samples, seed=step_seed)  # [S, B, E...]
@@ -143,13 +142,18 @@ def minibatch_mutual_information(
             tf.reduce_mean(tf.cast(part, tf.float64)) for part in (log_ratio, -log_aggregate)
         )
 
+    one_batch = traced(
+        one_batch, tf.TensorSpec([batch_size], tf.int32), tf.TensorSpec([2], tf.int32)
+    )
     rng = np.random.default_rng([seed, 0])
     base_seed = tf.constant([seed, 1], tf.int32)
     means = np.empty([num_batches, 2])
     for number in range(num_batches):
         indices = rng.choice(dataset_size, size=batch_size, replace=False)
         step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
-        means[number] = [mean.numpy() for mean in one_batch(tf.constant(indices), step_seed)]
+        means[number] = [
+            mean.numpy() for mean in one_batch(tf.constant(indices, tf.int32), step_seed)
+        ]
     if not np.isfinite(means).all():
         raise ValueError(
             "the posteriors give NaN or infinite log densities of their own draws; has training "

@@ -87,6 +87,18 @@ def check_no_nan(aggregate: AggregatePosterior) -> None:
             )
 
 
+def traced(function: Callable[..., Any], *arguments: tf.TensorSpec) -> Callable[..., Any]:
+    """A function of this call's own model as one graph.
+
+    TFP takes longer to assemble its ops than they take to run. TensorFlow would warn of retracing
+    where a `tf.function` of the same name is made anew for every model.
+    """
+    graph: Callable[..., Any] = tf.function(function, autograph=False).get_concrete_function(
+        *arguments
+    )
+    return graph
+
+
 def reconstruction_log_prob(
     decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, observations: tf.Tensor
 ) -> tf.Tensor:

@@ -17,7 +17,7 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
 from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_ceiling
-from tfp_surgery.surgery.model import MAX_SEED
+from tfp_surgery.surgery.model import MAX_SEED, traced
 from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
@@ -278,13 +278,12 @@ def _draw_codes(
     """A code of each observation in each batch, `[K, B, *code_shape]`, and log q(z_i|x_i)."""
     base_seed = tf.constant([seed, 1], tf.int32)
 
-    # One graph for all batches: TFP takes longer to assemble these ops than they take to run.
-    @tf.function(autograph=False)
     def draw(indices: tf.Tensor, number: tf.Tensor) -> Any:
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(seed=tf.random.experimental.stateless_fold_in(base_seed, number))
         return z, posterior.log_prob(z)
 
+    draw = traced(draw, tf.TensorSpec(batches.shape[1:], tf.int32), tf.TensorSpec([], tf.int32))
     codes, log_posterior = zip(
         *(draw(tf.constant(batch), tf.constant(k)) for k, batch in enumerate(batches)), strict=True
     )
