@@ -100,17 +100,10 @@ def training_set(run: Path, data_dir: str | None, manual_dir: str | None) -> Any
       The data set.
     """
     from experiments import workdir
-    from tfp_surgery import datasets
+    from experiments.trained_model import load_dataset
 
-    config = workdir.read_json(run / workdir.CONFIG_FILE)["config"]
-    return datasets.load(
-        config["dataset"],
-        "train",
-        binarization=config["binarization"],
-        seed=config["seed"],
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-    )
+    settings = workdir.read_json(run / workdir.CONFIG_FILE)["config"]
+    return load_dataset(settings, "train", data_dir, manual_dir)
 
 
 def checkpoint_of(run: Path, latent_size: int) -> Path:

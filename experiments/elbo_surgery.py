@@ -12,7 +12,6 @@ and left as it is.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import command, vae_figures, workdir
 from experiments import config as config_lib
-from experiments import vae_figures, workdir
 from experiments.config import Config, config_from_flags
+from experiments.trained_model import load_dataset
 from experiments.training import train
-from tfp_surgery import datasets
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.models.vae import VAE
@@ -68,28 +67,17 @@ def run(
     """
     state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
     if state is workdir.State.FINISHED:
-        records = finished_records(folder / workdir.RESULTS_FILE)
-        print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
-        print(tables.text_table(records), flush=True)
+        records = workdir.finished_records(folder / workdir.RESULTS_FILE, is_record)
+        workdir.show_finished(folder, tables.text_table(records))
         return records
 
     train_set, test_set = (
-        datasets.load(
-            config.dataset,
-            split,
-            binarization=config.binarization,
-            seed=config.seed,
-            data_dir=data_dir,
-            manual_dir=manual_dir,
-        )
-        for split in ("train", "test")
+        load_dataset(config.to_dict(), split, data_dir, manual_dir) for split in ("train", "test")
     )
     dataset = {"train": train_set.to_dict(), "test": test_set.to_dict()}
     warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), dataset)
-    print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}")
-    print(f"{train_set.describe()}; {test_set.describe()}", flush=True)
-    if warning:
-        print(f"Warning: {warning}", flush=True)
+    data = f"{train_set.describe()}; {test_set.describe()}"
+    workdir.announce(folder, state, data, warning)
 
     records = [
         run_latent_size(config, latent_size, train_set, test_set, folder)
@@ -111,25 +99,6 @@ def run(
         },
     )
     print(f"\n{tables.text_table(records)}\n\nWritten to {folder}", flush=True)
-    return records
-
-
-def finished_records(path: Path) -> list[dict[str, Any]]:
-    """The records in a results file.
-
-    Args:
-      path: the file.
-
-    Returns:
-      One record a latent size, in order.
-
-    Raises:
-      ValueError: if the file is damaged.
-    """
-    results = workdir.read_json(path)
-    records = results.get("results") if isinstance(results, dict) else None
-    if not (isinstance(records, list) and records and all(map(is_record, records))):
-        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
     return records
 
 
@@ -287,18 +256,11 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --helpshort.")
+
+    def work() -> None:
         run(config_from_flags(), Path(_WORKDIR.value), _DATA_DIR.value, _MANUAL_DIR.value)
-    except (OSError, ValueError) as error:
-        logging.debug("where it happened:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+
+    return command.exit_code(argv, work, "from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ and left as it is.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
-from experiments import workdir
+from experiments import command, workdir
 from experiments.trained_model import load_trained_model
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.models.vae import VAE
@@ -164,9 +163,8 @@ def run(
     """
     state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
     if state is workdir.State.FINISHED:
-        records = _finished_records(folder / workdir.RESULTS_FILE)
-        print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
-        print(table(records), flush=True)
+        records = workdir.finished_records(folder / workdir.RESULTS_FILE, _is_record)
+        workdir.show_finished(folder, table(records))
         return records
 
     model = load_trained_model(
@@ -174,9 +172,7 @@ def run(
     )
     data = model.data
     warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), model.dataset)
-    print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}\n{data}")
-    if warning:
-        print(f"Warning: {warning}")
+    workdir.announce(folder, state, data, warning)
     records = []
     for m in config.num_importance_samples:
         path = folder / f"importance_samples_{m:06d}.json"
@@ -279,14 +275,6 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() >= _RECORD_FIELDS
 
 
-def _finished_records(path: Path) -> list[dict[str, Any]]:
-    results = workdir.read_json(path)
-    records = results.get("results") if isinstance(results, dict) else None
-    if not (isinstance(records, list) and records and all(map(_is_record, records))):
-        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
-    return records
-
-
 def _csv_row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = dict(record)
     estimate = row.pop("importance_weighted_elbo")
@@ -301,23 +289,16 @@ def _csv_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the experiment that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --help.")
+
+    def work() -> None:
         run(
             config_from_flags(flag_values),
             Path(flag_values.workdir),
             flag_values.data_dir,
             flag_values.manual_dir,
         )
-    except (OSError, ValueError) as error:
-        logging.debug("where it happened:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on with the rung it was in.", file=sys.stderr)
-        return 130
-    return 0
+
+    return command.exit_code(argv, work, "with the rung it was in")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import workdir
+from experiments import command, workdir
 from experiments.trained_model import TrainedModel, load_trained_model
 from tfp_surgery.checks import checked_integer
 from tfp_surgery.estimate import Estimate, stratified_estimate
@@ -134,18 +133,15 @@ def run(
         results = workdir.read_json(folder / workdir.RESULTS_FILE)
         if not (isinstance(results, dict) and {"data", "estimates"} <= results.keys()):
             raise ValueError(f"{folder / workdir.RESULTS_FILE} is damaged: delete it.")
-        print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
-        print(text_table(config, results), flush=True)
+        workdir.show_finished(folder, text_table(config, results))
         return results
 
     subject = load_trained_model(
         config.run, config.latent_size, config.num_images, config.seed, data_dir, manual_dir
     )
     warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), subject.dataset)
-    print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}")
-    print(f"{config.run}, latent size {config.latent_size}; {subject.data}", flush=True)
-    if warning:
-        print(f"Warning: {warning}", flush=True)
+    name = f"{config.run}, latent size {config.latent_size}; {subject.data}"
+    workdir.announce(folder, state, name, warning)
 
     parts: dict[str, dict[str, Any]] = {}
     for name, measure in _MEASUREMENTS.items():
@@ -395,19 +391,12 @@ def config_from_flags(values: flags.FlagValues) -> Config:
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the experiment that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --helpshort.")
+
+    def work() -> None:
         config = config_from_flags(values)
         run(config, Path(values.workdir), values.data_dir, values.manual_dir)
-    except (OSError, ValueError) as error:
-        logging.debug("where it happened:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from the last measurement.", file=sys.stderr)
-        return 130
-    return 0
+
+    return command.exit_code(argv, work, "from the last measurement")
 
 
 if __name__ == "__main__":

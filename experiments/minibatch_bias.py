@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from absl import app, flags
 
-from experiments import workdir
+from experiments import command, workdir
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.reporting.bias_figures import minibatch_bias_figure
@@ -146,21 +145,13 @@ def run(config: Config, folder: Path) -> list[dict[str, Any]]:
     """
     state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
     if state is workdir.State.FINISHED:
-        path = folder / workdir.RESULTS_FILE
-        results = workdir.read_json(path)
-        found: Any = results.get("results") if isinstance(results, dict) else None
-        if not (isinstance(found, list) and found and all(map(is_record, found))):
-            raise ValueError(f"{path} is damaged: delete it to have it made anew.")
-        print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
-        print(table(found), flush=True)
+        found = workdir.finished_records(folder / workdir.RESULTS_FILE, is_record)
+        workdir.show_finished(folder, table(found))
         return found
 
     dataset = {"posteriors": describe(config)}
     warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), dataset)
-    print(f"{'Going on with' if state is workdir.State.BEGUN else 'New run in'} {folder}")
-    print(describe(config), flush=True)
-    if warning:
-        print(f"Warning: {warning}", flush=True)
+    workdir.announce(folder, state, describe(config), warning)
     records = [run_scale(config, number, folder) for number in range(len(config.scales))]
     workdir.write_figure(
         folder / "figures" / "bias.png",
@@ -373,17 +364,11 @@ def _list(values: Sequence[Any]) -> str:
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the experiment that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; see --helpshort.")
+
+    def work() -> None:
         run(config_from_flags(flag_values), Path(flag_values.workdir))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from the last scale.", file=sys.stderr)
-        return 130
-    return 0
+
+    return command.exit_code(argv, work, "from the last scale")
 
 
 if __name__ == "__main__":

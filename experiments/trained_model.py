@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from experiments import workdir
 from tfp_surgery import datasets
+from tfp_surgery.datasets import Dataset
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.training.checkpoint import load_checkpoint
 
@@ -29,6 +31,34 @@ class TrainedModel:
     x: np.ndarray
     data: str
     dataset: dict[str, Any]
+
+
+def load_dataset(
+    settings: Mapping[str, Any], split: str, data_dir: str | None, manual_dir: str | None
+) -> Dataset:
+    """The data set that a run of `experiments.elbo_surgery` with these settings uses.
+
+    Args:
+      settings: of the run, as in its `config.json`.
+      split: "train" or "test".
+      data_dir: see `tfp_surgery.datasets.load`, as for `manual_dir`.
+      manual_dir: likewise.
+
+    Returns:
+      The data set.
+
+    Raises:
+      OSError: if the data cannot be had.
+      ValueError: if there is no such data set.
+    """
+    return datasets.load(
+        settings["dataset"],
+        split,
+        binarization=settings["binarization"],
+        seed=settings["seed"],
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+    )
 
 
 def load_trained_model(
@@ -77,14 +107,7 @@ def load_trained_model(
             f"the VAE in {own_folder} was trained for {checkpoint.num_epochs} of "
             f"{settings['epochs']} epochs: finish that run first."
         )
-    test_set = datasets.load(
-        settings["dataset"],
-        "test",
-        binarization=settings["binarization"],
-        seed=settings["seed"],
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-    )
+    test_set = load_dataset(settings, "test", data_dir, manual_dir)
     if num_images > len(test_set):
         raise ValueError(
             f"--num_images={num_images} exceeds the {len(test_set)} images of {test_set.name}/test."

@@ -9,7 +9,8 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,52 @@ def begin(
     if not changed:
         return None
     return f"this run was begun with other versions ({', '.join(changed)}): numbers may differ."
+
+
+def announce(folder: Path, state: State, subject: str, warning: str | None) -> None:
+    """Prints what is about to be done.
+
+    Args:
+      folder: the folder of the run.
+      state: what it was found to be.
+      subject: what is measured.
+      warning: what `begin` returned.
+    """
+    print(f"{'Going on with' if state is State.BEGUN else 'New run in'} {folder}\n{subject}")
+    if warning:
+        print(f"Warning: {warning}")
+    sys.stdout.flush()
+
+
+def show_finished(folder: Path, table: str) -> None:
+    """Prints the results of a run that was finished before.
+
+    Args:
+      folder: the folder of the run.
+      table: its results.
+    """
+    print(f"{folder} holds the finished run of these settings; nothing was changed.\n\n{table}")
+    sys.stdout.flush()
+
+
+def finished_records(path: Path, is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The records in a results file.
+
+    Args:
+      path: the file.
+      is_record: whether a value read from JSON can be a record.
+
+    Returns:
+      The records, at least one, in order.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    results = read_json(path)
+    records = results.get("results") if isinstance(results, dict) else None
+    if not (isinstance(records, list) and records and all(map(is_record, records))):
+        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
+    return records
 
 
 def versions() -> dict[str, str]:

@@ -12,14 +12,16 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
+MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
 
-def _plain(kind: Any) -> Any:
+
+def plain_class(kind: Any) -> Any:
     """The class that instances have whose parts are no `CompositeTensor`s, a base of `kind`."""
     return kind.__mro__[1]
 
 
-WRAPPERS = tuple(_plain(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
-MIXTURES = _plain(tfd.MixtureSameFamily)
+WRAPPERS = tuple(plain_class(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
+MIXTURES = plain_class(tfd.MixtureSameFamily)
 # Rows of x that one call of check_support looks at together.
 _SUPPORT_BLOCK = 8192
 

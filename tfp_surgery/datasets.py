@@ -16,12 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery import image_files
-from tfp_surgery.checks import checked_integer
+from tfp_surgery.checks import MAX_SEED, checked_integer
 
 BINARIZATIONS = ("stochastic", "fixed", "threshold", "none")
 
 _DRAW_BLOCK = 1024
-_MAX_SEED = 2**31 - 1
 
 # Part of the entropy behind each use of a seed: uses that share the user's seed stay unrelated.
 _FIXED_DRAW, _STATED_DRAW, _EPOCH_DRAW, _ORDER = range(4)
@@ -65,7 +64,7 @@ class Dataset:
         _check_string("name", self.name)
         _check_string("split", self.split)
         _check_binarization(self.binarization)
-        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, _MAX_SEED))
+        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, MAX_SEED))
         object.__setattr__(self, "intensities", _checked_intensities(self.intensities))
 
     @property
@@ -102,7 +101,7 @@ class Dataset:
                 f"{self.describe()} has no single set of observations: state the draw with "
                 "draw_seed=<integer>, so that whatever is computed from it can name it."
             )
-        draw_seed = checked_integer("draw_seed", draw_seed, 0, _MAX_SEED)
+        draw_seed = checked_integer("draw_seed", draw_seed, 0, MAX_SEED)
         return self._draw(self._entropy(_STATED_DRAW, draw_seed)).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
@@ -161,7 +160,7 @@ class Dataset:
         batch_size = min(operator.index(batch_size), self.num_observations)
         epochs = itertools.count(checked_integer("initial_epoch", initial_epoch, 0))
         if seed is not None:
-            seed = checked_integer("seed", seed, 0, _MAX_SEED)
+            seed = checked_integer("seed", seed, 0, MAX_SEED)
         elif self.binarization == "stochastic":
             raise ValueError(
                 f"batches of {self.describe()} need seed=<integer>: each epoch is a draw from it."
@@ -305,7 +304,7 @@ def load(
     _check_string("name", name)
     _check_string("split", split)
     _check_binarization(binarization)
-    checked_integer("seed", seed, 0, _MAX_SEED)
+    checked_integer("seed", seed, 0, MAX_SEED)
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
     if name == "digits":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -23,6 +22,7 @@ from absl.testing import flagsaver
 
 from experiments import elbo_surgery, training
 from experiments.config import Config
+from tests.testing.runs import error_line, snapshot, strict_json
 from tfp_surgery import datasets
 from tfp_surgery.surgery.decomposition import elbo_surgery as surgery_of
 from tfp_surgery.surgery.result import ElboSurgery
@@ -54,20 +54,6 @@ def restored_flags() -> Iterator[None]:
     with flagsaver.flagsaver():
         yield
     flags.FLAGS.unparse_flags()
-
-
-def strict_json(path: pathlib.Path) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{path} holds {constant}")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns
-        for path in (folder, *folder.rglob("*"))
-    }
 
 
 def estimates(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -268,11 +254,7 @@ def test_a_foreign_checkpoint_is_not_gone_on_with(
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs the command in this process and returns its one line of error."""
     rest = flags.FLAGS(["elbo_surgery", *arguments])
-    assert elbo_surgery.main(rest) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+    return error_line(capsys, lambda: elbo_surgery.main(rest))
 
 
 @pytest.mark.usefixtures("restored_flags")

@@ -11,13 +11,12 @@ import pathlib
 from typing import Any
 
 import pytest
-from absl import flags
 
-from experiments import elbo_surgery, importance_weighting, training, workdir
+from experiments import importance_weighting
 from experiments.config import Config
 from experiments.importance_weighting import LadderConfig
 from experiments.trained_model import load_trained_model
-from tfp_surgery import datasets
+from tests.testing.runs import error_line, run_command, snapshot, trained_run
 from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 
 TRAINING = Config(
@@ -36,13 +35,7 @@ STANDARD_ERRORS = 4.5
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run of the main job as far as it is read: the settings and the checkpoint."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    train_set = datasets.load("digits", "train", binarization="fixed", seed=TRAINING.seed)
-    workdir.begin(folder, elbo_surgery._EXPERIMENT, TRAINING.to_dict(), {})
-    (folder / "latent_02").mkdir()
-    training.train(TRAINING, 2, train_set, folder / "latent_02")
-    return folder
+    return trained_run(tmp_path_factory.mktemp("runs") / "trained", TRAINING)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +63,6 @@ def records_of(folder: pathlib.Path) -> list[dict[str, Any]]:
     return [
         {name: part for name, part in record.items() if name != "seconds"} for record in records
     ]
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns
-        for path in (folder, *folder.rglob("*"))
-    }
 
 
 def test_leaves_its_files(finished: pathlib.Path, config: LadderConfig) -> None:
@@ -170,15 +156,7 @@ def test_a_stopped_run_goes_on_with_the_rung_it_was_in(
 
 
 def main_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Runs the command in this process and returns its one line of error."""
-    values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    importance_weighting.define_flags(values)
-    rest = values(["importance_weighting", *arguments])
-    assert importance_weighting.main(rest, values) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+    return error_line(capsys, lambda: run_command(importance_weighting, *arguments))
 
 
 @pytest.mark.parametrize(

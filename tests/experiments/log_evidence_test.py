@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments import elbo_surgery, log_evidence
 from experiments.config import Config as TrainingConfig
 from experiments.log_evidence import Config
+from tests.testing.runs import error_line, run_command, snapshot, strict_json
 from tfp_surgery import datasets
 from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
 from tfp_surgery.training.checkpoint import load_checkpoint
@@ -66,20 +65,9 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> pathli
     return folder
 
 
-def read(path: pathlib.Path) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{path} holds {constant}")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
-
-
 def test_bounds_are_in_order(finished: pathlib.Path) -> None:
     """ELBO < IW_5 < IW_50 <= IW_1000, and AIS beside the last, each by draws of its own."""
-    found = read(finished / "results.json")["estimates"]
+    found = strict_json(finished / "results.json")["estimates"]
     assert list(found) == NAMES
 
     def difference(larger: str, smaller: str) -> tuple[float, float]:
@@ -99,7 +87,7 @@ def test_bounds_are_in_order(finished: pathlib.Path) -> None:
 
 
 def test_results_name_settings_data_and_software(finished: pathlib.Path, config: Config) -> None:
-    results = read(finished / "results.json")
+    results = strict_json(finished / "results.json")
     assert results["config"] == config.to_dict()
     assert "20 random images of digits/test, N = 297, binarization fixed" in results["data"]
     assert "tensorflow" in results["versions"]
@@ -126,7 +114,7 @@ def test_the_bound_is_that_of_the_checkpoint(
         num_importance_samples=config.num_importance_samples,
         seed=3,
     )
-    part = read(finished / "results.json")["parts"]["importance_sampling"]
+    part = strict_json(finished / "results.json")["parts"]["importance_sampling"]
     assert part["per_observation"] == list(bound.per_observation)
 
 
@@ -136,7 +124,7 @@ def test_a_finished_run_is_shown_and_left_alone(
     before = snapshot(finished)
     results = log_evidence.run(config, finished)
     assert snapshot(finished) == before
-    assert results == read(finished / "results.json")
+    assert results == strict_json(finished / "results.json")
     printed = capsys.readouterr().out
     for part in ("nothing was changed", "IW_1000", "AIS", "amortization gap"):
         assert part in printed
@@ -165,18 +153,12 @@ def test_a_stopped_run_goes_on(
     log_evidence.run(config, tmp_path)
     assert snapshot(tmp_path / "small_bounds.json") == before
     assert "small bounds: done before" in capsys.readouterr().out
-    resumed, uninterrupted = (read(path / "results.json") for path in (tmp_path, finished))
+    resumed, uninterrupted = (strict_json(path / "results.json") for path in (tmp_path, finished))
     assert resumed["estimates"] == uninterrupted["estimates"]
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    values: Any = flags.FlagValues()  # type: ignore[no-untyped-call]
-    log_evidence.define_flags(values)
-    assert log_evidence.main(values(["log_evidence", *arguments]), values) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+    return error_line(capsys, lambda: run_command(log_evidence, *arguments))
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments import minibatch_bias
 from experiments.minibatch_bias import Config
 from tests.testing.oracles import gaussian_log_densities, log_prob_and_entropy
+from tests.testing.runs import run_command, snapshot, strict_json
 
 CONFIG = Config(
     num_observations=60,
@@ -32,20 +31,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     minibatch_bias.run(CONFIG, folder)
     return folder
-
-
-def strict_json(path: pathlib.Path) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{path} holds {constant}")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns
-        for path in (folder, *folder.rglob("*"))
-    }
 
 
 def estimates(folder: pathlib.Path, scale: float) -> dict[tuple[str, int], dict[str, Any]]:
@@ -172,17 +157,11 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
     assert strict_json(tmp_path / name) == strict_json(finished / name)
 
 
-def run_main(*arguments: str) -> int:
-    flag_values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    minibatch_bias.define_flags(flag_values)
-    rest = flag_values(["minibatch_bias", *arguments])
-    return minibatch_bias.main(rest, flag_values)
-
-
 def test_the_flags_are_the_settings(
     finished: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(
+    assert run_command(
+        minibatch_bias,
         f"--workdir={finished}", "--num_observations=60", "--latent_size=3",
         "--scales=1,0.6,0.001", "--batch_sizes=4,60", "--num_draws=480", "--seed=1",
     ) == 0  # fmt: skip
@@ -206,7 +185,7 @@ def test_wrong_input_is_one_message_before_the_work(
     argument: str, message: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert run_main(f"--workdir={folder}", argument) == 1
+    assert run_command(minibatch_bias, f"--workdir={folder}", argument) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

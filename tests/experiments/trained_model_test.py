@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import elbo_surgery, training, workdir
 from experiments.config import Config
 from experiments.trained_model import load_trained_model
+from tests.testing.runs import trained_run
 from tfp_surgery import datasets
 from tfp_surgery.training.checkpoint import load_checkpoint
 
@@ -27,13 +27,7 @@ TRAINING = Config(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run of the main job as far as it is read: the settings and the checkpoint."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    train_set = datasets.load("digits", "train", binarization="stochastic", seed=TRAINING.seed)
-    workdir.begin(folder, elbo_surgery._EXPERIMENT, TRAINING.to_dict(), {})
-    (folder / "latent_02").mkdir()
-    training.train(TRAINING, 2, train_set, folder / "latent_02")
-    return folder
+    return trained_run(tmp_path_factory.mktemp("runs") / "trained", TRAINING)
 
 
 def test_the_images_are_drawn_from_the_test_set(trained: pathlib.Path) -> None:

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks import MIXTURES, plain_class
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.marginals import is_factorised
 
 tfd = tfp.distributions
 
-# Where their distributions are no `CompositeTensor`s, these are of the base class.
-_INDEPENDENT, _SAMPLE, _MIXTURE = (
-    kind.__mro__[1] for kind in (tfd.Independent, tfd.Sample, tfd.MixtureSameFamily)
-)
+_INDEPENDENT, _SAMPLE = plain_class(tfd.Independent), plain_class(tfd.Sample)
 _GAUSSIANS = (
     tfd.MultivariateNormalLinearOperator,  # Diag, TriL and the like
     tfd.MultivariateNormalDiagPlusLowRankCovariance,
@@ -102,7 +100,7 @@ def as_mixture(prior: tfd.Distribution) -> AggregatePosterior | None:
     """
     if isinstance(prior, AggregatePosterior):
         mixture = prior
-    elif isinstance(prior, _MIXTURE):
+    elif isinstance(prior, MIXTURES):
         mixture = AggregatePosterior(
             prior.components_distribution, weights=prior.mixture_distribution.probs_parameter()
         )

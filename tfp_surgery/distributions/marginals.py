@@ -5,12 +5,12 @@ from __future__ import annotations
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks import plain_class
 from tfp_surgery.distributions import components as components_lib
 
 tfd = tfp.distributions
 
-# Where its distribution is no `CompositeTensor`, tfd.Independent(...) is of this base class.
-_INDEPENDENT = tfd.Independent.__mro__[1]
+_INDEPENDENT = plain_class(tfd.Independent)
 
 
 def is_factorised(components: tfd.Distribution) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.surgery.model import check_vector_codes
 
 _THRESHOLD = 0.01
 
@@ -97,22 +98,11 @@ def active_units(
 
     Yuri Burda, Roger Grosse and Ruslan Salakhutdinov. Importance weighted autoencoders. ICLR 2016.
     """
-    if not isinstance(aggregate_posterior, AggregatePosterior):
-        raise TypeError(
-            "aggregate_posterior must be an AggregatePosterior, got "
-            f"{type(aggregate_posterior).__name__}."
-        )
+    check_vector_codes(aggregate_posterior)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise TypeError(f"threshold must be a number; got {threshold!r}.")
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be finite and not negative; got {threshold!r}.")
-    if aggregate_posterior.batch_shape.rank != 0 or aggregate_posterior.event_shape.rank != 1:
-        raise ValueError(
-            "aggregate_posterior must be one distribution over codes of shape [D]; got batch shape "
-            f"{aggregate_posterior.batch_shape} and event shape {aggregate_posterior.event_shape}."
-        )
-    if aggregate_posterior.weights is not None:
-        raise ValueError("aggregate_posterior must weight its components equally (weights=None).")
     means: np.ndarray = np.asarray(
         aggregate_posterior.components_distribution.mean(), np.float64
     )  # [N, D]

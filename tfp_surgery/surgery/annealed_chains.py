@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.surgery.model import MAX_SEED, reconstruction_log_prob, tried
+from tfp_surgery.surgery.model import reconstruction_log_prob, tried
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -59,7 +59,7 @@ class Annealing:
     def __post_init__(self) -> None:
         """Checks the settings."""
         for field in dataclasses.fields(self):
-            bounds = (0, MAX_SEED) if field.name == "seed" else (1, None)
+            bounds = (0, checks.MAX_SEED) if field.name == "seed" else (1, None)
             checked = checks.checked_integer(field.name, getattr(self, field.name), *bounds)
             object.__setattr__(self, field.name, checked)
 

@@ -19,7 +19,6 @@ from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_est
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.full_detail import full_detail
 from tfp_surgery.surgery.model import (
-    MAX_SEED,
     check_model,
     check_no_nan,
     observations_of,
@@ -109,7 +108,7 @@ def elbo_surgery(
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     if num_query is not None:
         num_query = checks.checked_integer("num_query", num_query, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
         raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')

@@ -13,15 +13,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.model import (
-    MAX_SEED,
     check_model,
+    code_sampler,
     observations_of,
     reconstruction_log_prob,
-    traced,
 )
 
 tfd = tfp.distributions
@@ -236,7 +234,7 @@ def log_evidence_by_importance_sampling(
         "num_importance_samples", num_importance_samples, 1
     )
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     x, data = observations_of(x, seed)
     check_model(x, encoder, decoder, checks.build_prior(prior), None)
     posteriors = encode(encoder, x, batch_size)
@@ -278,13 +276,7 @@ def log_weight_chunks(
     per_step = min(num_observations, batch_size)
     chunk_size = min(num_samples, max(1, batch_size // per_step))
 
-    # The decoder stays eager, since it may be any Python function.
-    def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        posterior = components_lib.gather(posteriors, indices)
-        z = posterior.sample(chunk_size, seed=step_seed)  # [S, B, *code_shape]
-        return z, checks.build_prior(prior).log_prob(z), posterior.log_prob(z)
-
-    draw = traced(draw, tf.TensorSpec([per_step], tf.int32), tf.TensorSpec([2], tf.int32))
+    draw = code_sampler(posteriors, prior, chunk_size, per_step)
     base_seed = tf.constant(seed, tf.int32)
     fold_in = tf.random.experimental.stateless_fold_in
     for number, start in enumerate(range(0, num_observations, per_step)):

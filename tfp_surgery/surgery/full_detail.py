@@ -85,15 +85,6 @@ class FullElboSurgery(ElboSurgery):
         split = self.marginal_kl_split
         return None if split is None else split.dimension_wise_mutual_information
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: those of `ElboSurgery`, and each part's own."""
-        result = super().to_dict()
-        for name in _PARTS:
-            part = getattr(self, name)
-            result[name] = None if part is None else part.to_dict()
-        result["absent"] = dict(self.absent)
-        return result
-
     def __str__(self) -> str:
         """The table of the terms, then that of each part."""
         parts = [super().__str__()]
@@ -149,7 +140,12 @@ def full_detail(
         reason = f"codes of shape {aggregate.event_shape} have no dimensions j = 1, ..., D"
         absent |= dict.fromkeys(("marginal_kl_split", "active_units"), reason)
     if surgery.num_observations > 1:
-        bounds = _bounds(surgery, aggregate, prior)
+        bounds = mutual_information_bounds(
+            aggregate,
+            batch_size=min(_BATCH_SIZE, surgery.num_observations),
+            seed=surgery.seed,
+            prior=prior,
+        )
     else:
         absent["mutual_information_bounds"] = "one observation shares no information with its code"
     is_discrete = _is_discrete(likelihood)
@@ -210,17 +206,6 @@ def _units(aggregate: AggregatePosterior, absent: dict[str, str]) -> ActiveUnits
     except NotImplementedError as error:  # TFP knows no mean of the posteriors
         absent["active_units"] = str(error)
         return None
-
-
-def _bounds(
-    surgery: ElboSurgery, aggregate: AggregatePosterior, prior: tfd.Distribution
-) -> MutualInformationBounds:
-    return mutual_information_bounds(
-        aggregate,
-        batch_size=min(_BATCH_SIZE, surgery.num_observations),
-        seed=surgery.seed,
-        prior=prior,
-    )
 
 
 def _is_discrete(likelihood: Any) -> bool:

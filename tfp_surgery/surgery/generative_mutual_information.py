@@ -14,7 +14,6 @@ import tensorflow_probability as tfp
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
-from tfp_surgery.surgery.model import MAX_SEED
 from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
@@ -112,7 +111,7 @@ def generative_mutual_information(
     """
     num_observations = checks.checked_integer("num_observations", num_observations, 2)
     num_inner = checks.checked_integer("num_inner", num_inner, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}.")
     prior_now = checks.build_prior(prior)

@@ -13,17 +13,15 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import (
-    MAX_SEED,
     check_model,
     check_no_nan,
+    code_sampler,
     observations_of,
     reconstruction_log_prob,
-    traced,
 )
 
 tfd = tfp.distributions
@@ -165,7 +163,7 @@ def importance_weighted_elbo(
         "num_importance_samples", num_importance_samples, 1
     )
     num_samples = checks.checked_integer("num_samples", num_samples, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     prior_now = checks.build_prior(prior)
     x, data = observations_of(x, seed)
@@ -218,14 +216,7 @@ def _log_sums(
     repetitions = min(num_samples, batch_size // per_chunk)
     per_step = min(len(x), batch_size // (per_chunk * repetitions))
 
-    # One graph for all steps: TFP takes longer to assemble these ops than they take to run. The
-    # decoder stays eager, since it may be any Python function.
-    def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        posterior = components_lib.gather(posteriors, indices)
-        z = posterior.sample(per_chunk * repetitions, seed=step_seed)  # [C R, B, *code_shape]
-        return z, prior.log_prob(z) - posterior.log_prob(z)
-
-    draw = traced(draw, tf.TensorSpec([per_step], tf.int32), tf.TensorSpec([2], tf.int32))
+    draw = code_sampler(posteriors, prior, per_chunk * repetitions, per_step)
     base_seed = tf.constant([seed, _STREAM], tf.int32)
     for number in (num_importance_samples, num_samples):
         base_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
@@ -239,7 +230,8 @@ def _log_sums(
             sums = np.full([2, repetitions, per_step], -np.inf)
             for start in range(0, num_importance_samples, per_chunk):
                 step_seed = tf.random.experimental.stateless_fold_in(base_seed, next(step_numbers))
-                z, log_ratio = draw(indices, step_seed)
+                z, log_prior, log_posterior = draw(indices, step_seed)  # [C R, B, ...]
+                log_ratio = log_prior - log_posterior
                 reconstruction = reconstruction_log_prob(decoder, z, observations)
                 log_weights = reconstruction.numpy().astype(np.float64) + log_ratio.numpy()
                 # [C R, B] -> [C, R, B]

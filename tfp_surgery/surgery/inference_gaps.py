@@ -19,11 +19,11 @@ from tfp_surgery.distributions.gaussian import diagonal_parameters
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery.evidence import LogEvidence, log_weight_chunks
 from tfp_surgery.surgery.model import (
-    MAX_SEED,
     check_model,
     observations_of,
     reconstruction_log_prob,
 )
+from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
 
@@ -66,11 +66,7 @@ class InferenceGaps:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: value.to_dict() if isinstance(value, Estimate) else value
-            for name, value in values.items()
-        }
+        return record(self)
 
     def __str__(self) -> str:
         """A table of the two gaps."""
@@ -152,7 +148,7 @@ def inference_gaps(
     num_samples = checks.checked_integer("num_samples", num_samples, 2)
     num_steps = checks.checked_integer("num_steps", num_steps, 1)
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
     x, data = observations_of(x, seed)

@@ -19,7 +19,7 @@ from tfp_surgery.surgery.minibatch import (
     minibatch_log_prob,
     mutual_information_ceiling,
 )
-from tfp_surgery.surgery.model import MAX_SEED, traced
+from tfp_surgery.surgery.model import traced
 
 tfd = tfp.distributions
 
@@ -128,7 +128,7 @@ def minibatch_mutual_information(
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     num_batches = checks.checked_integer("num_batches", num_batches, 2)
     num_samples = checks.checked_integer("num_samples", num_samples, 1)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     dataset_size = int(components_lib.num_components(components))
     ceiling = mutual_information_ceiling(method, batch_size, dataset_size)
     components = components_lib.broadcast(components)

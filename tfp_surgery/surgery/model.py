@@ -16,8 +16,6 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 
 tfd = tfp.distributions
 
-MAX_SEED = 2**31 - 1
-
 
 def observations_of(x: Any, seed: int) -> tuple[np.ndarray, str]:
     """The observations of x, and what they are in words; a stochastic binarization is drawn."""
@@ -53,6 +51,22 @@ def check_model(
     code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
     likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
+
+
+def check_vector_codes(aggregate_posterior: Any) -> None:
+    """Raises unless it is one aggregate posterior over vectors, of equal weights."""
+    if not isinstance(aggregate_posterior, AggregatePosterior):
+        raise TypeError(
+            "aggregate_posterior must be an AggregatePosterior, got "
+            f"{type(aggregate_posterior).__name__}."
+        )
+    if aggregate_posterior.batch_shape.rank != 0 or aggregate_posterior.event_shape.rank != 1:
+        raise ValueError(
+            "aggregate_posterior must be one distribution over codes of shape [D]; got batch shape "
+            f"{aggregate_posterior.batch_shape} and event shape {aggregate_posterior.event_shape}."
+        )
+    if aggregate_posterior.weights is not None:
+        raise ValueError("aggregate_posterior must weight its components equally (weights=None).")
 
 
 def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
@@ -97,6 +111,32 @@ def traced(function: Callable[..., Any], *arguments: tf.TensorSpec) -> Callable[
         *arguments
     )
     return graph
+
+
+def code_sampler(
+    posteriors: tfd.Distribution,
+    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    num_samples: int,
+    num_observations: int,
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """A function of the indices of B observations and a seed that draws codes and scores them.
+
+    Args:
+      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+      prior: p(z), or a callable that returns it.
+      num_samples: S, draws an observation.
+      num_observations: B.
+
+    Returns:
+      The function. It returns z `[S, B, *code_shape]`, log p(z) and log q(z|x), each `[S, B]`.
+    """
+
+    def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        posterior = components_lib.gather(posteriors, indices)
+        z = posterior.sample(num_samples, seed=seed)
+        return z, checks.build_prior(prior).log_prob(z), posterior.log_prob(z)
+
+    return traced(draw, tf.TensorSpec([num_observations], tf.int32), tf.TensorSpec([2], tf.int32))
 
 
 def reconstruction_log_prob(

@@ -17,7 +17,7 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
 from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_ceiling
-from tfp_surgery.surgery.model import MAX_SEED, traced
+from tfp_surgery.surgery.model import traced
 from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
@@ -187,7 +187,7 @@ def mutual_information_bounds(
     num_observations = _checked_size(aggregate_posterior)
     batch_size = checks.checked_integer("batch_size", batch_size, 2, num_observations)
     num_batches = checks.checked_integer("num_batches", num_batches, 2)
-    seed = checks.checked_integer("seed", seed, 0, MAX_SEED)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
     prior_now = None
     if prior is not None:

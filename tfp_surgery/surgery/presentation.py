@@ -9,16 +9,16 @@ from typing import Any
 from tfp_surgery.estimate import Estimate
 
 
-def aligned_rows(rows: Sequence[tuple[str, Estimate]]) -> list[str]:
-    """One line an estimate, its label first; the numbers are aligned at the decimal point.
+def aligned_rows(rows: Sequence[tuple[str, Estimate | str]]) -> list[str]:
+    """One line a value, its label first; the numbers are aligned at the decimal point.
 
     Args:
-      rows: Label and estimate of each line, at least one.
+      rows: Label and value of each line, at least one.
 
     Returns:
       The lines.
     """
-    texts = [(label, str(estimate)) for label, estimate in rows]
+    texts = [(label, str(value)) for label, value in rows]
     width = max(len(label) for label, _ in texts)
     before = max(_point(text) for _, text in texts)
     return [f"  {label:<{width}}  {' ' * (before - _point(text))}{text}" for label, text in texts]
@@ -30,11 +30,17 @@ def _point(text: str) -> int:
     return value.index(".") if "." in value else len(value)
 
 
-def describe_draws(num_observations: int, num_query: int, num_samples: int) -> str:
-    """What the estimates of a result were averaged over, in words."""
+def count_draws(num_observations: int, num_query: int, num_samples: int) -> str:
+    """How many draws there were of how many observations, in words."""
     draws = "1 draw" if num_samples == 1 else f"{num_samples} draws"
     queries = "" if num_query == num_observations else f" of a random {num_query}"
-    return f"nats per observation; N = {num_observations}, {draws} an observation{queries}"
+    return f"{draws} an observation{queries}"
+
+
+def describe_draws(num_observations: int, num_query: int, num_samples: int) -> str:
+    """What the estimates of a result were averaged over, in words."""
+    draws = count_draws(num_observations, num_query, num_samples)
+    return f"nats per observation; N = {num_observations}, {draws}"
 
 
 def record(result: Any) -> dict[str, Any]:

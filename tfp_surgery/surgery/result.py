@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery.presentation import aligned_rows, count_draws, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +85,11 @@ class ElboSurgery:
 
         Quantities that this model does not have are None.
         """
-        result: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            result[field.name] = value.to_dict() if isinstance(value, Estimate) else value
-        result["log_num_observations"] = self.log_num_observations
-        result["average_kl_method"] = self.average_kl_method
-        return result
+        return {
+            **record(self),
+            "log_num_observations": self.log_num_observations,
+            "average_kl_method": self.average_kl_method,
+        }
 
     def __str__(self) -> str:
         """A table: each term with its standard error, beside log N."""
@@ -108,26 +107,18 @@ class ElboSurgery:
             ("average KL, analytic", self.average_kl_analytic),
             ("cross term E[log q_train(z) - log p(z)]", self.cross_term),
         ]
-        present = [(label, str(estimate)) for label, estimate in rows if estimate is not None]
-        width = max(len(label) for label, _ in present)
-        # Aligned at the decimal point.
-        before = max(text.index(".") if "." in text else text.index(" ") for _, text in present)
-        queries = (
-            "" if self.num_query == self.num_observations else f" of a random {self.num_query}"
+        draws = count_draws(self.num_observations, self.num_query, self.num_samples)
+        *terms, ceiling = aligned_rows(
+            [
+                *((label, value) for label, value in rows if value is not None),
+                ("log N", f"{self.log_num_observations:.4f}"),
+            ]
         )
-        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
         lines = [
             f"ELBO surgery of {self.data}",
-            (
-                f"nats per observation; {draws} an observation{queries}, seed {self.seed}; "
-                f"log q(z) {self.evaluation}"
-            ),
+            f"nats per observation; {draws}, seed {self.seed}; log q(z) {self.evaluation}",
+            *terms,
         ]
-        for label, text in present:
-            point = text.index(".") if "." in text else text.index(" ")
-            lines.append(f"  {label:<{width}}  {' ' * (before - point)}{text}")
         if self.average_kl_analytic is None:
             lines.append("  (TFP registers no closed-form KL for this posterior and prior)")
-        ceiling = f"{self.log_num_observations:.4f}"
-        lines.append(f"  {'log N':<{width}}  {' ' * (before - ceiling.index('.'))}{ceiling}")
-        return "\n".join(lines)
+        return "\n".join([*lines, ceiling])

@@ -18,6 +18,7 @@ from tfp_surgery.distributions.evaluation import checked_tolerance
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.marginal_kl_split import GroupSplit, MarginalKLSplit
+from tfp_surgery.surgery.model import check_vector_codes
 
 tfd = tfp.distributions
 
@@ -235,18 +236,7 @@ def _checked_codes(
     z: Any, index: Any, aggregate_posterior: Any, prior: tfd.Distribution
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The draws `[S, Q, D]` and the index `[Q]`, once all arguments are known to fit."""
-    if not isinstance(aggregate_posterior, AggregatePosterior):
-        raise TypeError(
-            "aggregate_posterior must be an AggregatePosterior, got "
-            f"{type(aggregate_posterior).__name__}."
-        )
-    if aggregate_posterior.batch_shape.rank != 0 or aggregate_posterior.event_shape.rank != 1:
-        raise ValueError(
-            "aggregate_posterior must be one distribution over codes of shape [D]; got batch shape "
-            f"{aggregate_posterior.batch_shape} and event shape {aggregate_posterior.event_shape}."
-        )
-    if aggregate_posterior.weights is not None:
-        raise ValueError("aggregate_posterior must weight its components equally (weights=None).")
+    check_vector_codes(aggregate_posterior)
     components = aggregate_posterior.components_distribution
     if not group_marginals.has_group_marginals(components):
         raise NotImplementedError(

@@ -123,6 +123,22 @@ def reconstruction_log_prob(
     Returns:
       Tensor of shape `[B]`.
     """
+    return tf.reduce_mean(log_likelihood(decoder, z, x), axis=0)
+
+
+def log_likelihood(
+    decoder: Callable[[tf.Tensor], tfd.Distribution], z: tf.Tensor, x: tf.Tensor
+) -> tf.Tensor:
+    """log p(x_b|z_sb) of each code, in nats.
+
+    Args:
+      decoder: see `reconstruction_log_prob`, as for `z` and `x`.
+      z: likewise.
+      x: likewise.
+
+    Returns:
+      Tensor of shape `[S, B]`.
+    """
     num_samples, code_shape = z.shape[0], tf.shape(z)[2:]
     flat_z = tf.reshape(z, tf.concat([[-1], code_shape], axis=0))  # [S B, *code_shape]
     flat_z.set_shape([None, *z.shape[2:]])
@@ -130,5 +146,4 @@ def reconstruction_log_prob(
     if likelihood.dtype.is_floating:
         x = tf.cast(x, likelihood.dtype)
     flat_x = tf.tile(x, [num_samples] + [1] * (len(x.shape) - 1))  # [S B, *event_shape]
-    log_prob = tf.reshape(likelihood.log_prob(flat_x), [num_samples, -1])  # [S, B]
-    return tf.reduce_mean(log_prob, axis=0)
+    return tf.reshape(likelihood.log_prob(flat_x), [num_samples, -1])  # [S, B]

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks import build_prior, checked_integer, unwrap
-from tfp_surgery.training.elbo_objective import ObjectiveTerms
+from tfp_surgery.training.elbo_objective import ObjectiveTerms, log_likelihood
 
 tfd = tfp.distributions
 
@@ -66,7 +66,7 @@ class Iwae:
             )
         z = posterior.sample(self.num_importance_samples, seed=seed)  # [m, B, *code_shape]
         if self.gradient == "reparameterization":
-            reconstruction = _log_likelihood(decoder, z, x)
+            reconstruction = log_likelihood(decoder, z, x)
             log_prior, log_posterior = prior.log_prob(z), posterior.log_prob(z)
             bound = _log_mean_exp(reconstruction + log_prior - log_posterior)
         else:
@@ -75,7 +75,7 @@ class Iwae:
             cut = tf.stop_gradient(z)
             with tf.GradientTape() as tape:
                 tape.watch(cut)
-                reconstruction = _log_likelihood(decoder, cut, x)
+                reconstruction = log_likelihood(decoder, cut, x)
                 log_prior, log_posterior = prior.log_prob(cut), posterior.log_prob(cut)
                 log_weights = reconstruction + log_prior - log_posterior
             to_codes = tape.gradient(log_weights, cut)  # each log w_i depends on its own z_i
@@ -162,16 +162,3 @@ def iwae(num_importance_samples: int = 5, gradient: str = "reparameterization") 
 
 def _log_mean_exp(log_weights: tf.Tensor) -> tf.Tensor:
     return tf.reduce_logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
-
-
-def _log_likelihood(
-    decoder: Callable[[tf.Tensor], tfd.Distribution], z: tf.Tensor, x: tf.Tensor
-) -> tf.Tensor:
-    """log p(x_b|z_ib) of codes `[m, B, *code_shape]` and x `[B, *event_shape]`, shape `[m, B]`."""
-    flat_z = tf.reshape(z, tf.concat([[-1], tf.shape(z)[2:]], axis=0))  # [m B, *code_shape]
-    flat_z.set_shape([None, *z.shape[2:]])
-    likelihood = unwrap(decoder(flat_z))
-    if likelihood.dtype.is_floating:
-        x = tf.cast(x, likelihood.dtype)
-    flat_x = tf.tile(x, [z.shape[0]] + [1] * (len(x.shape) - 1))  # [m B, *event_shape]
-    return tf.reshape(likelihood.log_prob(flat_x), [z.shape[0], -1])  # [m, B]
