@@ -1,6 +1,6 @@
 """ELBO surgery for models made of TensorFlow Probability distributions."""
 
-from tfp_surgery import datasets, networks
+from tfp_surgery import datasets, networks, priors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.models.vae import VAE
@@ -55,5 +55,6 @@ __all__ = [
     "mutual_information_bounds",
     "networks",
     "objectives",
+    "priors",
     "rate_distortion_bounds",
 ]

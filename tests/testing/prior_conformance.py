@@ -1,0 +1,160 @@
+"""What every prior layer must do, as a class of tests for the test file of each to subclass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_surgery as tfs
+from tfp_surgery.networks.priors import Prior
+
+tfd = tfp.distributions
+
+_P_VALUE = 1e-4  # of each of the three Kolmogorov-Smirnov tests
+_EVENT_SHAPE = (3, 2)
+
+
+class PriorConformance:
+    """Tests of a prior over codes of size 2; a subclass defines `make` and may widen the grid.
+
+    `make` must give a density that is not the standard normal, reaches no farther than
+    `half_width` from the origin in any noticeable amount, and has no detail finer than a tenth.
+    """
+
+    half_width = 8.0
+    integral_tolerance = 1e-3  # of the Riemann sum over the grid, which knows no sampling error
+    num_draws = 4000
+
+    def make(self, **kwargs: Any) -> Prior:
+        """A new prior of event size 2.
+
+        Args:
+          **kwargs: of `keras.layers.Layer`.
+        """
+        raise NotImplementedError
+
+    def test_shapes_and_dtypes(self) -> None:
+        """The distribution has batch [] and event [2], and broadcasts over samples."""
+        prior = self.make()()
+        assert isinstance(prior, tfd.Distribution)
+        assert prior.batch_shape == []
+        assert prior.event_shape == [2] and prior.dtype == tf.float32
+        for shape in ([], [5], [3, 5]):
+            z = prior.sample(shape, seed=(1, 2))
+            assert z.shape == [*shape, 2]
+            assert z.dtype == tf.float32
+            assert prior.log_prob(z).shape == shape
+
+    @pytest.mark.parametrize(
+        ("policy", "dtype"), [("float64", tf.float64), ("mixed_bfloat16", tf.float32)]
+    )
+    def test_dtype_policy(self, policy: str, dtype: tf.DType) -> None:
+        """float64 stays float64, and densities are never narrower than float32."""
+        prior = self.make(dtype=policy)()
+        z = prior.sample(4, seed=(1, 2))
+        assert z.dtype == dtype
+        assert prior.log_prob(z).dtype == dtype
+        assert np.all(np.isfinite(prior.log_prob(z)))
+
+    def test_seeds(self) -> None:
+        """One seed gives one draw, another seed another."""
+        prior = self.make()()
+        first, again, other = (prior.sample(6, seed=seed) for seed in ((1, 2), (1, 2), (1, 3)))
+        np.testing.assert_array_equal(first, again)
+        assert not np.any(np.all(first == other, axis=-1))
+
+    def test_density_integrates_to_one(self) -> None:
+        """The Riemann sum of the density over a fine grid is one."""
+        _, probabilities = self._grid(self.make()())
+        assert abs(probabilities.sum() - 1) <= self.integral_tolerance
+
+    @pytest.mark.parametrize("direction", [(1.0, 0.0), (0.0, 1.0), (0.6, -0.8)])
+    def test_samples_match_log_prob(self, direction: tuple[float, float]) -> None:
+        """Projected draws follow the projection of the density, by a Kolmogorov-Smirnov test."""
+        prior = self.make()()
+        points, probabilities = self._grid(prior)
+        projected = points @ np.array(direction)
+        order = np.argsort(projected)
+        cumulative = np.cumsum(probabilities[order]) / probabilities.sum()
+        draws = prior.sample(self.num_draws, seed=(3, 4)).numpy() @ np.array(direction)
+        result = scipy.stats.kstest(draws, lambda t: np.interp(t, projected[order], cumulative))
+        assert result.pvalue > _P_VALUE, result
+
+    def test_every_weight_gets_a_gradient(self) -> None:
+        """The log density of scattered codes has a gradient to all weights to be fitted."""
+        layer = self.make()
+        z = tf.constant(np.random.default_rng(0).normal(size=(200, 2)), tf.float32)
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(layer().log_prob(z))
+        assert len(layer.fitted_variables) > 0
+        gradients = tape.gradient(loss, [v.value for v in layer.fitted_variables])
+        for variable, gradient in zip(layer.fitted_variables, gradients, strict=True):
+            assert gradient is not None, variable.path
+            assert np.all(np.isfinite(gradient)), variable.path
+            assert np.any(gradient != 0), variable.path
+
+    def test_gradient_to_codes(self) -> None:
+        """The log density has a finite gradient to the codes, as training an encoder needs."""
+        prior = self.make()()
+        z = tf.constant(np.random.default_rng(1).normal(size=(50, 2)), tf.float32)
+        _, gradient = tfp.math.value_and_gradient(prior.log_prob, z)
+        assert np.all(np.isfinite(gradient))
+        assert np.any(gradient != 0)
+
+    def test_xla(self) -> None:
+        """Drawing and scoring compile by XLA, and the draws score as they do without."""
+        layer = self.make()
+
+        def draw_and_score(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            prior = layer()
+            z = prior.sample(16, seed=seed)
+            return z, prior.log_prob(z)
+
+        # XLA draws other random numbers from a seed, unless the generator is named.
+        compiled = tf.function(draw_and_score, jit_compile=True)
+        z, log_prob = compiled(tf.constant([5, 6], tf.int32))
+        np.testing.assert_allclose(log_prob, layer().log_prob(z), rtol=1e-4, atol=1e-4)
+        assert len(np.unique(z, axis=0)) == 16
+
+    def test_trains_in_fit_and_survives_saving(self, tmp_path: Any) -> None:
+        """Every weight moves under `fit` with XLA, and a saved model has the same density."""
+        layer = self.make()
+        vae = tfs.VAE(
+            tfs.networks.MLPEncoder(2, (8,)), tfs.networks.MLPDecoder(_EVENT_SHAPE, (8,)), layer
+        )
+        x = np.random.default_rng(0).integers(0, 2, (64, *_EVENT_SHAPE)).astype("float32")
+        before = [v.numpy().copy() for v in layer.fitted_variables]
+        vae.compile(keras.optimizers.Adam(0.01), jit_compile=True)
+        vae.fit(x, batch_size=16, epochs=2, verbose=0)
+        for variable, old in zip(layer.fitted_variables, before, strict=True):
+            assert np.all(np.isfinite(variable)), variable.path
+            assert np.any(variable.numpy() != old), variable.path
+
+        vae.save(tmp_path / "vae.keras")
+        loaded = keras.saving.load_model(tmp_path / "vae.keras").prior
+        z = layer().sample(8, seed=(7, 8))
+        np.testing.assert_array_equal(loaded().sample(8, seed=(7, 8)), z)
+        np.testing.assert_array_equal(loaded().log_prob(z), layer().log_prob(z))
+
+    def test_configuration(self) -> None:
+        """The configuration tells the event size and the name."""
+        layer = self.make(name="prior_of_test")
+        config = layer.get_config()
+        assert config["event_size"] == 2
+        assert config["name"] == "prior_of_test"
+
+    def _grid(self, prior: tfd.Distribution) -> tuple[np.ndarray, np.ndarray]:
+        """Points of a grid `[G, 2]`, and the density there times the area of a cell, `[G]`."""
+        axis, step = np.linspace(-self.half_width, self.half_width, 401, retstep=True)
+        points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+        blocks = np.array_split(points, 20)
+        log_prob = np.concatenate(
+            [prior.log_prob(block.astype(prior.dtype.as_numpy_dtype)) for block in blocks]
+        )
+        return points, np.exp(log_prob.astype(np.float64)) * step**2
