@@ -29,6 +29,7 @@ from experiments.trained_model import load_trained_model
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting.ladder_figures import ladder_figure
+from tfp_surgery.reporting.tables import aligned_lines
 from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 
 _EXPERIMENT = "importance_weighting"
@@ -253,17 +254,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         estimate = Estimate(entry["value"], entry["standard_error"], k)
         sizes = [f"{record[f'{which}_effective_sample_size']:.1f}" for which in ("mean", "least")]
         rows.append([str(m), str(k), str(estimate), *sizes, f"{record['seconds']:.1f}"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
     return "\n".join(
         [
             records[0]["data"],
             "",
-            *lines,
+            *aligned_lines(rows),
             "",
             "Nats per image, ± the Monte Carlo standard error of the draws, given the images.",
             "MC_k-IW_m-ELBO; m = 1 is the ELBO. All are lower bounds on log p(x).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tfp_surgery.datasets import Dataset
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.networks.priors import Prior, StandardNormalPrior
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.checkpoint import Checkpoint, CheckpointCallback, load_checkpoint
 
@@ -23,26 +24,39 @@ _PROGRESS_LINES = 20
 _SURGERIES = 5
 
 
-def build_vae(config: Config, latent_size: int, event_shape: tuple[int, ...]) -> VAE:
-    """The VAE of the main job, compiled, without its weights.
+def build_vae(
+    config: Config,
+    latent_size: int,
+    event_shape: tuple[int, ...],
+    make_prior: Callable[[MLPEncoder], Prior] | None = None,
+) -> VAE:
+    """The VAE of the main job, without its weights.
 
     Args:
       config: settings of the run.
       latent_size: D.
       event_shape: of one observation.
+      make_prior: from the encoder to the prior; None for N(0, I).
 
     Returns:
-      MLP encoder, mirrored MLP decoder to Bernoulli pixels, N(0, I) prior.
+      MLP encoder, mirrored MLP decoder to Bernoulli pixels, the prior.
     """
+    encoder = MLPEncoder(latent_size, config.hidden_sizes)
     return VAE(
-        MLPEncoder(latent_size, config.hidden_sizes),
+        encoder,
         MLPDecoder(event_shape, config.hidden_sizes[::-1]),
-        StandardNormalPrior(latent_size),
+        StandardNormalPrior(latent_size) if make_prior is None else make_prior(encoder),
         seed=config.seed,
     )
 
 
-def train(config: Config, latent_size: int, dataset: Dataset, folder: Path) -> Checkpoint:
+def train(
+    config: Config,
+    latent_size: int,
+    dataset: Dataset,
+    folder: Path,
+    make_prior: Callable[[MLPEncoder], Prior] | None = None,
+) -> Checkpoint:
     """Trains the VAE of one latent size to the end, going on from the checkpoint in `folder`.
 
     Args:
@@ -50,6 +64,7 @@ def train(config: Config, latent_size: int, dataset: Dataset, folder: Path) -> C
       latent_size: D.
       dataset: the training set.
       folder: existing folder for `checkpoint.keras` and the TensorBoard events.
+      make_prior: see `build_vae`.
 
     Returns:
       The trained VAE with the number of its epochs and the seconds spent.
@@ -67,7 +82,7 @@ def train(config: Config, latent_size: int, dataset: Dataset, folder: Path) -> C
     else:
         # Keras initializes weights from its global seed; noise and data have seeds of their own.
         keras.utils.set_random_seed(config.seed)
-        vae = build_vae(config, latent_size, dataset.event_shape)
+        vae = build_vae(config, latent_size, dataset.event_shape, make_prior)
         num_steps = config.epochs * dataset.num_batches(config.batch_size)
         learning_rate = keras.optimizers.schedules.CosineDecay(
             config.learning_rate, num_steps, alpha=0.01
@@ -80,7 +95,12 @@ def train(config: Config, latent_size: int, dataset: Dataset, folder: Path) -> C
     vae = start.model
     began = time.monotonic()
     vae.fit(
-        dataset.batches(config.batch_size, seed=config.seed, initial_epoch=start.num_epochs),
+        dataset.batches(
+            config.batch_size,
+            seed=config.seed,
+            initial_epoch=start.num_epochs,
+            indexed=getattr(vae.prior, "leaves_one_out", False),
+        ),
         epochs=config.epochs,
         initial_epoch=start.num_epochs,
         verbose=0,

@@ -50,9 +50,11 @@ def samples(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> F
     """
     prior_codes = vae.prior().sample(_NUM_SAMPLES, seed=tf.constant([seed, _PRIOR_STREAM]))
     codes = aggregate.sample(_NUM_SAMPLES, seed=tf.constant([seed, _AGGREGATE_STREAM]))
-    return figures.samples_figure(
-        vae.decoder(prior_codes).mean().numpy(), vae.decoder(codes).mean().numpy(), title
-    )
+    panels = {
+        "z from the prior p(z)": vae.decoder(prior_codes).mean().numpy(),
+        "z from the aggregate posterior q(z)": vae.decoder(codes).mean().numpy(),
+    }
+    return figures.samples_figure(panels, title)
 
 
 def codes(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> Figure:

@@ -132,7 +132,8 @@ def test_reconstructions_stand_below_the_observations() -> None:
 
 
 def test_samples_of_the_prior_stand_beside_those_of_the_aggregate() -> None:
-    figure = figures.samples_figure(images(9), images(9)[::-1], "digits")
+    panels = {"the prior": images(9), "the aggregate posterior": images(9)[::-1]}
+    figure = figures.samples_figure(panels, "digits")
     prior, aggregate = figure.axes
     assert "prior" in prior.get_title()
     assert "aggregate posterior" in aggregate.get_title()
@@ -140,12 +141,22 @@ def test_samples_of_the_prior_stand_beside_those_of_the_aggregate() -> None:
     assert np.asarray(aggregate.images[0].get_array(), float)[0, 0] == pytest.approx(1.0)
 
 
+def test_many_panels_of_samples_stand_in_rows_of_four() -> None:
+    panels = {f"prior {number}": images(4) for number in range(6)}
+    figure = figures.samples_figure(panels, "digits")
+    shown = [axes.get_title() for axes in figure.axes if axes.images]
+    assert shown == list(panels)
+    assert len(figure.axes) == 8
+    with pytest.raises(ValueError, match="at least one panel"):
+        figures.samples_figure({}, "")
+
+
 def test_images_are_checked() -> None:
     with pytest.raises(ValueError, match="one shape"):
         figures.reconstructions_figure(images(4), images(3), "")
     for wrong in (np.zeros((3, 64)), np.zeros((3, 8, 8, 2)), np.zeros((0, 8, 8, 1))):
         with pytest.raises(ValueError, match=r"\[M, height, width, channels\]"):
-            figures.samples_figure(wrong, wrong, "")
+            figures.samples_figure({"z": wrong}, "")
 
 
 if __name__ == "__main__":

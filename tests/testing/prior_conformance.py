@@ -44,7 +44,8 @@ class PriorConformance:
         prior = self.make()()
         assert isinstance(prior, tfd.Distribution)
         assert prior.batch_shape == []
-        assert prior.event_shape == [2] and prior.dtype == tf.float32
+        assert prior.event_shape == [2]
+        assert prior.dtype == tf.float32
         for shape in ([], [5], [3, 5]):
             z = prior.sample(shape, seed=(1, 2))
             assert z.shape == [*shape, 2]

@@ -218,27 +218,30 @@ def reconstructions_figure(
     return figure
 
 
-def samples_figure(prior_images: np.ndarray, aggregate_images: np.ndarray, title: str) -> Figure:
-    """Images decoded from draws of the prior, beside those from draws of q(z).
+def samples_figure(panels: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Decoded images, each panel from draws of another distribution of codes.
 
     Args:
-      prior_images: `[M, height, width, channels]`: means of p(x|z) for z from p(z).
-      aggregate_images: likewise for z from the aggregate posterior.
+      panels: by what their codes were drawn from, images `[M, height, width, channels]`: means of
+        p(x|z).
       title: of the figure.
 
     Returns:
-      The figure.
+      The figure: at most four panels in a row.
 
     Raises:
-      ValueError: if the shapes are not those of images.
+      ValueError: if the shapes are not those of images, or there are none.
     """
-    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
-    prior, aggregate = figure.subplots(1, 2)
-    for axes, images, label in (
-        (prior, prior_images, "z from the prior p(z)"),
-        (aggregate, aggregate_images, "z from the aggregate posterior q(z)"),
-    ):
+    if not panels:
+        raise ValueError("a figure of samples needs at least one panel.")
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.8 * columns, 0.4 + 4.8 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (label, images) in zip(all_axes, panels.items(), strict=False):
         _show_images(axes, images, math.ceil(math.sqrt(len(images))), label)
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
     figure.suptitle(title, fontsize="medium")
     return figure
 

@@ -40,12 +40,7 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     Raises:
       ValueError: if there are no records.
     """
-    header, *rows = _rows(records)
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in (header, ["-" * width for width in widths], *rows)
-    ]
+    lines = aligned_lines(_rows(records))
     return "\n".join([*_data_lines(records), "", *lines, "", *_reading(records)])
 
 
@@ -65,6 +60,23 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---:"] * len(header), *rows)]
     data = [f"- {line}" for line in _data_lines(records)]
     return "\n".join([*data, "", *lines, "", *_reading(records)])
+
+
+def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are aligned at the right, with a rule below the header.
+
+    Args:
+      rows: the header and the rows, of as many cells each.
+
+    Returns:
+      The lines.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    header, *others = rows
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (header, ["-" * width for width in widths], *others)
+    ]
 
 
 def format_estimate(record: Mapping[str, Any], name: str) -> str:

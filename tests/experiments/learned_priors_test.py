@@ -1,0 +1,247 @@
+"""Tests of the audit of learned priors, on the bundled digits and with few steps."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import learned_priors, prior_audit
+from experiments.prior_config import PriorsConfig
+from experiments.prior_family import FAMILIES
+from tests.testing.runs import error_line, run_command, snapshot, strict_json
+from tfp_surgery import datasets
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+STANDARD_ERRORS = 4.5
+ROUNDING = 2e-4  # of differences of means of float32 terms of some 30 nats
+CONFIG = PriorsConfig(
+    dataset="digits",
+    binarization="fixed",
+    latent_sizes=(2,),
+    priors=("standard", "mog:3", "mog_full:2", "exemplar:20", "aggregate", "sklearn:2"),
+    mode=("joint", "posthoc"),
+    hidden_sizes=(16,),
+    epochs=3,
+    fit_steps=100,
+    learning_rate=1e-2,
+    batch_size=250,
+    num_samples=2,
+    num_images=10,
+    num_importance_samples=20,
+    seed=1,
+)
+POSTHOC = dataclasses.replace(CONFIG, mode=("posthoc",))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("runs") / "posthoc"
+    learned_priors.run(POSTHOC, folder)
+    return folder
+
+
+def records_of(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The records by the name of the prior, without what differs from run to run: the time."""
+    records = strict_json(folder / "results.json")["results"]
+    found = {}
+    for record in records:
+        kept = {name: part for name, part in record.items() if not name.endswith("seconds")}
+        if kept["fit"] is not None:
+            del kept["fit"]["seconds"]
+        found[f"{record['mode']} {record['prior']}"] = kept
+    return found
+
+
+def value(record: dict[str, Any], split: str, name: str) -> float:
+    found: float = record[split][name]["value"]
+    return found
+
+
+def test_leaves_its_files(finished: pathlib.Path) -> None:
+    names = ("joint_standard", *(f"posthoc_{name}" for name in ("mog_3", "mog_full_2")))
+    expected = {
+        "config.json",
+        "results.json",
+        "results.csv",
+        "figures/samples_latent_02.png",
+        "figures/marginal_kl_latent_02.png",
+        "latent_02/joint_standard/checkpoint.keras",
+        "latent_02/posthoc_mog_3/model.keras",
+        *(f"latent_02/{name}/{file}" for name in names for file in ("record.json", "samples.npy")),
+    }
+    left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert expected <= left
+    results = strict_json(finished / "results.json")
+    assert results["config"] == POSTHOC.to_dict()
+    assert list(records_of(finished)) == [
+        "joint standard",
+        *(f"posthoc {name}" for name in POSTHOC.priors[1:]),
+    ]
+
+
+def test_a_prior_fitted_afterwards_changes_the_marginal_kl_alone(finished: pathlib.Path) -> None:
+    records = records_of(finished)
+    standard = records.pop("joint standard")
+    for name, record in records.items():
+        for split in ("train", "test"):
+            for unchanged in ("average_reconstruction", "index_code_mutual_information"):
+                assert value(record, split, unchanged) == value(standard, split, unchanged), name
+            fall = value(standard, split, "marginal_kl") - value(record, split, "marginal_kl")
+            rise = value(record, split, "elbo") - value(standard, split, "elbo")
+            assert abs(rise - fall) < ROUNDING, (name, split)
+            gain = record[f"{split}_gain"]
+            error = math.hypot(
+                gain["standard_error"],
+                *(r[split]["marginal_kl"]["standard_error"] for r in (record, standard)),
+            )
+            assert abs(gain["value"] - fall) < STANDARD_ERRORS * error, (name, split)
+
+
+def test_the_fits_gain(finished: pathlib.Path) -> None:
+    records = records_of(finished)
+    for name in ("mog:3", "mog_full:2"):
+        gain = records[f"posthoc {name}"]["train_gain"]
+        assert gain["value"] > STANDARD_ERRORS * gain["standard_error"]
+        assert records[f"posthoc {name}"]["fit"]["best_step"] <= 100
+
+
+def test_the_aggregate_posterior_as_prior_shows_what_it_remembers(finished: pathlib.Path) -> None:
+    record = records_of(finished)["posthoc aggregate"]
+    assert abs(value(record, "train", "marginal_kl")) < ROUNDING
+    test = record["test"]["marginal_kl"]
+    assert test["value"] > STANDARD_ERRORS * test["standard_error"]
+    left_out = record["leave_one_out_marginal_kl"]
+    assert left_out["value"] > STANDARD_ERRORS * left_out["standard_error"]
+    assert record["memorisation_gap"]["value"] == pytest.approx(
+        test["value"] - value(record, "train", "marginal_kl")
+    )
+    assert record["num_parameters"] == 0
+
+
+def test_parameters_are_those_of_the_prior_alone(finished: pathlib.Path) -> None:
+    records = records_of(finished)
+    counts = {name: record["num_parameters"] for name, record in records.items()}
+    assert counts["joint standard"] == 0
+    assert counts["posthoc mog:3"] == 3 + 3 * 2 + 3 * 2
+    assert counts["posthoc mog_full:2"] == 2 + 2 * 2 + 2 * 3
+    assert counts["posthoc exemplar:20"] == 1
+    assert counts["posthoc sklearn:2"] == 1 + 2 * 2 + 2 * 2
+
+
+def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
+    with (finished / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, records_of(finished).values(), strict=True):
+        assert row["prior"] == record["prior"]
+        for name in ("log_evidence", "log_evidence_gain", "test_gain"):
+            assert float(row[name]) == record[name]["value"]
+            assert float(row[f"{name}_standard_error"]) == record[name]["standard_error"]
+        assert float(row["test_marginal_kl"]) == value(record, "test", "marginal_kl")
+
+
+def test_the_saved_model_has_the_fitted_prior(finished: pathlib.Path) -> None:
+    folder = finished / "latent_02"
+    model = learned_priors.load_model(folder / "posthoc_mog_full_2" / "model.keras")
+    standard = load_checkpoint(folder / "joint_standard" / "checkpoint.keras").model
+    test_set = datasets.load("digits", "test", binarization="fixed", seed=CONFIG.seed)
+    gain = prior_audit.gain(standard, test_set, model.prior(), CONFIG.seed)
+    assert gain.to_dict() == records_of(finished)["posthoc mog_full:2"]["test_gain"]
+
+
+def test_a_finished_run_is_shown_and_left_alone(
+    finished: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished)
+    learned_priors.run(POSTHOC, finished)
+    printed = capsys.readouterr().out
+    assert "nothing was changed" in printed
+    assert "against standard" in printed
+    with pytest.raises(ValueError, match=r"num_images was 10, is 11"):
+        learned_priors.run(dataclasses.replace(POSTHOC, num_images=11), finished)
+    assert snapshot(finished) == before
+
+
+def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
+    finished: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, audit = tmp_path / "stopped", prior_audit.audit
+    calls = []
+
+    def stop_in_the_third(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return audit(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prior_audit, "audit", stop_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            learned_priors.run(POSTHOC, folder)
+    assert not (folder / "results.json").exists()
+    learned_priors.run(POSTHOC, folder)
+    assert "D = 2, posthoc mog:3: done before" in capsys.readouterr().out
+    assert records_of(folder) == records_of(finished)
+
+
+@pytest.mark.slow
+def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
+    priors = tuple(
+        f"{name}:4" if family.num_components else name for name, family in FAMILIES.items()
+    )
+    config = dataclasses.replace(CONFIG, priors=priors, epochs=2, fit_steps=10)
+    records = learned_priors.run(config, tmp_path / "run")
+    assert [record["prior"] for record in records].count("standard") == 1
+    expected = sum(len(family.modes) for family in FAMILIES.values())
+    assert len(records) == expected
+    for record in records:
+        assert math.isfinite(record["log_evidence"]["value"]), record["prior"]
+        assert math.isfinite(record["test"]["marginal_kl"]["value"]), record["prior"]
+        assert np.isfinite(record["train_gain"]["standard_error"]), record["prior"]
+        has_components_of_data = record["family"] in ("exemplar", "exemplar_self", "aggregate")
+        assert (record["leave_one_out_marginal_kl"] is not None) == has_components_of_data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--priors=mog:x"], "after the colon stands the number of components"),
+        (["--priors=realnvp:3"], "after the colon stands the number of components"),
+        (["--priors=gaussian"], "none of standard, mog"),
+        (["--priors=mog:3,mog:3"], "names one twice"),
+        (["--priors=sklearn", "--mode=joint"], "--mode leaves nothing to do"),
+        (["--mode=both"], "--mode must be joint, posthoc or both"),
+        (["--latent_sizes=2,x"], "--latent_sizes takes integers"),
+        (["--latent_sizes=0"], "--latent_sizes must be at least 1"),
+        (["--num_images=298"], "exceeds the 297 images of digits/test"),
+        (["--priors=vamp:1501"], "more components than digits/train"),
+        (["--fit_steps=0"], "--fit_steps must be at least 1"),
+        (["--num_samples=1"], "--num_samples must be at least 2"),
+        (["--seed=2147483648"], "--seed must be below 2**31"),
+        (["5"], "unexpected arguments: 5"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_work(
+    arguments: list[str],
+    message: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    error = error_line(
+        capsys, lambda: run_command(learned_priors, f"--workdir={folder}", *arguments)
+    )
+    assert message in error
+    assert not folder.exists()
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

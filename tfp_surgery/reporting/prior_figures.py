@@ -1,0 +1,98 @@
+"""The marginal KL of learned priors as a figure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_COLORS = ("#4477aa", "#d95f3b", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#777777")
+
+
+def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """The marginal KL on training and test data against the power of the prior.
+
+    Args:
+      records: one a prior, each with `mode`, `prior`, `family`, `num_components` (None where a
+        family has none), and under `train` and `test` an `ElboSurgery.to_dict()`.
+      title: of the figure.
+
+    Returns:
+      The figure, a row for each mode: at the left the families whose number of components varies,
+      against that number; at the right every prior, as a bar for each of the two sets.
+
+    Raises:
+      ValueError: if there are no records.
+    """
+    if not records:
+        raise ValueError("a figure of marginal KLs needs at least one record.")
+    modes = list(dict.fromkeys(record["mode"] for record in records))
+    figure = Figure(figsize=(13.0, 0.4 + 4.6 * len(modes)), layout="constrained")
+    all_axes = figure.subplots(len(modes), 2, squeeze=False, width_ratios=[1.0, 1.4])
+    for (power, bars), mode in zip(all_axes, modes, strict=True):
+        of_mode = [record for record in records if record["mode"] == mode]
+        _draw_power(power, of_mode)
+        _draw_bars(bars, of_mode)
+        power.set_title(f"{mode}: against the number of components", fontsize="medium")
+        bars.set_title(f"{mode}: every prior", fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _draw_power(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    families = dict.fromkeys(
+        record["family"] for record in records if record["num_components"] is not None
+    )
+    for family, color in zip(families, itertools.cycle(_COLORS)):
+        of_family = sorted(
+            (record for record in records if record["family"] == family),
+            key=lambda record: record["num_components"],
+        )
+        numbers = [record["num_components"] for record in of_family]
+        for split, style in (("train", "o--"), ("test", "o-")):
+            axes.errorbar(
+                numbers,
+                [record[split]["marginal_kl"]["value"] for record in of_family],
+                [2.0 * record[split]["marginal_kl"]["standard_error"] for record in of_family],
+                fmt=style,
+                color=color,
+                capsize=3,
+                markersize=5 if split == "test" else 3,
+                label=f"{family}, {split}",
+            )
+    if families:
+        axes.set_xscale("log")
+        axes.legend(frameon=False, fontsize="small")
+    axes.set_xlabel("components K of the prior")
+    axes.set_ylabel("marginal KL(q(z) || p(z)) [nats]")
+
+
+def _draw_bars(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    positions = range(len(records))
+    for split, offset, color in (("train", 0.2, "#bbbbbb"), ("test", -0.2, "#4477aa")):
+        values = [record[split]["marginal_kl"]["value"] for record in records]
+        errors = [2.0 * record[split]["marginal_kl"]["standard_error"] for record in records]
+        axes.barh(
+            [position + offset for position in positions],
+            values,
+            0.38,
+            xerr=errors,
+            color=color,
+            label=f"{split}, its own q(z), ± 2 standard errors",
+        )
+        for position, value in zip(positions, values, strict=True):
+            axes.annotate(
+                f"{value:.2f}",
+                (max(value, 0.0), position + offset),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="x-small",
+            )
+    axes.set_yticks(positions, [record["prior"] for record in records])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("marginal KL(q(z) || p(z)) [nats]")
+    axes.legend(loc="lower right", frameon=False, fontsize="small")
