@@ -408,10 +408,11 @@ def _leaves_and_pass(
 
 @functools.cache
 def _gaussian_pass(batch_ndims: int, full_covariance: bool, small: bool) -> _Pass:
-    kind = _Pass if small else _CompiledPass
-    if full_covariance:
-        return kind(gaussian.full_covariance_score, batch_ndims, *_FULL_COVARIANCE_BLOCK)
-    return kind(gaussian.diagonal_score, batch_ndims, *_DIAGONAL_BLOCK)
+    score = gaussian.full_covariance_score if full_covariance else gaussian.diagonal_score
+    if small:
+        return _Pass(score, batch_ndims, _SMALL_PROBLEM, _SMALL_PROBLEM)  # in one block
+    blocks = _FULL_COVARIANCE_BLOCK if full_covariance else _DIAGONAL_BLOCK
+    return _CompiledPass(score, batch_ndims, *blocks)
 
 
 def _is_small(queries: tf.Tensor, log_weights: tf.Tensor) -> bool:

@@ -9,6 +9,8 @@ from tfp_surgery.distributions import components as components_lib
 
 tfd = tfp.distributions
 
+_LARGEST_LOGIT_GAP = 60.0
+
 
 def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
     """Raises a ValueError unless weights of a shape broadcast to the components' batch shape."""
@@ -39,3 +41,20 @@ def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.T
         return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
     weights = tf.broadcast_to(tf.convert_to_tensor(weights), shape)
     return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
+
+
+def weights_from_logits(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the softmax of logits, kept so far from zero that its logarithm has a gradient.
+
+    A weight that underflows to zero has an infinite logarithm, and its gradient is NaN. Logits
+    more than 60 below the largest count as 60 below, and get no gradient: what they can add to a
+    sum of weights, e^-60, is below the rounding of float64.
+
+    Args:
+      logits: Floating `Tensor`, shape `[..., N]`, in float32 or wider.
+
+    Returns:
+      Positive `Tensor`, shape `[..., N]`, whose last axis sums to one.
+    """
+    top = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
+    return tf.nn.softmax(tf.maximum(logits, top - _LARGEST_LOGIT_GAP), axis=-1)

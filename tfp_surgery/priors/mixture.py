@@ -1,0 +1,230 @@
+"""A learned mixture of Gaussians as the prior."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from tfp_surgery.checks import MAX_SEED, check_observations, checked_integer
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.weights import weights_from_logits
+from tfp_surgery.networks.encoders import SCALE_FLOOR
+from tfp_surgery.networks.priors import Prior
+
+tfd = tfp.distributions
+
+_SKLEARN_COVARIANCE = {"diagonal": "diag", "full": "full"}
+# At random, half of the variance 1 of codes lies between the means, half within the components.
+_INITIAL_VARIANCE = 0.5
+_EM_ITERATIONS = 5
+_EM_CODES = 20_000
+# Variance added to every dimension, in units of that of the codes, if a component has as many
+# codes as a full covariance has rows.
+_EM_REGULARIZATION = 0.5
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery")
+class MixturePrior(Prior):
+    r"""A mixture of K Gaussians with learned weights, means and covariances.
+
+        p(z) = sum_k w_k N(z; mu_k, L_k L_k^T),    w = softmax(logits)
+
+    L_k is diagonal or lower triangular, with diagonal `softplus(raw) + 1e-5`. The result of a call
+    is an `AggregatePosterior` over the K components: it scores block by block, without an array of
+    codes times components times sizes, and draws from chosen components alone.
+
+    Given a condition c of size C, every parameter (logits, mu_k and the raw L_k) is that of the
+    unconditional mixture plus a linear function of c, which is zero at the start.
+
+    #### Examples
+
+    ```python
+    prior = tfs.priors.MixturePrior(num_components=100, event_size=10, covariance="full")
+    prior.initialize(codes)                 # EM on draws [M, 10] from q(z)
+    prior().log_prob(z)                     # [1000] for z [1000, 10]
+    ```
+
+    Attributes:
+      num_components: K.
+      event_size: D, the size of a code.
+      covariance: `"diagonal"` or `"full"`.
+      condition_size: C, or None.
+      logits: weights of the layer, `[K]`, as for the next two.
+      loc: mu, `[K, D]`.
+      raw_scale: `[K, D]`, or for full covariances `[K, D (D + 1) / 2]` in the order of
+        `tfp.math.fill_triangular`.
+    """
+
+    def __init__(
+        self,
+        num_components: int,
+        event_size: int,
+        covariance: str = "diagonal",
+        condition_size: int | None = None,
+        **kwargs: Any,
+    ):
+        """Makes the layer: random means, equal weights, in sum a covariance near the identity.
+
+        Args:
+          num_components: K.
+          event_size: D, the size of a code.
+          covariance: of each component, `"diagonal"` or `"full"`.
+          condition_size: C, the size of the code that the prior is conditional on; None for none.
+          **kwargs: of `keras.layers.Layer`.
+
+        Raises:
+          TypeError: if `num_components` or `condition_size` is no integer.
+          ValueError: if a number is below 1, or `covariance` is another name.
+        """
+        super().__init__(event_size, **kwargs)
+        if covariance not in _SKLEARN_COVARIANCE:
+            raise ValueError(f'covariance must be "diagonal" or "full", got {covariance!r}.')
+        self.num_components = checked_integer("num_components", num_components, 1)
+        self.covariance = covariance
+        self.condition_size = (
+            None if condition_size is None else checked_integer("condition_size", condition_size, 1)
+        )
+        variance = np.full([self.num_components, self.event_size], _INITIAL_VARIANCE)
+        raw_scale = self._raw_scale(
+            variance if covariance == "diagonal" else variance[..., np.newaxis] * np.eye(event_size)
+        )
+        self.logits = self._add_weight("logits", [self.num_components], "zeros")
+        self.loc = self._add_weight(
+            "loc", variance.shape, keras.initializers.RandomNormal(stddev=_INITIAL_VARIANCE**0.5)
+        )
+        self.raw_scale = self._add_weight("raw_scale", raw_scale.shape, "zeros")
+        self.raw_scale.assign(raw_scale)
+        self._kernels = [
+            self._add_weight(f"{weight.name}_kernel", [self.condition_size, *weight.shape], "zeros")
+            for weight in (self.logits, self.loc, self.raw_scale)
+            if self.condition_size is not None
+        ]
+
+    def call(self, condition: Any = None) -> AggregatePosterior:
+        """Builds the prior.
+
+        Args:
+          condition: floating Tensor of shape `[B, C]` if `condition_size` was given, else None.
+
+        Returns:
+          p(z), or p(z|c) for each condition: batch shape `[]` or `[B]`, event shape `[D]`, in
+          float32 or wider.
+
+        Raises:
+          ValueError: if there is a condition without `condition_size` or the reverse, or if its
+            size is another.
+        """
+        logits, loc, raw_scale = self._parameters(condition)
+        if self.covariance == "diagonal":
+            components = tfd.MultivariateNormalDiag(loc, tf.nn.softplus(raw_scale) + SCALE_FLOOR)
+        else:
+            raw_scale = tfp.math.fill_triangular(raw_scale)  # [..., K, D, D]
+            diagonal = tf.nn.softplus(tf.linalg.diag_part(raw_scale)) + SCALE_FLOOR
+            components = tfd.MultivariateNormalTriL(loc, tf.linalg.set_diag(raw_scale, diagonal))
+        return AggregatePosterior(components, weights_from_logits(logits), name="MixturePrior")
+
+    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+        """Sets the weights by five steps of scikit-learn's EM, from means that k-means++ chooses.
+
+        At most 20000 of the codes are used. To every variance is added a part of the codes' own,
+        0.5 K D / M (at most 0.5): with few codes a component, EM alone would fit their chance. A
+        condition has no influence after that, until it is trained.
+
+        Args:
+          codes: draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
+          seed: integer in [0, 2**31).
+
+        Raises:
+          TypeError: if `codes` are no numbers.
+          ValueError: if their shape is another, or they are not finite.
+        """
+        codes = check_observations(codes).astype(np.float64)
+        minimum = max(2, self.num_components)
+        if codes.ndim != 2 or codes.shape[1] != self.event_size or len(codes) < minimum:
+            raise ValueError(
+                f"codes must have shape [M, {self.event_size}] with M at least {minimum}, got "
+                f"{list(codes.shape)}."
+            )
+        checked_integer("seed", seed, 0, MAX_SEED)
+        if len(codes) > _EM_CODES:
+            codes = np.random.default_rng(seed).choice(codes, _EM_CODES, replace=False)
+        share = min(1.0, self.num_components * self.event_size / len(codes))
+        mixture = GaussianMixture(
+            self.num_components,
+            covariance_type=_SKLEARN_COVARIANCE[self.covariance],
+            reg_covar=_EM_REGULARIZATION * share * codes.var(axis=0).mean(),
+            max_iter=_EM_ITERATIONS,
+            init_params="k-means++",
+            random_state=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here
+            mixture.fit(codes)
+        self.logits.assign(np.log(mixture.weights_))
+        self.loc.assign(mixture.means_)
+        self.raw_scale.assign(self._raw_scale(mixture.covariances_))
+        for kernel in self._kernels:
+            kernel.assign(tf.zeros_like(kernel))
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_components": self.num_components,
+            "covariance": self.covariance,
+            "condition_size": self.condition_size,
+        }
+
+    def _parameters(self, condition: Any) -> list[tf.Tensor]:
+        """Logits `[..., K]`, means `[..., K, D]` and raw scales `[..., K, R]`."""
+        parameters = [tf.convert_to_tensor(w) for w in (self.logits, self.loc, self.raw_scale)]
+        if self.condition_size is None:
+            if condition is not None:
+                raise ValueError(
+                    "this MixturePrior takes no condition: it was made without condition_size."
+                )
+            return parameters
+        if condition is None:
+            raise ValueError(
+                f"this MixturePrior needs a condition of shape [B, {self.condition_size}]."
+            )
+        condition = tf.cast(condition, self.density_dtype)
+        if not condition.shape.is_compatible_with([None, self.condition_size]):
+            raise ValueError(
+                f"the condition must have shape [B, {self.condition_size}], got {condition.shape}."
+            )
+        return [
+            parameter + tf.tensordot(condition, tf.convert_to_tensor(kernel), 1)
+            for parameter, kernel in zip(parameters, self._kernels, strict=True)
+        ]
+
+    def _add_weight(self, name: str, shape: Sequence[int], initializer: Any) -> keras.Variable:
+        return self.add_weight(
+            name=name,
+            shape=tuple(shape),
+            initializer=initializer,
+            dtype=self.density_dtype.name,
+            autocast=False,
+        )
+
+    def _raw_scale(self, covariances: np.ndarray) -> np.ndarray:
+        """The raw scales `[K, R]` of variances `[K, D]` or covariances `[K, D, D]`."""
+        if self.covariance == "diagonal":
+            return np.asarray(_softplus_inverse(np.sqrt(covariances)))
+        scale_tril = np.linalg.cholesky(covariances)
+        diagonal = np.einsum("kdd->kd", scale_tril)  # a view
+        diagonal[:] = _softplus_inverse(diagonal)
+        return np.asarray(tfp.math.fill_triangular_inverse(scale_tril))
+
+
+def _softplus_inverse(scale: np.ndarray) -> np.ndarray:
+    """The raw value whose softplus is the scale less its floor, or as good as zero."""
+    return np.asarray(tfp.math.softplus_inverse(np.maximum(scale - SCALE_FLOOR, SCALE_FLOOR)))
