@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import indexing
 
 tfd = tfp.distributions
 
@@ -39,3 +40,17 @@ def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.T
         return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
     weights = tf.broadcast_to(tf.convert_to_tensor(weights), shape)
     return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
+
+
+def log_remaining(log_weights: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Returns log(1 - w_i), the weight of all components but one.
+
+    Args:
+      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
+      index: int32 `Tensor`, shape `[S..., B...]`: i; no component where it is negative.
+
+    Returns:
+      Floating `Tensor`, shape `[S..., B...]`: 0 where i is negative.
+    """
+    log_weight = indexing.gather(log_weights, tf.maximum(index, 0))
+    return tf.where(index < 0, tf.zeros_like(log_weight), tf.math.log1p(-tf.exp(log_weight)))
