@@ -131,7 +131,12 @@ class Dataset:
         return -(-self.num_observations // checked_integer("batch_size", batch_size, 1))
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, initial_epoch: int = 0
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        initial_epoch: int = 0,
+        indexed: bool = False,
     ) -> tf.data.Dataset:
         """Batches of observations: one iteration of the result is one pass over the data.
 
@@ -146,10 +151,13 @@ class Dataset:
             batch_size: observations a batch; the last batch holds what remains.
             seed: integer in [0, 2**31); None keeps the data in order.
             initial_epoch: epoch of the first iteration.
+            indexed: whether the elements tell which observations they hold, as a prior asks for
+                that leaves each observation's own component out (`tfp_surgery.priors`).
 
         Returns:
             A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
-            float32 elements `[batch, *event_shape]`.
+            float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
+            and of their indices as `"index"`, int32 `[batch]`.
 
         Raises:
             TypeError: if an argument is not an integer.
@@ -178,13 +186,14 @@ class Dataset:
             yield order, _keys(self._entropy(_EPOCH_DRAW, seed or 0, epoch), num_batches)
 
         def epoch_batches(order: tf.Tensor, keys: tf.Tensor) -> tf.data.Dataset:
-            def batch(number: tf.Tensor) -> tf.Tensor:
+            def batch(number: tf.Tensor) -> Any:
                 start = number * batch_size
-                x = tf.gather(stored, order[start : start + batch_size])
+                index = order[start : start + batch_size]
+                x = tf.gather(stored, index)
                 x = tf.cast(x, tf.float32) / unit
                 if stochastic:
                     x = tf.cast(_uniform(tf.shape(x), keys[number]) < x, tf.float32)
-                return x
+                return {"x": x, "index": index} if indexed else x
 
             numbers = tf.data.Dataset.range(num_batches, output_type=tf.int32)
             return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -126,9 +126,8 @@ class PriorConformance:
     def test_trains_in_fit_and_survives_saving(self, tmp_path: Any) -> None:
         """Every weight moves under `fit` with XLA, and a saved model has the same density."""
         layer = self.make()
-        vae = tfs.VAE(
-            tfs.networks.MLPEncoder(2, (8,)), tfs.networks.MLPDecoder(_EVENT_SHAPE, (8,)), layer
-        )
+        encoder = getattr(layer, "encoder", None) or tfs.networks.MLPEncoder(2, (8,))
+        vae = tfs.VAE(encoder, tfs.networks.MLPDecoder(_EVENT_SHAPE, (8,)), layer)
         x = np.random.default_rng(0).integers(0, 2, (64, *_EVENT_SHAPE)).astype("float32")
         before = [v.numpy().copy() for v in layer.fitted_variables]
         vae.compile(keras.optimizers.Adam(0.01), jit_compile=True)

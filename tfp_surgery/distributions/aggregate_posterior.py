@@ -376,12 +376,9 @@ class AggregatePosterior(tfd.Distribution):
             log_weights = self._log_weights()
             with tf.control_dependencies(self._index_assertions(index)):
                 log_prob = self._evaluate(z, excluded_index=index)[0]
-            index = tf.broadcast_to(index, ps.shape(log_prob))
-            if self._weights is None:
-                total = tf.cast(ps.shape(log_weights)[-1], log_prob.dtype)
-                log_rest = tf.math.log(total - 1.0) - tf.math.log(total)
-            else:
-                log_rest = tf.math.log1p(-tf.exp(indexing.gather(log_weights, index)))
+            log_rest = weights_lib.log_remaining(
+                log_weights, tf.broadcast_to(index, ps.shape(log_prob))
+            )
             return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
 
     def marginals(self, name: str = "marginals") -> AggregatePosterior:

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import indexing
 
 tfd = tfp.distributions
 
@@ -58,3 +59,17 @@ def weights_from_logits(logits: tf.Tensor) -> tf.Tensor:
     """
     top = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
     return tf.nn.softmax(tf.maximum(logits, top - _LARGEST_LOGIT_GAP), axis=-1)
+
+
+def log_remaining(log_weights: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Returns log(1 - w_i), the weight of all components but one.
+
+    Args:
+      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
+      index: int32 `Tensor`, shape `[S..., B...]`: i; no component where it is negative.
+
+    Returns:
+      Floating `Tensor`, shape `[S..., B...]`: 0 where i is negative.
+    """
+    log_weight = indexing.gather(log_weights, tf.maximum(index, 0))
+    return tf.where(index < 0, tf.zeros_like(log_weight), tf.math.log1p(-tf.exp(log_weight)))

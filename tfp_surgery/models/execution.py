@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,15 +84,13 @@ class FastModel(WholeFileModel):
         with self._many_steps_in_one_call(False):
             return super().predict(x, *args, **kwargs)
 
-    def _choose_jit(self, batch_shape: Sequence[int]) -> None:
-        """Settles `jit_compile="auto"` for a built model, from one training step."""
+    def _choose_jit(self, batch: Any) -> None:
+        """Settles `jit_compile="auto"` for a built model, from one training step on a batch."""
         if not self._chooses_jit or self._jit_is_chosen or self.run_eagerly:
             return
         step = tf.function(self.train_step, jit_compile=True, autograph=False)
         try:
-            lowered = step.experimental_get_compiler_ir(
-                tf.zeros(batch_shape, keras.config.floatx())
-            )(stage="hlo")
+            lowered = step.experimental_get_compiler_ir(batch)(stage="hlo")
         except Exception as error:  # if it fails without XLA as well, training will say so
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(

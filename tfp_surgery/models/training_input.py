@@ -24,6 +24,7 @@ class TrainingInput:
     Attributes:
       event_shape: the shape of one observation.
       data: what to hand to Keras in the place of the input.
+      is_indexed: whether each observation comes with its index in the data set.
     """
 
     def __init__(self, x: Any):
@@ -31,7 +32,8 @@ class TrainingInput:
 
         Args:
           x: array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
-            `[B, *event_shape]`, alone or in a tuple of one.
+            `[B, *event_shape]`, alone, in a tuple of one, or as `"x"` in a dict whose `"index"`
+            holds int32 or int64 `[B]`.
 
         Raises:
           TypeError: if `x` is neither, or not floating.
@@ -39,6 +41,7 @@ class TrainingInput:
             an event shape that is not known, or targets beside the observations.
         """
         self._failure: Exception | None = None
+        self.is_indexed = False
         if isinstance(x, tf.data.Dataset):
             spec = _observation_spec(x.element_spec)
             dtype, shape = spec.dtype.as_numpy_dtype, spec.shape
@@ -48,6 +51,7 @@ class TrainingInput:
                     f"[B, *event_shape], but its elements have shape {shape}. Has it been batched?"
                 )
             self.event_shape = tuple(shape[1:].as_list())
+            self.is_indexed = isinstance(x.element_spec, dict)
             self.data = x
         else:
             if isinstance(x, tuple) and len(x) == 1:
@@ -84,15 +88,16 @@ class TrainingInput:
                 self._failure = error  # raised here, TensorFlow would log it with a traceback
             return self._failure is None
 
-        def check_first(index: tf.Tensor, element: Any) -> tf.Tensor:
-            (batch,) = tf.nest.flatten(element)
+        def check_first(index: tf.Tensor, element: Any) -> Any:
+            batch, number = observations_and_index(element)
             is_good = tf.cond(
                 index == 0,
                 lambda: tf.py_function(check_batch, [batch], tf.bool),
                 lambda: tf.reduce_all(tf.math.is_finite(batch)),
             )
             with tf.control_dependencies([tf.debugging.Assert(is_good, [_BAD_BATCH])]):
-                return tf.identity(batch)
+                batch = tf.identity(batch)
+            return batch if number is None else {"x": batch, "index": number}
 
         self.data = self.data.enumerate().map(check_first)
 
@@ -126,13 +131,40 @@ def reject_targets(**arguments: Any) -> None:
         )
 
 
-def _observation_spec(element_spec: Any) -> tf.TensorSpec:
-    if isinstance(element_spec, tuple) and len(element_spec) == 1:
-        element_spec = element_spec[0]
-    if not isinstance(element_spec, tf.TensorSpec):
+def observations_and_index(element: Any) -> tuple[Any, Any]:
+    """The parts of one element of a pipeline: observations, and their indices or None.
+
+    The two have names, lest labels, as integer as indices, are taken for them.
+
+    Args:
+      element: x, alone or in a tuple of one; or `{"x": x, "index": index}`.
+
+    Returns:
+      x and index.
+
+    Raises:
+      ValueError: if it is something else.
+    """
+    if isinstance(element, tuple) and len(element) == 1:
+        element = element[0]
+    if isinstance(element, dict) and set(element) == {"x", "index"}:
+        return element["x"], element["index"]
+    if isinstance(element, (tuple, list, dict)):
         raise ValueError(
-            "a dataset must give observations alone, one Tensor [B, *event_shape] an element, "
-            f"but its elements are {element_spec}. Map it to the observations, as in "
-            "dataset.map(lambda x, y: x)."
+            "a dataset must give observations alone, one Tensor [B, *event_shape] an element, or "
+            'with their indices as {"x": x, "index": index}, but its elements are '
+            f"{element}. Map it to the observations, as in dataset.map(lambda x, y: x)."
         )
-    return element_spec
+    return element, None
+
+
+def _observation_spec(element_spec: Any) -> tf.TensorSpec:
+    spec, index = observations_and_index(element_spec)
+    if not isinstance(spec, tf.TensorSpec):
+        raise ValueError(f"a dataset must give dense Tensors of observations, got {spec}.")
+    if index is None:
+        return spec
+    is_index = isinstance(index, tf.TensorSpec) and index.dtype in (tf.int32, tf.int64)
+    if not is_index or index.shape.rank != 1:
+        raise ValueError(f'"index" must be int32 or int64 of shape [B], got {index}.')
+    return spec

@@ -20,7 +20,11 @@ from tfp_surgery.checks import (
     check_support,
 )
 from tfp_surgery.models.execution import FastModel
-from tfp_surgery.models.training_input import TrainingInput, reject_targets
+from tfp_surgery.models.training_input import (
+    TrainingInput,
+    observations_and_index,
+    reject_targets,
+)
 from tfp_surgery.training.objectives import ObjectiveTerms, elbo
 
 tfd = tfp.distributions
@@ -44,6 +48,12 @@ class VAE(FastModel):
     `tf.data.Dataset` that starts at the right epoch: `fit` shuffles arrays by a generator that is
     saved nowhere), and that it was saved by a callback while `fit` ran: with an optimizer that
     averages the weights (`use_ema`), `fit` ends by overwriting the weights with their averages.
+
+    A prior made of the training data may have a method `leave_one_out(index)`, and where its
+    `leaves_one_out` is true a training step takes what it gives for the prior: one distribution
+    for each observation. Then `fit` needs a pipeline that tells the index of each, as
+    `dataset.batches(..., indexed=True)` makes it. `average_kl` and `loss` are those of that prior
+    in training, and those of the prior itself in `evaluate` and validation.
 
     Attributes:
       encoder: as given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
@@ -141,7 +151,9 @@ class VAE(FastModel):
         Args:
           x: array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
             floating, finite, in the support of the likelihood. Of a `tf.data.Dataset` the first
-            batch of each pass is checked for all of that, later ones for NaN and infinity.
+            batch of each pass is checked for all of that, later ones for NaN and infinity. Its
+            elements may also be dicts `{"x": x, "index": index}` with the place of each
+            observation in the data set, int32 or int64 `[B]`.
           y: None.
           **kwargs: of `keras.Model.fit`, without sample and class weights; `validation_data` is
             of the same kind as `x`.
@@ -152,7 +164,8 @@ class VAE(FastModel):
         Raises:
           TypeError: if `x` is of another kind, or a network gives no distribution.
           ValueError: if `x` is empty, not finite or outside the likelihood's support, if shapes
-            do not go together, or if there are targets.
+            do not go together, if there are targets, or if the prior needs indices and there are
+            none.
         """
         reject_targets(
             y=y,
@@ -160,6 +173,7 @@ class VAE(FastModel):
             class_weight=kwargs.pop("class_weight", None),
         )
         training = self._checked_input(x)
+        self._check_indices(training.is_indexed)
         if isinstance(training.data, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it cannot
         validation_data = kwargs.pop("validation_data", None)
@@ -188,9 +202,11 @@ class VAE(FastModel):
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on a batch."""
-        x = self._unpack(data)
+        x, index = self._unpack(data)
         with tf.GradientTape() as tape:
-            terms = self._terms(x, self._step_seed(_TRAINING_STREAM), training=True)
+            terms = self._terms(
+                x, self._training_prior(index), self._step_seed(_TRAINING_STREAM), training=True
+            )
             loss = -tf.reduce_mean(terms.objective)
             for penalty in self.losses:
                 loss += tf.cast(penalty, loss.dtype)
@@ -201,10 +217,9 @@ class VAE(FastModel):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The metrics on a batch."""
-        x = self._unpack(data)
-        return self._updated_metrics(
-            self._terms(x, self._step_seed(_EVALUATION_STREAM), training=False)
-        )
+        x, _ = self._unpack(data)
+        seed = self._step_seed(_EVALUATION_STREAM)
+        return self._updated_metrics(self._terms(x, build_prior(self.prior), seed, training=False))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, serialized.
@@ -222,15 +237,19 @@ class VAE(FastModel):
                     "load_weights."
                 )
             config[name] = keras.saving.serialize_keras_object(part)
+        if getattr(self.prior, "encoder", None) is self.encoder:
+            config["prior"]["config"]["encoder"] = None  # one object: see from_config
         return {**config, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
-        """The model from what `get_config` gave."""
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-            for name in ("encoder", "decoder", "prior", "objective")
-        }
+        """The model from what `get_config` gave; a prior that uses its encoder does so again."""
+        parts: dict[str, Any] = {}
+        for name in ("encoder", "decoder", "prior", "objective"):
+            part = config[name]
+            if name == "prior" and part["config"].get("encoder", part) is None:
+                part = {**part, "config": {**part["config"], "encoder": parts["encoder"]}}
+            parts[name] = keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
         return cls(**{**config, **parts})
 
     def _checked_input(self, x: Any) -> TrainingInput:
@@ -256,7 +275,8 @@ class VAE(FastModel):
             check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
 
         checked.check_values(check)
-        self._choose_jit((2, *checked.event_shape))
+        batch = tf.zeros([2, *checked.event_shape], keras.config.floatx())
+        self._choose_jit({"x": batch, "index": tf.range(2)})
         return checked
 
     def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
@@ -265,14 +285,32 @@ class VAE(FastModel):
         check_prior(build_prior(self.prior), posterior)
         return posterior.sample(seed=tf.constant([self.seed, _EVALUATION_STREAM]))
 
-    def _terms(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> ObjectiveTerms:
+    def _training_prior(self, index: tf.Tensor | None) -> tfd.Distribution:
+        """p(z), or for each observation what is left of it without its own component."""
+        if not getattr(self.prior, "leaves_one_out", False):
+            return build_prior(self.prior)
+        self._check_indices(index is not None)
+        return self.prior.leave_one_out(index)
+
+    def _check_indices(self, are_given: bool) -> None:
+        if getattr(self.prior, "leaves_one_out", False) and not are_given:
+            raise ValueError(
+                f"{type(self.prior).__name__} leaves the component of each observation out while "
+                'it is trained, and must be told which: train on {"x": x, "index": index}, as '
+                "dataset.batches(..., indexed=True) gives them, or make the prior with "
+                "leave_one_out=False, to train on its plain density."
+            )
+
+    def _terms(
+        self, x: tf.Tensor, prior: tfd.Distribution, seed: tf.Tensor, training: bool
+    ) -> ObjectiveTerms:
         encoder, decoder = (
             functools.partial(network, training=training)
             if isinstance(network, keras.layers.Layer)
             else network
             for network in (self.encoder, self.decoder)
         )
-        return self.objective(x, encoder, decoder, build_prior(self.prior), seed)
+        return self.objective(x, encoder, decoder, prior, seed)
 
     def _step_seed(self, stream: int) -> tf.Tensor:
         """The stateless seed of this step, a pair of int32."""
@@ -291,12 +329,13 @@ class VAE(FastModel):
         self._kl.update_state(terms.kl)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _unpack(self, data: Any) -> tf.Tensor:
+    def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         reject_targets(y=y, sample_weight=sample_weight)
+        x, index = observations_and_index(x)
         if not self.built:  # train_on_batch and test_on_batch come here without fit
             self.build(tuple(x.shape))
-        return x
+        return x, index
 
     def _check_weights_are_tracked(self, name: str) -> None:
         part = getattr(self, name)
