@@ -179,7 +179,7 @@ def elbo_surgery(
         num_samples=num_samples,
         seed=seed,
         data=data,
-        evaluation=_describe(evaluated, num_observations, tolerance),
+        evaluation=describe_evaluation(evaluated, num_observations, tolerance),
     )
     if detail == "terms":
         return surgery
@@ -249,7 +249,10 @@ def _sample_terms(
     return samples, tf.concat(z_parts, axis=1), kl
 
 
-def _describe(evaluated: Evaluation, num_observations: int, tolerance: float | None) -> str:
+def describe_evaluation(
+    evaluated: Evaluation, num_observations: int, tolerance: float | None
+) -> str:
+    """How log q(z) was evaluated, in words."""
     if evaluated.method == "streamed":
         return "exact"
     visited = evaluated.num_visited.numpy().mean()

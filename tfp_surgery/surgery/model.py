@@ -53,20 +53,19 @@ def check_model(
     checks.check_support(likelihood, x)
 
 
-def check_vector_codes(aggregate_posterior: Any) -> None:
+def check_vector_codes(aggregate_posterior: Any, name: str = "aggregate_posterior") -> None:
     """Raises unless it is one aggregate posterior over vectors, of equal weights."""
     if not isinstance(aggregate_posterior, AggregatePosterior):
         raise TypeError(
-            "aggregate_posterior must be an AggregatePosterior, got "
-            f"{type(aggregate_posterior).__name__}."
+            f"{name} must be an AggregatePosterior, got {type(aggregate_posterior).__name__}."
         )
     if aggregate_posterior.batch_shape.rank != 0 or aggregate_posterior.event_shape.rank != 1:
         raise ValueError(
-            "aggregate_posterior must be one distribution over codes of shape [D]; got batch shape "
+            f"{name} must be one distribution over codes of shape [D]; got batch shape "
             f"{aggregate_posterior.batch_shape} and event shape {aggregate_posterior.event_shape}."
         )
     if aggregate_posterior.weights is not None:
-        raise ValueError("aggregate_posterior must weight its components equally (weights=None).")
+        raise ValueError(f"{name} must weight its components equally (weights=None).")
 
 
 def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:

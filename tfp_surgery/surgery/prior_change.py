@@ -1,0 +1,133 @@
+"""What exchanging the prior of a model does to its ELBO and to its marginal KL."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.surgery.decomposition import describe_evaluation
+from tfp_surgery.surgery.draws import checked_draws
+from tfp_surgery.surgery.model import code_sampler
+
+tfd = tfp.distributions
+
+# The default batch size of elbo_surgery, on which the draws of one seed depend.
+_BATCH_SIZE = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorChange:
+    """Two priors under one aggregate posterior, in nats per observation, on common draws.
+
+    The ELBO is reconstruction - I(n; z) - KL(q(z) || p(z)), and the prior occurs in the last term
+    alone. Hence `elbo_change` is exactly what that term loses.
+
+    Attributes:
+      marginal_kl_before: KL(q(z) || p(z)) of the former prior.
+      marginal_kl_after: KL(q(z) || p(z)) of the new one.
+      elbo_change: E_q(z)[log p_after(z) - log p_before(z)]; its standard error is that of the
+        differences, draw by draw.
+      num_observations: N.
+      num_samples: Draws of z an observation.
+      seed: The seed of the draws.
+      evaluation: How log q(z) was evaluated: "exact", or within which tolerance.
+    """
+
+    marginal_kl_before: Estimate
+    marginal_kl_after: Estimate
+    elbo_change: Estimate
+    num_observations: int
+    num_samples: int
+    seed: int
+    evaluation: str
+
+
+class PriorMeasurement:
+    """The former prior, scored on draws from an aggregate posterior on which others follow it.
+
+    The draws are those of `elbo_surgery` with the same `num_samples` and seed and its own batch
+    size: its results before and after differ by this measurement's numbers, to rounding.
+    """
+
+    def __init__(
+        self,
+        aggregate: AggregatePosterior,
+        former_prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        num_samples: int,
+        seed: int,
+        tolerance: float | None,
+    ) -> None:
+        """Draws, and scores the draws under q(z) and the former prior.
+
+        Args:
+          aggregate: q(z), over vectors, batch `[]`, of equal weights.
+          former_prior: p(z), or a callable that returns it; what it is now.
+          num_samples: Draws of z an observation.
+          seed: Integer in [0, 2**31).
+          tolerance: Of log q(z); see `AggregatePosterior.evaluate`.
+
+        Raises:
+          ValueError: If a log density of a draw is not finite.
+        """
+        self._posteriors = components_lib.broadcast(aggregate.components_distribution)
+        self._num_observations = int(aggregate.num_components)
+        self._num_samples = num_samples
+        self._seed = seed
+        z, self._log_former = self._scored(former_prior, "the former prior")
+        evaluated = aggregate.evaluate(z, tolerance=tolerance)
+        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob)
+        self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
+
+    def change_to(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> PriorChange:
+        """Scores another prior on the same draws.
+
+        Args:
+          prior: p(z), or a callable that returns it.
+
+        Returns:
+          The `PriorChange` from the former prior to this one.
+
+        Raises:
+          ValueError: If a log density of a draw is not finite.
+        """
+        _, log_prior = self._scored(prior, "the prior")
+
+        def estimate(values: np.ndarray) -> Estimate:
+            return stratified_estimate(values, self._num_observations)
+
+        return PriorChange(
+            marginal_kl_before=estimate(self._log_aggregate - self._log_former),
+            marginal_kl_after=estimate(self._log_aggregate - log_prior),
+            elbo_change=estimate(log_prior - self._log_former),
+            num_observations=self._num_observations,
+            num_samples=self._num_samples,
+            seed=self._seed,
+            evaluation=self._evaluation,
+        )
+
+    def _scored(
+        self, prior: tfd.Distribution | Callable[[], tfd.Distribution], what: str
+    ) -> tuple[tf.Tensor, np.ndarray]:
+        """Draws z `[S, N, D]`, the same each time, and log p(z) of them, float64 `[S, N]`."""
+        num_observations = self._num_observations
+        per_step = min(num_observations, max(1, _BATCH_SIZE // self._num_samples))
+        draw = code_sampler(self._posteriors, prior, self._num_samples, per_step)
+        base_seed = tf.constant([self._seed, 1], tf.int32)
+        z_parts, log_prob_parts = [], []
+        for number, start in enumerate(range(0, num_observations, per_step)):
+            # The last step repeats earlier observations, as in elbo_surgery.
+            shown = min(start, num_observations - per_step)
+            indices = tf.range(shown, shown + per_step)
+            step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
+            z, log_prob, _ = draw(indices, step_seed)
+            z_parts.append(z[:, start - shown :])
+            log_prob_parts.append(log_prob[:, start - shown :])
+        log_prior = checked_draws(f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1))
+        return tf.concat(z_parts, axis=1), log_prior

@@ -1,0 +1,220 @@
+"""LikelihoodAscent: maximum likelihood of a prior on fresh codes, many steps in one XLA call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery import checks
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.surgery.model import traced
+
+tfd = tfp.distributions
+
+_CODES_STREAM = 5  # of the seed; elbo_surgery's draws are stream 1
+# Steps of one call: enough that calling costs nothing, and few enough to be interrupted.
+_STEPS_TOGETHER = 50
+_WARMUP = 0.05  # share of the steps
+
+
+class LikelihoodAscent:
+    """Steps of Adam that raise E_q(z)[log p(z)], the codes of each drawn anew from q(z).
+
+    The learning rate rises over the first twentieth of the steps and then falls to zero along a
+    cosine. Only the variables given are trained, and codes are constants to the gradient.
+    """
+
+    def __init__(
+        self,
+        aggregate: AggregatePosterior,
+        prior: keras.layers.Layer,
+        variables: Sequence[keras.Variable],
+        *,
+        num_steps: int,
+        batch_size: int,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        """Prepares the steps; the first call of `run` compiles them.
+
+        Args:
+          aggregate: q(z), batch `[]`.
+          prior: The layer; `prior()` gives p(z).
+          variables: What is trained, at least one variable of the layer.
+          num_steps: Steps until the learning rate is zero.
+          batch_size: Codes a step.
+          learning_rate: The highest.
+          seed: Integer in [0, 2**31).
+        """
+        self._aggregate = aggregate
+        self._prior = prior
+        self._variables = list(variables)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._optimizer = keras.optimizers.Adam(_schedule(learning_rate, num_steps))
+        self._optimizer.build(self._variables)
+        scalar = tf.TensorSpec([], tf.int32)
+        self._steps = XlaOrGraph(self._run_steps, scalar, scalar)
+
+    def run(self, first: int, last: int) -> float:
+        """Takes the steps first, ..., last - 1.
+
+        Args:
+          first: Number of the first step, from 0.
+          last: Number after that of the last one.
+
+        Returns:
+          The mean of log p(z) over the codes of these steps, each under the prior of its step.
+
+        Raises:
+          FloatingPointError: If a log density or a gradient is not finite. The prior then has the
+            weights of the last call that was, and the message says of which step.
+        """
+        total = 0.0
+        for start in range(first, last, _STEPS_TOGETHER):
+            end = min(start + _STEPS_TOGETHER, last)
+            kept = snapshot(self._prior)
+            part, failed = (value.numpy() for value in self._steps(start, end))
+            if failed >= 0:
+                restore(self._prior, kept)
+                raise FloatingPointError(
+                    f"step {failed} of the fit gave a log density or gradient that is not finite. "
+                    f"The prior has the weights it had after {start} steps; a smaller "
+                    "learning_rate may help."
+                )
+            total += float(part)
+        return total / (last - first)
+
+    def _run_steps(self, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum of the mean log densities, and the first step that was not finite or -1."""
+
+        def body(
+            step: tf.Tensor, total: tf.Tensor, failed: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            log_prob, is_finite = self._step(step)
+            failed = tf.where((failed < 0) & ~is_finite, step, failed)
+            return step + 1, total + log_prob, failed
+
+        start = (first, tf.zeros([], self._aggregate.dtype), tf.constant(-1))
+        _, total, failed = tf.while_loop(
+            lambda step, *_: step < last, body, start, parallel_iterations=1
+        )
+        return total, failed
+
+    def _step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.constant([self._seed, _CODES_STREAM], tf.int32), step
+        )
+        z = tf.stop_gradient(self._aggregate.sample(self._batch_size, seed=seed))
+        sources = [variable.value for variable in self._variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            log_prob = tf.reduce_mean(checks.build_prior(self._prior).log_prob(z))
+            loss = -log_prob
+        gradients = tape.gradient(loss, sources)
+        # Keras warns of variables without a gradient, and refuses where none has one.
+        self._optimizer.apply(gradients, self._variables)
+        finite = [
+            tf.reduce_all(tf.math.is_finite(value))
+            for value in (log_prob, *gradients)
+            if value is not None
+        ]
+        return log_prob, tf.reduce_all(tf.stack(finite))
+
+
+class FixedCodes:
+    """Codes on which a prior is scored again and again."""
+
+    def __init__(self, codes: tf.Tensor, prior: keras.layers.Layer, batch_size: int) -> None:
+        """Prepares the scoring.
+
+        Args:
+          codes: `[M, D]`.
+          prior: The layer; `prior()` gives p(z).
+          batch_size: Codes scored at a time.
+        """
+        self._codes = codes
+        self._size = min(batch_size, len(codes))
+        self._log_prob = XlaOrGraph(
+            lambda z: checks.build_prior(prior).log_prob(z),
+            tf.TensorSpec([self._size, *codes.shape[1:]], codes.dtype),
+        )
+
+    def mean_log_prob(self) -> float:
+        """The mean of log p(z) over the codes, under the prior as it is now."""
+        total = 0.0
+        for start in range(0, len(self._codes), self._size):
+            # The last block repeats earlier codes to keep one shape.
+            shown = min(start, len(self._codes) - self._size)
+            values = self._log_prob(self._codes[shown : shown + self._size]).numpy()
+            total += values[start - shown :].sum(dtype=np.float64)
+        return total / len(self._codes)
+
+
+class XlaOrGraph:
+    """A function compiled by XLA; without it, and with a warning, where XLA cannot compile it."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: tf.TensorSpec) -> None:
+        """Takes the function.
+
+        Args:
+          function: Of Tensors.
+          *arguments: Their shapes and dtypes.
+        """
+        self._function = function
+        self._arguments = arguments
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns."""
+        tensors = [
+            tf.convert_to_tensor(value, spec.dtype)
+            for value, spec in zip(arguments, self._arguments, strict=True)
+        ]
+        if self._compiled is not None:
+            return self._compiled(*tensors)
+        compiled = tf.function(
+            self._function, autograph=False, jit_compile=True
+        ).get_concrete_function(*self._arguments)
+        try:
+            result = compiled(*tensors)  # compiles the whole before it runs any
+        except (
+            tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError,
+            tf.errors.InternalError,
+            tf.errors.NotFoundError,
+        ) as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"XLA cannot compile this prior, which is fitted without it: {reason}", stacklevel=2
+            )
+            compiled = traced(self._function, *self._arguments)
+            result = compiled(*tensors)
+        self._compiled = compiled
+        return result
+
+
+def snapshot(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """The values of all variables of a layer."""
+    return [tf.identity(variable.value) for variable in layer.variables]
+
+
+def restore(layer: keras.layers.Layer, values: Sequence[tf.Tensor]) -> None:
+    """Sets the variables of a layer to what `snapshot` gave."""
+    for variable, value in zip(layer.variables, values, strict=True):
+        variable.assign(value)
+
+
+def _schedule(learning_rate: float, num_steps: int) -> Any:
+    warmup = int(_WARMUP * num_steps)
+    if warmup == 0:
+        return keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, num_steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
+    )

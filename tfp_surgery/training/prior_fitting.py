@@ -1,0 +1,273 @@
+"""fit_prior: a prior that goes to meet the aggregate posterior of a finished model."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery import checks
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.evaluation import checked_tolerance
+from tfp_surgery.surgery.model import check_no_nan, check_vector_codes
+from tfp_surgery.surgery.prior_change import PriorMeasurement
+from tfp_surgery.training.likelihood_ascent import (
+    FixedCodes,
+    LikelihoodAscent,
+    restore,
+    snapshot,
+)
+from tfp_surgery.training.prior_fit import PriorFit, PriorFitProgress
+
+tfd = tfp.distributions
+
+# Streams of the seed, beside that of the training codes.
+_INITIAL_STREAM, _VALIDATION_STREAM = 6, 7
+
+
+def fit_prior(
+    aggregate_posterior: AggregatePosterior,
+    prior: keras.layers.Layer,
+    *,
+    validation: AggregatePosterior | None = None,
+    former_prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
+    initialize: bool = True,
+    num_steps: int = 4000,
+    batch_size: int = 1000,
+    learning_rate: float = 3e-3,
+    evaluate_every: int = 100,
+    patience: int | None = 10,
+    num_samples: int = 2,
+    tolerance: float | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> PriorFit:
+    r"""Fits a prior to the aggregate posterior of a finished model.
+
+    The prior occurs in one term of the ELBO, the marginal KL (Hoffman and Johnson 2016):
+
+        KL(q(z) || p(z)) = E_q(z)[log q(z)] - E_q(z)[log p(z)].
+
+    It is minimised by maximum likelihood, E_q(z)[log p(z)] being raised by Adam on codes that each
+    step draws anew from q(z). Encoder and decoder are not touched: what the marginal KL loses, the
+    ELBO gains, and reconstruction and index-code mutual information stay what they are. The steps
+    are compiled by XLA, or run without it, with a warning, where XLA cannot compile the prior.
+
+    The prior learns q(z) of these observations and may do worse on others. Give `validation` to
+    see it: E[log p(z)] under the held-out q(z) is then followed on one fixed draw of each of its
+    observations, training stops when it has not risen for `patience` looks, and the prior gets the
+    weights of the best look, those it started with included. Without it the prior keeps the last.
+
+    The changes in the result are measured on draws that took no part in training or in the choice
+    of the best look. Under the held-out q(z) they are thus unbiased for that q(z) and this prior.
+    But the look was chosen for these observations among all looks: for yet other observations the
+    number is optimistic, by little where the values of the last looks differ by little. What is
+    not to be optimistic at all takes a third data set, and `elbo_surgery` on it.
+
+    Args:
+      aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
+      prior: Keras layer, such as those in `tfs.priors`; `prior()` gives p(z). What is trained are
+        its `fitted_variables` or, if it has no such attribute, its `trainable_variables`. A layer
+        without any is measured as it is, with a warning.
+      validation: q(z) of held-out observations, of the same kind.
+      former_prior: The prior that the model had, against which the change is measured: a
+        distribution or a callable that returns one (`vae.prior`; also `prior` itself, which then
+        counts as it is before the fit). N(0, I) if None.
+      initialize: Whether to call `prior.initialize(codes, seed)` first, with one draw of each
+        q(z|x_n), where the layer has such a method. False goes on from the weights there are.
+      num_steps: Most steps to take, over which the learning rate falls to zero along a cosine; 0
+        to initialize only.
+      batch_size: Codes a step.
+      learning_rate: The highest, reached after a twentieth of the steps.
+      evaluate_every: Look at the validation set, and report, every so many steps.
+      patience: Looks without a better value after which to stop; None for all the steps.
+      num_samples: Draws an observation, for the changes in the result. With 1 their standard
+        errors are NaN.
+      tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
+        `AggregatePosterior.evaluate`. None for none. It does not enter the change in ELBO.
+      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit. The draws of
+        the result are those of `elbo_surgery` with this seed and `num_samples`.
+      verbose: Whether to print a line at each look.
+
+    Returns:
+      `PriorFit`, everything in nats per observation. The prior is changed in place.
+
+    Raises:
+      TypeError: If an argument is of the wrong kind.
+      ValueError: If shapes or dtypes do not go together, a number is out of range, the components
+        of q(z) have NaN parameters, or a log density of the measurement is not finite.
+      FloatingPointError: If a log density or gradient of a step is not finite. The prior then has
+        the weights it had some steps earlier, at most 50.
+
+    #### References
+
+    Matthew D. Hoffman and Matthew J. Johnson. ELBO surgery: yet another way to carve up the
+    variational evidence lower bound. NIPS Workshop in Advances in Approximate Bayesian Inference,
+    2016.
+    """
+    num_steps = checks.checked_integer("num_steps", num_steps, 0)
+    batch_size = checks.checked_integer("batch_size", batch_size, 1)
+    evaluate_every = checks.checked_integer("evaluate_every", evaluate_every, 1)
+    if patience is not None:
+        patience = checks.checked_integer("patience", patience, 1)
+    num_samples = checks.checked_integer("num_samples", num_samples, 1)
+    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
+    learning_rate = _checked_learning_rate(learning_rate)
+    tolerance = checked_tolerance(tolerance)
+    _check_aggregate(aggregate_posterior, "aggregate_posterior")
+    if validation is not None:
+        _check_aggregate(validation, "validation")
+        if validation.event_shape != aggregate_posterior.event_shape or (
+            validation.dtype != aggregate_posterior.dtype
+        ):
+            raise ValueError(
+                "validation must be over codes of the shape and dtype of aggregate_posterior, "
+                f"{aggregate_posterior.event_shape} and {aggregate_posterior.dtype.name}, got "
+                f"{validation.event_shape} and {validation.dtype.name}."
+            )
+    if not isinstance(prior, keras.layers.Layer):
+        raise TypeError(
+            "prior must be a Keras 3 layer that builds a distribution, such as those in "
+            f"tfs.priors, got {type(prior).__name__}."
+        )
+    checks.check_prior(checks.build_prior(prior), aggregate_posterior)
+    former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
+    former_now = checks.check_prior(checks.build_prior(former), aggregate_posterior)
+    former_name = "N(0, I)" if former_prior is None else former_now.name
+    variables = list(getattr(prior, "fitted_variables", prior.trainable_variables))
+
+    if num_samples == 1:
+        warnings.warn("with num_samples=1 the standard errors are unknown (NaN).", stacklevel=2)
+    if not variables:
+        warnings.warn(
+            f"the prior {prior.name} has no variables to fit: it is measured as it is.",
+            stacklevel=2,
+        )
+        num_steps = 0
+
+    measurements = [
+        PriorMeasurement(q_z, former, num_samples, seed, tolerance)
+        for q_z in (aggregate_posterior, validation)
+        if q_z is not None
+    ]
+    started = time.perf_counter()
+    if initialize and hasattr(prior, "initialize"):
+        prior.initialize(_codes(aggregate_posterior, seed, _INITIAL_STREAM).numpy(), seed)
+    held_out = None
+    if validation is not None:
+        held_out = FixedCodes(_codes(validation, seed, _VALIDATION_STREAM), prior, batch_size)
+    looks = _Looks(prior, held_out, num_steps, verbose)
+    looks.look(0, None)
+    if num_steps > 0:
+        ascent = LikelihoodAscent(
+            aggregate_posterior,
+            prior,
+            variables,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        for step in range(0, num_steps, evaluate_every):
+            end = min(step + evaluate_every, num_steps)
+            looks.look(end, ascent.run(step, end))
+            if patience is not None and looks.since_best >= patience:
+                break
+    looks.restore_best()
+    seconds = time.perf_counter() - started
+
+    changes = [measurement.change_to(prior) for measurement in measurements]
+    last = looks.history[-1].step
+    return PriorFit(
+        training=changes[0],
+        validation=None if validation is None else changes[1],
+        former_prior=former_name,
+        num_steps=last,
+        best_step=looks.best_step,
+        stopped_early=last < num_steps,
+        seconds=seconds,
+        history=tuple(looks.history),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+class _Looks:
+    """The looks at a fit: their history, and the weights of the best one.
+
+    Attributes:
+      history: `PriorFitProgress` of each look.
+      best_step: The step of the best look; of the last one without a validation set.
+      since_best: The number of looks after the best one.
+    """
+
+    def __init__(
+        self,
+        prior: keras.layers.Layer,
+        held_out: FixedCodes | None,
+        num_steps: int,
+        verbose: bool,
+    ) -> None:
+        self.history: list[PriorFitProgress] = []
+        self.best_step = self.since_best = 0
+        self._prior = prior
+        self._held_out = held_out
+        self._num_steps = num_steps
+        self._verbose = verbose
+        self._best_value = -math.inf
+        self._best_weights = snapshot(prior)
+
+    def look(self, step: int, training: float | None) -> None:
+        """Takes the value on the validation set after `step` steps."""
+        value = None if self._held_out is None else self._held_out.mean_log_prob()
+        self.history.append(PriorFitProgress(step, training, value))
+        self.since_best += 1
+        if value is None or value > self._best_value:
+            self.best_step, self.since_best = step, 0
+            if value is not None:
+                self._best_value, self._best_weights = value, snapshot(self._prior)
+        if self._verbose:
+            parts = [f"fit_prior: step {step} of {self._num_steps}"]
+            if training is not None:
+                parts.append(f"E[log p(z)] {training:.4f} nats in training")
+            if value is not None:
+                parts.append(
+                    f"{value:.4f} nats held out (best {self._best_value:.4f} at step "
+                    f"{self.best_step})"
+                )
+            print(", ".join(parts), flush=True)
+
+    def restore_best(self) -> None:
+        """Gives the prior the weights of the best look, if looks were compared."""
+        if self._held_out is not None:
+            restore(self._prior, self._best_weights)
+
+
+def _codes(aggregate: AggregatePosterior, seed: int, stream: int) -> tf.Tensor:
+    """One draw of each q(z|x_n), `[N, D]`."""
+    return aggregate.components_distribution.sample(seed=tf.constant([seed, stream], tf.int32))
+
+
+def _standard_normal(aggregate: AggregatePosterior) -> tfd.Distribution:
+    zeros = tf.zeros(aggregate.event_shape, aggregate.dtype)
+    return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
+
+
+def _check_aggregate(aggregate: Any, name: str) -> None:
+    check_vector_codes(aggregate, name)
+    check_no_nan(aggregate)
+
+
+def _checked_learning_rate(learning_rate: Any) -> float:
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float):
+        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}.")
+    return float(learning_rate)
