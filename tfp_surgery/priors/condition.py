@@ -1,0 +1,72 @@
+"""Checks of what a learned prior is given: the code it is conditional on, codes to start from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | None:
+    """Checks the condition of a prior.
+
+    Args:
+      condition: floating Tensor `[..., C]`, or None.
+      condition_size: C, or None for a prior that is not conditional.
+
+    Returns:
+      The condition as a Tensor, or None.
+
+    Raises:
+      ValueError: if there is a condition and should not be, or the other way round, or its last
+        dimension is not C.
+    """
+    if condition_size is None:
+        if condition is not None:
+            raise ValueError(
+                "the prior was made without a condition_size and takes no condition; got one of "
+                f"shape {list(condition.shape)}."
+            )
+        return None
+    if condition is None:
+        raise ValueError(
+            f"the prior is conditional: call it with a condition of shape [B, {condition_size}]."
+        )
+    condition = tf.convert_to_tensor(condition)
+    if condition.shape.rank == 0 or condition.shape[-1] != condition_size:
+        raise ValueError(
+            f"the condition must have shape [B, {condition_size}], got {list(condition.shape)}."
+        )
+    return condition
+
+
+def batch_shape_of(condition: tf.Tensor | None) -> Any:
+    """The batch shape of a prior with this condition: static where it is known."""
+    if condition is None:
+        return ()
+    shape = condition.shape[:-1]
+    return shape if shape.is_fully_defined() else tf.shape(condition)[:-1]
+
+
+def check_codes(codes: Any, event_size: int) -> np.ndarray:
+    """Checks codes to initialize a prior from.
+
+    Args:
+      codes: array-like `[M, D]`.
+      event_size: D.
+
+    Returns:
+      The codes as a float64 array.
+
+    Raises:
+      ValueError: if the shape is another, M is below 2, or a value is not finite.
+    """
+    array: np.ndarray = np.asarray(codes, np.float64)
+    if array.ndim != 2 or array.shape[1] != event_size or len(array) < 2:
+        raise ValueError(
+            f"codes must have shape [M, {event_size}] with M at least 2, got {list(array.shape)}."
+        )
+    if not np.all(np.isfinite(array)):
+        raise ValueError("codes must be finite, and some are NaN or infinite.")
+    return array
