@@ -24,10 +24,10 @@ CONFIG = PriorsConfig(
     dataset="digits",
     binarization="fixed",
     latent_sizes=(2,),
-    priors=("standard", "mog:3", "mog_full:2", "exemplar:20", "aggregate", "sklearn:2"),
+    priors=("standard", "mog:20", "mog_full:10", "exemplar:20", "aggregate", "sklearn:2"),
     mode=("joint", "posthoc"),
     hidden_sizes=(16,),
-    epochs=3,
+    epochs=60,
     fit_steps=100,
     learning_rate=1e-2,
     batch_size=250,
@@ -64,7 +64,7 @@ def value(record: dict[str, Any], split: str, name: str) -> float:
 
 
 def test_leaves_its_files(finished: pathlib.Path) -> None:
-    names = ("joint_standard", *(f"posthoc_{name}" for name in ("mog_3", "mog_full_2")))
+    names = ("joint_standard", *(f"posthoc_{name}" for name in ("mog_20", "mog_full_10")))
     expected = {
         "config.json",
         "results.json",
@@ -72,7 +72,7 @@ def test_leaves_its_files(finished: pathlib.Path) -> None:
         "figures/samples_latent_02.png",
         "figures/marginal_kl_latent_02.png",
         "latent_02/joint_standard/checkpoint.keras",
-        "latent_02/posthoc_mog_3/model.keras",
+        "latent_02/posthoc_mog_20/model.keras",
         *(f"latent_02/{name}/{file}" for name in names for file in ("record.json", "samples.npy")),
     }
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
@@ -105,7 +105,7 @@ def test_a_prior_fitted_afterwards_changes_the_marginal_kl_alone(finished: pathl
 
 def test_the_fits_gain(finished: pathlib.Path) -> None:
     records = records_of(finished)
-    for name in ("mog:3", "mog_full:2"):
+    for name in ("mog:20", "mog_full:10"):
         gain = records[f"posthoc {name}"]["train_gain"]
         assert gain["value"] > STANDARD_ERRORS * gain["standard_error"]
         assert records[f"posthoc {name}"]["fit"]["best_step"] <= 100
@@ -128,8 +128,8 @@ def test_parameters_are_those_of_the_prior_alone(finished: pathlib.Path) -> None
     records = records_of(finished)
     counts = {name: record["num_parameters"] for name, record in records.items()}
     assert counts["joint standard"] == 0
-    assert counts["posthoc mog:3"] == 3 + 3 * 2 + 3 * 2
-    assert counts["posthoc mog_full:2"] == 2 + 2 * 2 + 2 * 3
+    assert counts["posthoc mog:20"] == 20 + 20 * 2 + 20 * 2
+    assert counts["posthoc mog_full:10"] == 10 + 10 * 2 + 10 * 3
     assert counts["posthoc exemplar:20"] == 1
     assert counts["posthoc sklearn:2"] == 1 + 2 * 2 + 2 * 2
 
@@ -147,11 +147,11 @@ def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
 
 def test_the_saved_model_has_the_fitted_prior(finished: pathlib.Path) -> None:
     folder = finished / "latent_02"
-    model = learned_priors.load_model(folder / "posthoc_mog_full_2" / "model.keras")
+    model = learned_priors.load_model(folder / "posthoc_mog_full_10" / "model.keras")
     standard = load_checkpoint(folder / "joint_standard" / "checkpoint.keras").model
     test_set = datasets.load("digits", "test", binarization="fixed", seed=CONFIG.seed)
     gain = prior_audit.gain(standard, test_set, model.prior(), CONFIG.seed)
-    assert gain.to_dict() == records_of(finished)["posthoc mog_full:2"]["test_gain"]
+    assert gain.to_dict() == records_of(finished)["posthoc mog_full:10"]["test_gain"]
 
 
 def test_a_finished_run_is_shown_and_left_alone(
@@ -188,7 +188,7 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
             learned_priors.run(POSTHOC, folder)
     assert not (folder / "results.json").exists()
     learned_priors.run(POSTHOC, folder)
-    assert "D = 2, posthoc mog:3: done before" in capsys.readouterr().out
+    assert "D = 2, posthoc mog:20: done before" in capsys.readouterr().out
     assert records_of(folder) == records_of(finished)
 
 
