@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
 
 
 def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | None:
@@ -42,11 +43,10 @@ def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | N
 
 
 def batch_shape_of(condition: tf.Tensor | None) -> Any:
-    """The batch shape of a prior with this condition: static where it is known."""
+    """The batch shape of a prior with this condition, int32, static where it is known."""
     if condition is None:
-        return ()
-    shape = condition.shape[:-1]
-    return shape if shape.is_fully_defined() else tf.shape(condition)[:-1]
+        return np.zeros([0], np.int32)
+    return ps.shape(condition)[:-1]
 
 
 def check_codes(codes: Any, event_size: int) -> np.ndarray:
