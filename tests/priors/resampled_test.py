@@ -51,7 +51,7 @@ class TestResampledPriorConformance(PriorConformance):
         base = ShiftedNormal(2, dtype=kwargs.get("dtype"))
         return _strong(
             ResampledPrior(
-                2, 5, (8,), base, num_normalizer_samples=2**14, num_training_samples=100, **kwargs
+                2, 5, (8,), base, num_normalizer_samples=2**13, num_training_samples=100, **kwargs
             ),
             factor=2.0,
         )
@@ -156,11 +156,11 @@ def _training_normalizer(layer: ResampledPrior) -> tuple[float, float]:
     return float(prior.log_normalizer), float(prior.log_normalizer_standard_error)
 
 
-def test_the_base_is_initialized_trained_and_saved(tmp_path: Any) -> None:
+def test_the_base_is_initialized_trained_and_saved() -> None:
     base = ShiftedNormal(2)
     layer = ResampledPrior(2, 3, (4,), base, 100, name="resampled")
     layer.initialize(np.array([[1.0, 2.0], [3.0, 6.0]]), seed=1)
-    np.testing.assert_array_equal(base.loc, [3.0, 5.0])
+    np.testing.assert_array_equal(base.loc.numpy(), [3.0, 5.0])
     assert [v.path for v in layer.fitted_variables] == [v.path for v in layer.trainable_variables]
     assert any(v is base.loc for v in layer.fitted_variables)
     assert len(layer.fitted_variables) == 5
@@ -223,7 +223,7 @@ def _marginal_kl(density: np.ndarray, log_prior: np.ndarray) -> float:
     return float(np.sum(density * (np.log(np.maximum(density, 1e-300)) - log_prior)) * _STEP**2)
 
 
-@pytest.mark.parametrize("target", [_ring, _two_normals])
+@pytest.mark.parametrize("target", [pytest.param(_ring, marks=pytest.mark.slow), _two_normals])
 def test_fits_what_it_can_represent(target: Any) -> None:
     """Marginal KL within 0.05 nats, where N(0, I) is far and the family reaches within 0.001."""
     truncation, density = 100, target()
@@ -235,15 +235,16 @@ def test_fits_what_it_can_represent(target: Any) -> None:
     best = np.minimum(density, base / normalizer) * (1 - rejected) + base * rejected
     assert abs(_marginal_kl(density, np.log(best))) < 0.001
 
-    layer = ResampledPrior(2, truncation, (32, 32), num_training_samples=1024, seed=1)
-    _fit(layer, density, steps=600)
+    layer = ResampledPrior(2, truncation, (48, 48), num_training_samples=1024, seed=1)
+    _fit(layer, density, steps=500)
     prior = layer()
     log_prior = prior.log_prob(_GRID.astype(np.float32)).numpy().astype(np.float64)
     # The error of the normaliser is far below what is left of the KL.
     assert prior.log_normalizer_standard_error < 0.01
-    assert _marginal_kl(density, log_prior) < 0.05
+    assert abs(_marginal_kl(density, log_prior)) < 0.05
 
 
+@pytest.mark.slow
 def test_training_on_the_draws_that_measure_makes_the_normalizer_too_small() -> None:
     """Few draws that stay the same are learned by heart; draws that change cannot be.
 
@@ -254,17 +255,25 @@ def test_training_on_the_draws_that_measure_makes_the_normalizer_too_small() -> 
         layer = ResampledPrior(
             2, 20, (32, 32), num_normalizer_samples=16, num_training_samples=16, seed=1
         )
-        _fit(layer, normal, steps=200, training=training)
+        _fit(layer, normal, steps=300, training=training)
         fresh = Resampled.with_estimated_normalizer(
             layer.base(), layer.log_acceptance, 20, 2**16, seed=(9, 9)
         )
-        own = layer()
-        excess = own.log_normalizer - fresh.log_normalizer
+        # By XLA, as in training: otherwise the draws of one seed are others.
+        own, error = _compiled_normalizer(layer)
+        excess = own - fresh.log_normalizer
         if training:
-            assert abs(excess) < 4.5 * own.log_normalizer_standard_error + 1e-3
+            assert abs(excess) < 4.5 * error + 1e-3
         else:
-            assert excess < -0.1
-            assert fresh.log_normalizer_standard_error < 0.1 / 4.5
+            assert excess < -10 * fresh.log_normalizer_standard_error
+
+
+def _compiled_normalizer(layer: ResampledPrior) -> Any:
+    def estimate() -> tuple[tf.Tensor, tf.Tensor]:
+        prior = layer()
+        return prior.log_normalizer, prior.log_normalizer_standard_error
+
+    return tf.function(estimate, jit_compile=True)()
 
 
 def test_bad_arguments() -> None:
@@ -275,10 +284,10 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="each of hidden_sizes must be at least 1, got 0"):
         ResampledPrior(2, hidden_sizes=(8, 0))
     with pytest.raises(TypeError, match="base must be a prior layer, got Dense"):
-        ResampledPrior(2, base=keras.layers.Dense(2))  # type: ignore[arg-type]
+        ResampledPrior(2, base=keras.layers.Dense(2))
     with pytest.raises(ValueError, match="size 2 in float32, but it is over codes of size 3"):
         ResampledPrior(2, base=StandardNormalPrior(3))
-    with pytest.raises(ValueError, match="of size 2 in float64, but .* of size 2 in float32"):
+    with pytest.raises(ValueError, match=r"of size 2 in float64, but .* of size 2 in float32"):
         ResampledPrior(2, base=StandardNormalPrior(2), dtype="float64")
     with pytest.raises(ValueError, match="num_normalizer_samples must be at least 2, got 1"):
         ResampledPrior(2, num_normalizer_samples=1)

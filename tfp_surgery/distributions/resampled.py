@@ -72,7 +72,7 @@ class Resampled(tfd.Distribution):
         log_acceptance_fn: Callable[[tf.Tensor], tf.Tensor],
         truncation: int,
         log_normalizer: Any,
-        log_normalizer_standard_error: Any = None,
+        log_normalizer_standard_error: Any = 0.0,
         validate_args: bool = False,
         allow_nan_stats: bool = True,
         name: str = "Resampled",
@@ -86,8 +86,8 @@ class Resampled(tfd.Distribution):
             `[S..., B...]`, at most 0.
           truncation: T, the number of proposals of which the last is always accepted, at least 1.
           log_normalizer: log Z, floating `Tensor`, shape broadcastable to `[B...]`, at most 0.
-          log_normalizer_standard_error: Its standard error in nats, of the same shape. `None`
-            means that Z is exact.
+          log_normalizer_standard_error: Its standard error in nats, of the same shape; 0 where
+            Z is exact.
           validate_args: Python `bool`. Whether log a(z) and log Z are checked to be at most 0.
           allow_nan_stats: Python `bool`; see `tfd.Distribution`.
           name: Name of the ops.
@@ -198,8 +198,8 @@ class Resampled(tfd.Distribution):
         return self._log_normalizer
 
     @property
-    def log_normalizer_standard_error(self) -> tf.Tensor | None:
-        """Standard error of `log_normalizer` in nats, `None` where Z is exact."""
+    def log_normalizer_standard_error(self) -> tf.Tensor:
+        """Standard error of `log_normalizer` in nats, 0 where Z is exact."""
         return self._log_normalizer_standard_error
 
     def normalizer_sensitivity(self, z: Any, name: str = "normalizer_sensitivity") -> tf.Tensor:
