@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_surgery as tfs
+from tests.testing import models, oracles, small_aggregates
+from tfp_surgery.surgery.prior_change import PriorMeasurement
+
+tfd = tfp.distributions
+
+_ERRORS = 4.5  # standard errors
+_OTHER = (np.array([0.4, -0.3]), np.array([[1.5, 0.6], [0.6, 0.8]]))
+
+
+def _gaussian(moments: small_aggregates.Moments, dtype: type = np.float64) -> tfd.Distribution:
+    loc, covariance = moments
+    return tfd.MultivariateNormalTriL(
+        loc.astype(dtype), np.linalg.cholesky(covariance).astype(dtype)
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, np.float64) for case in oracles.CASES), ("overlapping", np.float32)],
+)
+def test_agrees_with_closed_forms(case: str, dtype: type) -> None:
+    """Against quadrature for the entropy of q(z) and its moments for Gaussian priors."""
+    measurement = PriorMeasurement(
+        small_aggregates.aggregate(case, dtype=dtype),
+        _gaussian(small_aggregates.STANDARD_NORMAL, dtype),
+        num_samples=1000,
+        seed=3,
+        tolerance=None,
+    )
+    change = measurement.change_to(lambda: _gaussian(_OTHER, dtype))
+    entropy, moments = small_aggregates.entropy(case), small_aggregates.moments(case)
+    before = small_aggregates.cross_entropy(moments, small_aggregates.STANDARD_NORMAL)
+    after = small_aggregates.cross_entropy(moments, _OTHER)
+    rounding = 1e-5 if dtype is np.float32 else 1e-10
+    for estimate, expected in (
+        (change.marginal_kl_before, before - entropy),
+        (change.marginal_kl_after, after - entropy),
+        (change.elbo_change, before - after),
+    ):
+        bound = _ERRORS * estimate.standard_error + rounding
+        assert abs(estimate.value - expected) <= bound, (estimate, expected)
+        assert estimate.num_samples == 12000
+    np.testing.assert_allclose(
+        change.elbo_change.value,
+        change.marginal_kl_before.value - change.marginal_kl_after.value,
+        atol=1e-12,
+    )
+    assert (change.num_observations, change.num_samples, change.seed) == (12, 1000, 3)
+    assert change.evaluation == "exact"
+
+
+def test_an_aggregate_that_is_its_own_prior_has_no_marginal_kl() -> None:
+    q_z = small_aggregates.aggregate("overlapping")
+    measurement = PriorMeasurement(q_z, q_z, num_samples=50, seed=0, tolerance=None)
+    change = measurement.change_to(q_z)
+    assert abs(change.marginal_kl_before.value) <= 1e-6
+    assert change.elbo_change.value == 0.0
+
+
+@pytest.mark.parametrize(("num", "tolerance"), [(40, None), (2500, None), (5200, 1e-2)])
+def test_is_the_difference_of_two_surgeries(num: int, tolerance: float | None) -> None:
+    """On the same draws, in one step, a few and many, also where the last one overlaps."""
+    rng = np.random.default_rng(0)
+    encoder = models.table_encoder(
+        tfd.MultivariateNormalDiag(rng.normal(size=(num, 2)), rng.uniform(0.2, 0.6, (num, 2)))
+    )
+    x = models.index_data(num)
+    priors = [_gaussian(small_aggregates.STANDARD_NORMAL), _gaussian(_OTHER)]
+    before, after = (
+        tfs.elbo_surgery(x, encoder, models.unit_decoder, prior, seed=7, tolerance=tolerance)
+        for prior in priors
+    )
+    q_z = tfs.AggregatePosterior.from_encoder(encoder, x)
+    measurement = PriorMeasurement(q_z, priors[0], num_samples=2, seed=7, tolerance=tolerance)
+    change = measurement.change_to(priors[1])
+    for ours, theirs in (
+        (change.marginal_kl_before, before.marginal_kl),
+        (change.marginal_kl_after, after.marginal_kl),
+    ):
+        np.testing.assert_allclose(ours.value, theirs.value, atol=1e-9)
+        np.testing.assert_allclose(ours.standard_error, theirs.standard_error, rtol=1e-6)
+    assert change.evaluation == before.evaluation
+    np.testing.assert_allclose(
+        change.elbo_change.value, after.elbo.value - before.elbo.value, atol=1e-9
+    )
+
+
+def test_the_error_of_the_change_is_that_of_paired_differences() -> None:
+    """Common draws: it is far below what independent ones would give."""
+    q_z = small_aggregates.aggregate("overlapping", dtype=np.float64)
+    near = _gaussian((np.zeros(2), 1.05 * np.eye(2)))
+    standard = _gaussian(small_aggregates.STANDARD_NORMAL)
+    change = PriorMeasurement(q_z, standard, 20, 0, None).change_to(near)
+    unpaired = math.hypot(
+        change.marginal_kl_before.standard_error, change.marginal_kl_after.standard_error
+    )
+    assert 0 < change.elbo_change.standard_error < 0.2 * unpaired
+
+
+def test_a_prior_without_density_at_a_draw_is_named() -> None:
+    q_z = small_aggregates.aggregate("overlapping")
+    box = tfd.Independent(tfd.Uniform([-0.1, -0.1], [0.1, 0.1]), 1)
+    with pytest.raises(ValueError, match=r"of the former prior is not finite in .* of 24 draws"):
+        PriorMeasurement(q_z, box, 2, 0, None)
+    measurement = PriorMeasurement(q_z, tfd.MultivariateNormalDiag(tf.zeros(2)), 2, 0, None)
+    with pytest.raises(ValueError, match="of the prior is not finite"):
+        measurement.change_to(box)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
