@@ -2,8 +2,9 @@ r"""Log evidence of a trained VAE, from the ELBO up to annealed importance sampl
 
 Reads a latent size of a finished run of `experiments.elbo_surgery` and measures on some of its
 test images: the ELBO, the importance-weighted bounds IW_5, IW_50 and IW_5000, annealed importance
-sampling (AIS), the approximation and amortization gaps, and how far AIS can be trusted on this
-model, from both sides on data that the model simulates:
+sampling (AIS), IW_5000 with q(z) refined for each image as proposal, the approximation and
+amortization gaps, and how far AIS can be trusted on this model, from both sides on data that the
+model simulates:
 
     python -m experiments.log_evidence --run=runs/mnist --latent_size=10 --workdir=runs/evidence
 
@@ -27,14 +28,16 @@ from absl import app, flags, logging
 
 from experiments import command, workdir
 from experiments.trained_model import TrainedModel, load_trained_model
-from tfp_surgery.checks import checked_integer
-from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.checks import MAX_SEED, checked_integer
+from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
 from tfp_surgery.surgery.bidirectional_monte_carlo import bidirectional_monte_carlo
 from tfp_surgery.surgery.evidence import LogEvidence, log_evidence_by_importance_sampling
+from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 from tfp_surgery.surgery.inference_gaps import inference_gaps
+from tfp_surgery.surgery.posterior_refinement import refined_posteriors
 
 _EXPERIMENT = "log_evidence"
 
@@ -49,7 +52,9 @@ _LABELS = {
     "ais": "AIS",
     "ais_minus_iw": "AIS - IW_{num_importance_samples}",
     "optimal_elbo": "ELBO, q refined for each image",
-    "approximation_gap": "approximation gap (of the larger of IW and AIS)",
+    "refined_iw": "IW_{num_importance_samples}, q refined for each image",
+    "ais_minus_refined_iw": "AIS - IW_{num_importance_samples}, q refined",
+    "approximation_gap": "approximation gap (of the largest of the above)",
     "amortization_gap": "amortization gap",
     "simulated_lower": "simulated data: AIS, lower bound",
     "simulated_upper": "simulated data: reverse AIS, upper bound",
@@ -99,8 +104,7 @@ class Config:
         least = {"seed": 0, "num_chains": 2, "num_simulated": 2, "num_importance_samples": 2}
         for field in dataclasses.fields(self):
             if field.name != "run":
-                # The small bounds have the seeds that follow.
-                maximum = 2**31 - 1 - max(_SMALL_BOUNDS.values()) if field.name == "seed" else None
+                maximum = MAX_SEED if field.name == "seed" else None
                 minimum = least.get(field.name, 1)
                 checked_integer(f"--{field.name}", getattr(self, field.name), minimum, maximum)
 
@@ -166,34 +170,19 @@ def measure_small_bounds(
     config: Config, subject: TrainedModel, _: Mapping[str, Any]
 ) -> dict[str, Any]:
     """ELBO, IW_5 and IW_50, each averaged over draws of its own."""
-    return {name: small_bound(config, subject, m).to_dict() for name, m in _SMALL_BOUNDS.items()}
-
-
-def small_bound(config: Config, subject: TrainedModel, m: int) -> Estimate:
-    """The importance-weighted bound of m draws, averaged over `_DRAWS_OF_SMALL_BOUNDS // m`.
-
-    Args:
-      config: settings of the run.
-      subject: model and images.
-      m: draws in one bound; 1 for the ELBO.
-
-    Returns:
-      The average over the images, with the standard error of the draws.
-    """
-    vae, x = subject.vae, subject.x
-    repetitions = _DRAWS_OF_SMALL_BOUNDS // m
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the effective sample size")  # m is meant to be small
-        bounds = log_evidence_by_importance_sampling(
-            np.tile(x, [repetitions] + [1] * (x.ndim - 1)),  # [k N, *event_shape]
+    vae = subject.vae
+    return {
+        name: importance_weighted_elbo(
+            subject.x,
             vae.encoder,
             vae.decoder,
             vae.prior,
             num_importance_samples=m,
-            seed=config.seed + m,
-        )
-    values = bounds.per_observation.reshape(repetitions, len(x))  # [k N] -> [k, N]
-    return stratified_estimate(values, len(x))
+            num_samples=_DRAWS_OF_SMALL_BOUNDS // m,
+            seed=config.seed,
+        ).estimate.to_dict()
+        for name, m in _SMALL_BOUNDS.items()
+    }
 
 
 def measure_importance_sampling(
@@ -211,6 +200,27 @@ def measure_importance_sampling(
     ).to_dict()
 
 
+def measure_refined(config: Config, subject: TrainedModel, _: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest importance-weighted bound, with q(z) refined for each image as proposal."""
+    vae = subject.vae
+    proposals = refined_posteriors(
+        subject.x,
+        vae.encoder,
+        vae.decoder,
+        vae.prior,
+        num_steps=config.num_refinement_steps,
+        seed=config.seed,
+    )
+    return log_evidence_by_importance_sampling(
+        subject.x,
+        proposals,
+        vae.decoder,
+        vae.prior,
+        num_importance_samples=config.num_importance_samples,
+        seed=config.seed,
+    ).to_dict()
+
+
 def measure_annealed(config: Config, subject: TrainedModel, _: Mapping[str, Any]) -> dict[str, Any]:
     """Annealed importance sampling from the prior."""
     return log_evidence_by_annealed_importance_sampling(
@@ -219,10 +229,10 @@ def measure_annealed(config: Config, subject: TrainedModel, _: Mapping[str, Any]
 
 
 def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The two gaps, from the larger of the two bounds on the log evidence."""
+    """The two gaps, from the largest of the bounds on the log evidence."""
     vae = subject.vae
     best = max(
-        (parts[name] for name in ("importance_sampling", "annealed")),
+        (parts[name] for name in _LOG_EVIDENCE),
         key=lambda part: float(part["log_evidence"]["value"]),
     )
     log_evidence = LogEvidence(
@@ -263,9 +273,12 @@ _MEASUREMENTS: dict[str, Callable[[Config, TrainedModel, Mapping[str, Any]], dic
     "small_bounds": measure_small_bounds,
     "importance_sampling": measure_importance_sampling,
     "annealed": measure_annealed,
+    "refined": measure_refined,
     "gaps": measure_gaps,
     "both_sides": measure_both_sides,
 }
+# Those that estimate the log evidence of every image.
+_LOG_EVIDENCE = ("importance_sampling", "annealed", "refined")
 
 
 def _chains(config: Config) -> dict[str, int]:
@@ -316,17 +329,23 @@ def estimates(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     Returns:
       `{"value", "standard_error"}` of each.
     """
-    iw, ais = (parts[name]["log_evidence"] for name in ("importance_sampling", "annealed"))
-    gap_names = ("optimal_elbo", "approximation_gap", "amortization_gap")
+    iw, ais, refined = (parts[name]["log_evidence"] for name in _LOG_EVIDENCE)
+
+    def difference(larger: Mapping[str, float], smaller: Mapping[str, float]) -> dict[str, float]:
+        return {
+            "value": larger["value"] - smaller["value"],
+            "standard_error": math.hypot(larger["standard_error"], smaller["standard_error"]),
+        }
+
     return {
         **{name: parts["small_bounds"][name] for name in _SMALL_BOUNDS},
         "iw": iw,
         "ais": ais,
-        "ais_minus_iw": {
-            "value": ais["value"] - iw["value"],
-            "standard_error": math.hypot(ais["standard_error"], iw["standard_error"]),
-        },
-        **{name: parts["gaps"][name] for name in gap_names},
+        "ais_minus_iw": difference(ais, iw),
+        "optimal_elbo": parts["gaps"]["optimal_elbo"],
+        "refined_iw": refined,
+        "ais_minus_refined_iw": difference(ais, refined),
+        **{name: parts["gaps"][name] for name in ("approximation_gap", "amortization_gap")},
         **{f"simulated_{name}": parts["both_sides"][name] for name in ("lower", "upper", "gap")},
     }
 
@@ -354,11 +373,12 @@ def text_table(config: Config, results: Mapping[str, Any]) -> str:
         estimate = Estimate(entry["value"], entry["standard_error"], 0)
         lines.append(f"  {label:<{width}}  {estimate!s:>18}")
     parts = results["parts"]
-    for name in ("importance_sampling", "annealed"):
+    for name in _LOG_EVIDENCE:
         sizes = np.array(parts[name]["effective_sample_sizes"])
+        refined = ", q refined" if name == "refined" else ""
         lines.append(
-            f"  {parts[name]['method']}: effective sample size {np.median(sizes):.1f} in the "
-            f"median, {sizes.min():.1f} at least"
+            f"  {parts[name]['method']}{refined}: effective sample size {np.median(sizes):.1f} in "
+            f"the median, {sizes.min():.1f} at least"
         )
     lines.append(f"  acceptance rate of HMC {parts['annealed']['acceptance_rate']:.2f}")
     return "\n".join(lines)

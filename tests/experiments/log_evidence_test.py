@@ -19,8 +19,9 @@ from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 NAMES = [
-    "elbo", "iw_5", "iw_50", "iw", "ais", "ais_minus_iw", "optimal_elbo", "approximation_gap",
-    "amortization_gap", "simulated_lower", "simulated_upper", "simulated_gap",
+    "elbo", "iw_5", "iw_50", "iw", "ais", "ais_minus_iw", "optimal_elbo", "refined_iw",
+    "ais_minus_refined_iw", "approximation_gap", "amortization_gap", "simulated_lower",
+    "simulated_upper", "simulated_gap",
 ]  # fmt: skip
 
 

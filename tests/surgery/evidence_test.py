@@ -230,6 +230,24 @@ def test_a_model_of_discrete_codes() -> None:
     assert np.all(np.abs(result.per_observation - truth) < STANDARD_ERRORS * result.standard_errors)
 
 
+def test_proposals_given_as_a_distribution_are_those_of_the_encoder() -> None:
+    model, shift, factor = MODELS["overlapping"]
+    x, encoder = model.simulate(7), model.perturbed_encoder(shift, factor)
+
+    def values(proposals: Any) -> np.ndarray:
+        return log_evidence_by_importance_sampling(
+            x, proposals, model.decoder, model.prior, num_importance_samples=40, batch_size=50
+        ).per_observation
+
+    np.testing.assert_array_equal(values(encoder(tf.constant(x))), values(encoder))
+    # Another family, and one scale for all observations.
+    loc = encoder(tf.constant(x)).mean()
+    found = values(tfd.Independent(tfd.StudentT(np.float64(5), loc, [0.5, 0.6]), 1))
+    np.testing.assert_allclose(found, model.log_evidence(x), atol=1.5)
+    with pytest.raises(ValueError, match="batch shape"):
+        values(encoder(tf.constant(x[:4])))
+
+
 def test_the_result_prints_and_serialises() -> None:
     model, shift, factor = MODELS["overlapping"]
     result = log_evidence_by_importance_sampling(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
+from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.model import (
-    check_model,
-    code_sampler,
-    observations_of,
-    reconstruction_log_prob,
-)
+from tfp_surgery.surgery.importance_weights import log_weight_chunks
+from tfp_surgery.surgery.model import check_model, observations_of
 
 tfd = tfp.distributions
 
@@ -186,7 +183,7 @@ class RunningWeights:
 
 def log_evidence_by_importance_sampling(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution],
+    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution | Callable[[], tfd.Distribution],
     *,
@@ -210,6 +207,9 @@ def log_evidence_by_importance_sampling(
         `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
         `seed` names.
       encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`.
+        Or the proposals themselves, a `tfd.Distribution` with batch `[N]`, one for each
+        observation: `inference_gaps(...).refined_posteriors`, for one. They must not depend on
+        the draws made here.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
         batch `[B]`, event `event_shape`.
       prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
@@ -236,11 +236,11 @@ def log_evidence_by_importance_sampling(
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
     seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     x, data = observations_of(x, seed)
-    check_model(x, encoder, decoder, checks.build_prior(prior), None)
-    posteriors = encode(encoder, x, batch_size)
+    posteriors = _proposals(x, encoder, decoder, checks.build_prior(prior), batch_size)
     weights = RunningWeights(len(x))
-    for rows, log_weights in log_weight_chunks(
-        x, posteriors, decoder, prior, num_importance_samples, (seed, _DRAWS), batch_size
+    base_seed = tf.constant([seed, _DRAWS], tf.int32)
+    for _, rows, log_weights in log_weight_chunks(
+        x, posteriors, decoder, prior, num_importance_samples, base_seed, batch_size
     ):
         weights.add(rows, log_weights)
     method = f"importance sampling, m = {num_importance_samples}"
@@ -249,54 +249,21 @@ def log_evidence_by_importance_sampling(
     return result
 
 
-def log_weight_chunks(
+def _proposals(
     x: np.ndarray,
-    posteriors: tfd.Distribution,
+    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
     decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
-    num_samples: int,
-    seed: tuple[int, int],
+    prior: tfd.Distribution,
     batch_size: int,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Draws log p(x_n, z) - log q(z|x_n), at most `batch_size` of them at a time.
-
-    Args:
-      x: Observations `[N, *event_shape]`.
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
-      decoder: See `log_evidence_by_importance_sampling`, as for `prior` and `batch_size`.
-      prior: Likewise.
-      num_samples: Draws an observation over all chunks.
-      seed: A pair of integers in [0, 2**31).
-      batch_size: Likewise.
-
-    Yields:
-      The rows of some observations and log weights of theirs, float64 `[S, B]`.
-    """
-    num_observations = len(x)
-    per_step = min(num_observations, batch_size)
-    chunk_size = min(num_samples, max(1, batch_size // per_step))
-
-    draw = code_sampler(posteriors, prior, chunk_size, per_step)
-    base_seed = tf.constant(seed, tf.int32)
-    fold_in = tf.random.experimental.stateless_fold_in
-    for number, start in enumerate(range(0, num_observations, per_step)):
-        # The last step repeats earlier observations, and the last chunk draws more than it needs,
-        # to keep one shape: kernels compile once.
-        shown = min(start, num_observations - per_step)
-        rows = slice(shown, shown + per_step)
-        indices = tf.range(shown, shown + per_step, dtype=tf.int32)
-        observations = tf.convert_to_tensor(x[rows])
-        row_seed = fold_in(base_seed, number)
-        for chunk, first in enumerate(range(0, num_samples, chunk_size)):
-            z, log_prior, log_posterior = draw(indices, fold_in(row_seed, chunk))
-            log_likelihood = reconstruction_log_prob(decoder, z, observations)
-            log_weights = log_likelihood.numpy().astype(np.float64)
-            log_weights += log_prior.numpy()
-            log_weights -= log_posterior.numpy()
-            yield (
-                slice(start, shown + per_step),
-                log_weights[: num_samples - first, start - shown :],
-            )
+) -> tfd.Distribution:
+    """q(z|x_n) as one batch `[N]`, once the model is checked."""
+    if not isinstance(encoder, tfd.Distribution):
+        check_model(x, encoder, decoder, prior)
+        return encode(encoder, x, batch_size)
+    proposals = checks.check_encoder_output(encoder, len(x))
+    proposals = components_lib.broadcast(components_lib.prepare(proposals, "The proposal"))
+    check_model(x, lambda x: components_lib.gather(proposals, tf.range(len(x))), decoder, prior)
+    return proposals
 
 
 def warn_of_few_samples(result: LogEvidence, stacklevel: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +15,8 @@ from tfp_surgery import checks
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery.draws import checked_draws
-from tfp_surgery.surgery.model import (
-    check_model,
-    check_no_nan,
-    code_sampler,
-    observations_of,
-    reconstruction_log_prob,
-)
+from tfp_surgery.surgery.importance_weights import log_weight_chunks
+from tfp_surgery.surgery.model import check_model, check_no_nan, observations_of
 
 tfd = tfp.distributions
 
@@ -205,47 +199,23 @@ def _log_sums(
     seed: int,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log sum_i w_i and log sum_i w_i^2, each float64 `[k, N]`.
-
-    Every step decodes the same number of codes, so that kernels compile once: a last window of
-    repetitions or observations reaches back over earlier ones and replaces their values by new
-    ones, and what a last chunk draws beyond m is left out of the sums.
-    """
-    num_chunks = -(-num_importance_samples // batch_size)
-    per_chunk = -(-num_importance_samples // num_chunks)
-    repetitions = min(num_samples, batch_size // per_chunk)
-    per_step = min(len(x), batch_size // (per_chunk * repetitions))
-
-    draw = code_sampler(posteriors, prior, per_chunk * repetitions, per_step)
+    """log sum_i w_i and log sum_i w_i^2, each float64 `[k, N]`, over m draws in a row."""
     base_seed = tf.constant([seed, _STREAM], tf.int32)
     for number in (num_importance_samples, num_samples):
         base_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
-    step_numbers = itertools.count()
-    log_sum = np.full([num_samples, len(x)], -np.inf)
-    log_sum_of_squares = log_sum.copy()
-    for columns in _windows(len(x), per_step):
-        indices = tf.range(columns.start, columns.stop)
-        observations = tf.convert_to_tensor(x[columns])
-        for rows in _windows(num_samples, repetitions):
-            sums = np.full([2, repetitions, per_step], -np.inf)
-            for start in range(0, num_importance_samples, per_chunk):
-                step_seed = tf.random.experimental.stateless_fold_in(base_seed, next(step_numbers))
-                z, log_prior, log_posterior = draw(indices, step_seed)  # [C R, B, ...]
-                log_ratio = log_prior - log_posterior
-                reconstruction = reconstruction_log_prob(decoder, z, observations)
-                log_weights = reconstruction.numpy().astype(np.float64) + log_ratio.numpy()
-                # [C R, B] -> [C, R, B]
-                log_weights = log_weights.reshape(per_chunk, repetitions, per_step)
-                log_weights = log_weights[: num_importance_samples - start]
-                with np.errstate(invalid="ignore"):  # NaN is found at the end
-                    sums = np.logaddexp(
-                        sums, [np.logaddexp.reduce(p * log_weights, axis=0) for p in (1.0, 2.0)]
-                    )
-            log_sum[rows, columns], log_sum_of_squares[rows, columns] = sums
-    return log_sum, log_sum_of_squares
-
-
-def _windows(total: int, size: int) -> list[slice]:
-    """Windows of one size over `range(total)`, of which the last may overlap the one before."""
-    starts = (min(start, total - size) for start in range(0, total, size))
-    return [slice(start, start + size) for start in starts]
+    log_sums = np.full([2, num_samples, len(x)], -np.inf)
+    num_draws = num_importance_samples * num_samples
+    for draws, rows, log_weights in log_weight_chunks(
+        x, posteriors, decoder, prior, num_draws, base_seed, batch_size
+    ):
+        first, last = (
+            draws.start // num_importance_samples,
+            -(-draws.stop // num_importance_samples),
+        )
+        starts = np.arange(first, last) * num_importance_samples - draws.start
+        starts[0] = 0
+        with np.errstate(invalid="ignore"):  # NaN is found at the end
+            for power, total in zip((1.0, 2.0), log_sums, strict=True):
+                chunk_sums = np.logaddexp.reduceat(power * log_weights, starts, axis=0)
+                total[first:last, rows] = np.logaddexp(total[first:last, rows], chunk_sums)
+    return log_sums[0], log_sums[1]

@@ -7,30 +7,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
-from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
-from tfp_surgery.distributions.gaussian import diagonal_parameters
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.surgery.evidence import LogEvidence, log_weight_chunks
-from tfp_surgery.surgery.model import (
-    check_model,
-    observations_of,
-    reconstruction_log_prob,
-)
+from tfp_surgery.surgery.evidence import LogEvidence
+from tfp_surgery.surgery.importance_weights import log_weight_chunks
+from tfp_surgery.surgery.model import observations_of
+from tfp_surgery.surgery.posterior_refinement import independent_gaussians, refined_posteriors
 from tfp_surgery.surgery.presentation import record
 
 tfd = tfp.distributions
 
-# Streams of the seed, after those of annealed importance sampling.
-_REFINEMENT, _MEASUREMENT = 8, 9
-# Draws an observation for each gradient.
-_GRADIENT_SAMPLES = 4
+_MEASUREMENT = 9  # stream of the seed, after that of the refinement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +92,8 @@ def inference_gaps(
 
         log p(x) - ELBO[q] = (log p(x) - ELBO[q*]) + (ELBO[q*] - ELBO[q])
 
-    q* is the best member of the encoder's family for each observation: its location and scale are
-    optimised from those of the encoder, by Adam on the reparameterized ELBO, with a learning rate
-    that falls to 0 along a cosine, in units of the encoder's standard deviations. The gradient
-    leaves out the score of q, whose mean is zero (Roeder et al. 2017), so that its noise vanishes
-    where the family contains the posterior. Both ELBOs are then measured by fresh draws, common to
-    both.
+    q* is the best member of the encoder's family for each observation, as `refined_posteriors`
+    finds it. Both ELBOs are then measured by fresh draws, common to both.
 
     What the optimiser does not find of q* makes the approximation gap too large and the
     amortization gap too small; a log evidence that is a lower bound makes the approximation gap
@@ -142,35 +130,27 @@ def inference_gaps(
 
     Chris Cremer, Xuechen Li, David Duvenaud. Inference suboptimality in variational autoencoders.
     ICML 2018.
-    Geoffrey Roeder, Yuhuai Wu, David Duvenaud. Sticking the landing: simple, lower-variance
-    gradient estimators for variational inference. NeurIPS 2017.
     """
     num_samples = checks.checked_integer("num_samples", num_samples, 2)
-    num_steps = checks.checked_integer("num_steps", num_steps, 1)
-    batch_size = checks.checked_integer("batch_size", batch_size, 1)
-    seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    x, data = observations_of(x, seed)
+    x, data = observations_of(x, checks.checked_integer("seed", seed, 0, checks.MAX_SEED))
     evidence = _average_log_evidence(log_evidence, len(x))
-    check_model(x, encoder, decoder, checks.build_prior(prior), None)
-    _gaussian_parameters(encoder(tf.convert_to_tensor(x[:2])))
-    posteriors = encode(encoder, x, batch_size)
-    loc, scale = _gaussian_parameters(posteriors)
-    is_scalar = components_lib.event_rank(posteriors) == 0
-
-    def family(loc: tf.Tensor, scale: tf.Tensor) -> tfd.Distribution:
-        if is_scalar:
-            return tfd.Normal(loc[..., 0], scale[..., 0])
-        return tfd.MultivariateNormalDiag(loc, scale)
-
-    refined = _refined(
-        x, loc, scale, family, decoder, prior, num_steps, learning_rate, seed, batch_size
+    refined = refined_posteriors(
+        x,
+        encoder,
+        decoder,
+        prior,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        batch_size=batch_size,
     )
     # One seed: the same noise for both.
     samples = {
-        name: _elbo_draws(x, family(*parameters), decoder, prior, num_samples, seed, batch_size)
-        for name, parameters in (("elbo", (loc, scale)), ("optimal_elbo", refined))
+        name: _elbo_draws(x, posteriors, decoder, prior, num_samples, seed, batch_size)
+        for name, posteriors in (
+            ("elbo", independent_gaussians(encode(encoder, x, batch_size))),
+            ("optimal_elbo", refined),
+        )
     }
 
     def estimate(values: np.ndarray) -> Estimate:
@@ -194,67 +174,6 @@ def inference_gaps(
     )
 
 
-def _refined(
-    x: np.ndarray,
-    loc: tf.Tensor,
-    scale: tf.Tensor,
-    family: Callable[[tf.Tensor, tf.Tensor], tfd.Distribution],
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: Any,
-    num_steps: int,
-    learning_rate: float,
-    seed: int,
-    batch_size: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Location and scale `[N, D]` that maximise the ELBO of each observation."""
-    num_observations = len(x)
-    size = min(num_observations, max(1, batch_size // _GRADIENT_SAMPLES))
-    # In units of the encoder's scale: q* = N(loc + scale * shift, (scale * exp(log_factor))^2).
-    shift, log_factor = (
-        keras.Variable(tf.zeros([size, loc.shape[-1]], loc.dtype), dtype=loc.dtype.name)
-        for _ in range(2)
-    )
-    optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
-    )
-    optimizer.build([shift, log_factor])
-
-    @tf.function(jit_compile=True, autograph=False)
-    def step(
-        observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
-    ) -> None:
-        values = [shift.value, log_factor.value]
-        with tf.GradientTape() as tape:
-            parameters = (loc + scale * values[0], scale * tf.exp(values[1]))
-            z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
-            fixed = family(*map(tf.stop_gradient, parameters))
-            log_weights = (
-                tf.cast(reconstruction_log_prob(decoder, z, observations), z.dtype)
-                + checks.build_prior(prior).log_prob(z)
-                - fixed.log_prob(z)
-            )
-            # The terms of the observations share no parameter: the sum maximises each.
-            loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        optimizer.apply(tape.gradient(loss, values), [shift, log_factor])
-
-    fold_in = tf.random.experimental.stateless_fold_in
-    base_seed = tf.constant([seed, _REFINEMENT], tf.int32)
-    locs, scales = [], []
-    for number, start in enumerate(range(0, num_observations, size)):
-        # The last batch repeats earlier observations to keep one shape: kernels compile once.
-        shown = min(start, num_observations - size)
-        rows = slice(shown, shown + size)
-        for variable in (shift, log_factor, *optimizer.variables):
-            variable.assign(tf.zeros_like(variable.value))
-        batch_seed = fold_in(base_seed, number)
-        for index in range(num_steps):
-            step(tf.convert_to_tensor(x[rows]), loc[rows], scale[rows], fold_in(batch_seed, index))
-        new = slice(start - shown, None)
-        locs.append((loc[rows] + scale[rows] * shift.value)[new])
-        scales.append((scale[rows] * tf.exp(log_factor.value))[new])
-    return tf.concat(locs, axis=0), tf.concat(scales, axis=0)
-
-
 def _elbo_draws(
     x: np.ndarray,
     posteriors: tfd.Distribution,
@@ -266,31 +185,17 @@ def _elbo_draws(
 ) -> np.ndarray:
     """Draws of log p(x_n, z) - log q(z), float64 `[S, N]`."""
     draws = np.empty([num_samples, len(x)])
-    filled = np.zeros(len(x), np.int64)
-    for rows, log_weights in log_weight_chunks(
-        x, posteriors, decoder, prior, num_samples, (seed, _MEASUREMENT), batch_size
+    base_seed = tf.constant([seed, _MEASUREMENT], tf.int32)
+    for samples, rows, log_weights in log_weight_chunks(
+        x, posteriors, decoder, prior, num_samples, base_seed, batch_size
     ):
-        first = filled[rows.start]
-        draws[first : first + len(log_weights), rows] = log_weights
-        filled[rows] += len(log_weights)
+        draws[samples, rows] = log_weights
     if not np.isfinite(draws).all():
         raise ValueError(
             f"log p(x, z) - log q(z) is not finite in {np.sum(~np.isfinite(draws))} of "
             f"{draws.size} draws: the model gives no density there, or refinement diverged."
         )
     return draws
-
-
-def _gaussian_parameters(posterior: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    posterior = components_lib.prepare(checks.unwrap(posterior), "The encoder's posterior")
-    parameters = diagonal_parameters(components_lib.broadcast(posterior))
-    if parameters is None:
-        raise TypeError(
-            "the encoder must return Gaussians with independent dimensions "
-            "(tfd.MultivariateNormalDiag, tfd.Independent of tfd.Normal, tfd.Normal): the "
-            f"refinement knows how to move these alone; got {posterior.name}."
-        )
-    return parameters
 
 
 def _average_log_evidence(
