@@ -190,8 +190,8 @@ def _exemplar(given: Ingredients, num_components: int, leave_one_out: bool) -> P
     )
 
 
-_MIXTURE_FIT = FitSettings(3000, 1000, 3e-3)
-_NETWORK_FIT = FitSettings(6000, 500, 1e-3)
+_MIXTURE_FIT = FitSettings(2000, 1000, 5e-3)
+_NETWORK_FIT = FitSettings(6000, 500, 2e-3)
 
 FAMILIES = {
     "standard": Family(lambda given, _: StandardNormalPrior(given.latent_size), modes=(JOINT,)),
@@ -202,7 +202,7 @@ FAMILIES = {
     ),
     "mog_full": Family(
         lambda given, k: MixturePrior(k, given.latent_size, covariance="full"),
-        300,
+        200,
         fit=_MIXTURE_FIT,
     ),
     "vamp": Family(_vamp, 500, fit=_MIXTURE_FIT),
@@ -219,7 +219,9 @@ FAMILIES = {
     "autoregressive": Family(
         lambda given, _: AutoregressivePrior(given.latent_size), fit=_NETWORK_FIT
     ),
-    "resampled": Family(lambda given, _: ResampledPrior(given.latent_size), fit=_NETWORK_FIT),
+    "resampled": Family(
+        lambda given, _: ResampledPrior(given.latent_size), fit=FitSettings(3000, 500, 2e-3)
+    ),
     "sklearn": Family(None, 200, modes=(POSTHOC,)),
     "sklearn_full": Family(None, 50, modes=(POSTHOC,)),
 }
