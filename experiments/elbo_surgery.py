@@ -19,9 +19,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import command, vae_figures, workdir
-from experiments import config as config_lib
-from experiments.config import Config, config_from_flags
+from experiments import command, config_flags, vae_figures, workdir
+from experiments.config import Config
+from experiments.config_flags import config_from_flags
 from experiments.trained_model import load_dataset
 from experiments.training import train
 from tfp_surgery.datasets import Dataset
@@ -30,7 +30,7 @@ from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting import figures, tables
 from tfp_surgery.surgery.decomposition import elbo_surgery
 
-flags.adopt_module_key_flags(config_lib)  # --helpshort shows them
+flags.adopt_module_key_flags(config_flags)  # --helpshort shows them
 
 _EXPERIMENT = "elbo_surgery"
 _RECORD_FILE = "record.json"

@@ -26,6 +26,8 @@ from tfp_surgery.surgery.views import elbo_readings
 from tfp_surgery.training import objectives
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
+from tfp_surgery.training.prior_fit import PriorFit
+from tfp_surgery.training.prior_fitting import fit_prior
 
 __all__ = [
     "VAE",
@@ -35,6 +37,7 @@ __all__ = [
     "ElboSurgeryCallback",
     "Estimate",
     "FullElboSurgery",
+    "PriorFit",
     "active_units",
     "bidirectional_monte_carlo",
     "datasets",
@@ -42,6 +45,7 @@ __all__ = [
     "elbo_readings",
     "elbo_surgery",
     "empirical_entropy",
+    "fit_prior",
     "generative_mutual_information",
     "importance_weighted_elbo",
     "inference_gaps",

@@ -11,7 +11,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import experiments.elbo_surgery  # noqa: F401 - defines --workdir
-from experiments.config import Config, config_from_flags
+from experiments.config import Config
+from experiments.config_flags import config_from_flags
 
 VALID: dict[str, Any] = {
     "dataset": "digits",

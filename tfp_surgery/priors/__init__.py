@@ -1,5 +1,22 @@
 """Priors p(z) that go to meet the aggregate posterior, as Keras layers."""
 
 from tfp_surgery.networks.priors import Prior, StandardNormalPrior
+from tfp_surgery.priors.aggregate import AggregatePrior
+from tfp_surgery.priors.autoregressive import AutoregressivePrior
+from tfp_surgery.priors.exemplar import ExemplarPrior
+from tfp_surgery.priors.flow import FlowPrior
+from tfp_surgery.priors.mixture import MixturePrior
+from tfp_surgery.priors.resampled import ResampledPrior
+from tfp_surgery.priors.vamp import VampPrior
 
-__all__ = ["Prior", "StandardNormalPrior"]
+__all__ = [
+    "AggregatePrior",
+    "AutoregressivePrior",
+    "ExemplarPrior",
+    "FlowPrior",
+    "MixturePrior",
+    "Prior",
+    "ResampledPrior",
+    "StandardNormalPrior",
+    "VampPrior",
+]
