@@ -29,7 +29,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from absl import app, flags, logging
 
-from experiments import command, prior_audit, prior_family, workdir
+from experiments import command, prior_audit, prior_config, prior_family, workdir
 from experiments.prior_audit import Evaluation
 from experiments.prior_config import STANDARD, PriorsConfig, config_from_flags, define_flags
 from experiments.prior_family import EM_FAMILIES, FAMILIES, JOINT, POSTHOC, Ingredients, PriorName
@@ -321,5 +321,6 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 
 if __name__ == "__main__":
     define_flags()
+    flags.adopt_module_key_flags(prior_config)  # --helpshort shows them
     logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)
