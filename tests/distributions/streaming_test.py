@@ -21,6 +21,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(streaming, "_GENERIC_BLOCK_QUERIES", 4)
         monkeypatch.setattr(streaming, "_DIAGONAL_BLOCK", (7, 5))
         monkeypatch.setattr(streaming, "_FULL_COVARIANCE_BLOCK", (4, 6))
+        monkeypatch.setattr(streaming, "_SMALL_BLOCK", (4, 6))
         streaming._gaussian_pass.cache_clear()
     yield
     streaming._gaussian_pass.cache_clear()

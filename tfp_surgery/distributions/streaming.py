@@ -43,6 +43,7 @@ _GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic l
 _GENERIC_BLOCK_QUERIES = 256
 _SCREENED_PASS = screened_pass.ScreenedPass()
 _SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
+_SMALL_BLOCK = (_SMALL_PROBLEM, _SMALL_PROBLEM)  # one block: eager loops are slow
 
 
 def log_prob_and_index_entropy(
@@ -410,7 +411,7 @@ def _leaves_and_pass(
 def _gaussian_pass(batch_ndims: int, full_covariance: bool, small: bool) -> _Pass:
     score = gaussian.full_covariance_score if full_covariance else gaussian.diagonal_score
     if small:
-        return _Pass(score, batch_ndims, _SMALL_PROBLEM, _SMALL_PROBLEM)  # in one block
+        return _Pass(score, batch_ndims, *_SMALL_BLOCK)
     blocks = _FULL_COVARIANCE_BLOCK if full_covariance else _DIAGONAL_BLOCK
     return _CompiledPass(score, batch_ndims, *blocks)
 

@@ -26,8 +26,8 @@ _SKLEARN_COVARIANCE = {"diagonal": "diag", "full": "full"}
 _INITIAL_VARIANCE = 0.5
 _EM_ITERATIONS = 5
 _EM_CODES = 20_000
-# Variance added to every dimension, in units of that of the codes, if a component has as many
-# codes as a full covariance has rows.
+# Variance added to every dimension, in units of that of the codes, if a component has D codes; it
+# falls with the number of codes.
 _EM_REGULARIZATION = 0.5
 
 
@@ -51,6 +51,11 @@ class MixturePrior(Prior):
     prior.initialize(codes)                 # EM on draws [M, 10] from q(z)
     prior().log_prob(z)                     # [1000] for z [1000, 10]
     ```
+
+    #### References
+
+    Jakub M. Tomczak and Max Welling. VAE with a VampPrior. AISTATS, 2018 (the mixture of Gaussians
+    is the prior that theirs is compared with).
 
     Attributes:
       num_components: K.
