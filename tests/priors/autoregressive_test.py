@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
@@ -113,7 +112,8 @@ def test_configuration_round_trip() -> None:
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert isinstance(again, AutoregressivePrior)
     assert again.get_config() == layer.get_config()
-    assert again.num_components == 3 and again.hidden_sizes == (8, 8)
+    assert again.num_components == 3
+    assert again.hidden_sizes == (8, 8)
 
 
 def test_a_surgery_takes_it() -> None:

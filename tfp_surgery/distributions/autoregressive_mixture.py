@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import reparameterization, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import reparameterization, samplers
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -94,9 +94,7 @@ class AutoregressiveMixture(tfd.Distribution):
             logits, loc, scale = (tf.gather(p, j, axis=-2) for p in self._mixture_fn(z))
             which, normal = samplers.split_seed(samplers.fold_in(seed, j))
             # Gumbel's maximum: works for logits of any rank.
-            uniform = samplers.uniform(
-                ps.shape(logits), minval=_tiny(self.dtype), dtype=self.dtype, seed=which
-            )
+            uniform = samplers.uniform(ps.shape(logits), minval=1e-30, dtype=self.dtype, seed=which)
             component = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1)
             loc, scale = (
                 tf.gather(p, component, axis=-1, batch_dims=p.shape.rank - 1) for p in (loc, scale)
@@ -107,7 +105,7 @@ class AutoregressiveMixture(tfd.Distribution):
             )
 
         _, z = tf.while_loop(
-            lambda j, z: True,
+            lambda *_: True,
             with_next_coordinate,
             (tf.constant(0), tf.zeros(shape, self.dtype)),
             maximum_iterations=self._event_size,
@@ -122,7 +120,3 @@ class AutoregressiveMixture(tfd.Distribution):
 
     def _sample_control_dependencies(self, z: tf.Tensor, **kwargs: Any) -> list[Any]:
         return []
-
-
-def _tiny(dtype: tf.DType) -> Any:
-    return dtype.as_numpy_dtype(1e-30)
