@@ -22,17 +22,21 @@ CONDITIONS = np.array([[0.0, 0.0, 0.0], [1.0, -1.0, 0.5], [-1.5, 0.3, 1.0]])
 
 
 def flow(kind: str) -> Prior:
-    layer = FlowPrior(
-        2, kind, num_layers=2, hidden_sizes=(8,), condition_size=C, num_bins=4, dtype="float64"
+    arguments: dict[str, Any] = {
+        "num_layers": 2,
+        "hidden_sizes": (8,),
+        "num_bins": 4,
+        "activation": "tanh",
+    }
+    return scattered_weights(
+        lambda: FlowPrior(2, kind, condition_size=C, dtype="float64", **arguments)
     )
-    return scattered_weights(layer, 0, stddev=0.1)
 
 
 def autoregressive() -> Prior:
-    layer = AutoregressivePrior(
-        2, num_components=3, hidden_sizes=(8, 8), condition_size=C, dtype="float64"
+    return scattered_weights(
+        lambda: AutoregressivePrior(2, 3, (8, 8), condition_size=C, dtype="float64")
     )
-    return scattered_weights(layer, 0, stddev=0.1)
 
 
 PRIORS: dict[str, Callable[[], Prior]] = {

@@ -22,12 +22,13 @@ def small(event_size: int = 2, kind: str = "neural_spline", **kwargs: Any) -> Fl
     """A flow with weights that are not where training starts."""
     arguments: dict[str, Any] = {
         "num_layers": 2,
+        "activation": "tanh",  # bounded, as is what it gives the next layer: no heavy tails
         "hidden_sizes": (8, 8),
         "num_bins": 4,
         "tail_bound": 4.0,
         **kwargs,
     }
-    return scattered_weights(FlowPrior(event_size, kind, **arguments), 0, stddev=0.1)
+    return scattered_weights(lambda: FlowPrior(event_size, kind, **arguments))
 
 
 class TestRealNVPConformance(PriorConformance):
@@ -121,6 +122,7 @@ def test_initialize_whitens() -> None:
 def test_an_affine_image_of_a_gaussian() -> None:
     """The whitening has the family's known optimum within reach: KL below 0.05 nats."""
     target = tfd.MultivariateNormalTriL([3.0, -2.0], [[0.5, 0.0], [1.2, 0.4]])
+    keras.utils.set_random_seed(0)
     layer = FlowPrior(2, "realnvp", num_layers=2, hidden_sizes=(16,))
     fit_by_adam(layer, target, steps=200)
     value, standard_error = marginal_kl(target, layer())
@@ -140,6 +142,7 @@ def test_a_curved_density(kind: str) -> None:
     target = tfd.TransformedDistribution(
         tfd.MultivariateNormalDiag([0.0, 0.0], [1.0, 1.0]), tfb.Chain([turn, bend])
     )
+    keras.utils.set_random_seed(0)
     layer = FlowPrior(2, kind, num_layers=3, hidden_sizes=(32, 32))
     fit_by_adam(layer, target, steps=1200, learning_rate=5e-3)
     value, standard_error = marginal_kl(target, layer())

@@ -96,9 +96,8 @@ class AutoregressiveMixture(tfd.Distribution):
             # Gumbel's maximum: works for logits of any rank.
             uniform = samplers.uniform(ps.shape(logits), minval=1e-30, dtype=self.dtype, seed=which)
             component = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1)
-            loc, scale = (
-                tf.gather(p, component, axis=-1, batch_dims=p.shape.rank - 1) for p in (loc, scale)
-            )
+            chosen = tf.one_hot(component, ps.shape(logits)[-1], dtype=self.dtype)
+            loc, scale = (tf.reduce_sum(chosen * p, axis=-1) for p in (loc, scale))
             draw = loc + scale * samplers.normal(ps.shape(loc), dtype=self.dtype, seed=normal)
             return j + 1, z + draw[..., tf.newaxis] * tf.one_hot(
                 j, self._event_size, dtype=self.dtype
@@ -110,7 +109,7 @@ class AutoregressiveMixture(tfd.Distribution):
             (tf.constant(0), tf.zeros(shape, self.dtype)),
             maximum_iterations=self._event_size,
         )
-        return z  # [n, *batch_shape, D]
+        return tf.stop_gradient(z)  # [n, *batch_shape, D]
 
     def _default_event_space_bijector(self) -> Any:
         return tfb.Identity(validate_args=self.validate_args)
