@@ -37,7 +37,8 @@ def expected_log_prob(z: np.ndarray) -> np.ndarray:
 
     first, second = z[..., 0], z[..., 1]
     constant = [np.full_like(first, -2.0), np.full_like(first, 1.0)]
-    return conditional(first, constant) + conditional(second, [first, -2.0 * first])
+    log_prob: np.ndarray = conditional(first, constant) + conditional(second, [first, -2.0 * first])
+    return log_prob
 
 
 def test_log_prob() -> None:
