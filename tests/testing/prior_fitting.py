@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import keras
@@ -15,18 +16,19 @@ tfd = tfp.distributions
 P = TypeVar("P", bound=Prior)
 
 
-def scattered_weights(layer: P, seed: int, stddev: float = 0.25) -> P:
-    """Adds noise to all fitted variables, so that the density is not one that training starts at.
+def scattered_weights(make: Callable[[], P], stddev: float = 0.1) -> P:
+    """A prior whose density is not one that training starts at: noise on all fitted variables.
 
     Args:
-      layer: a prior.
-      seed: of the noise.
+      make: makes the prior; the same one in each call, since it is called with Keras seeded.
       stddev: of the noise.
 
     Returns:
-      `layer`.
+      The prior.
     """
-    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(1)
+    layer = make()
+    rng = np.random.default_rng(0)
     for variable in layer.fitted_variables:
         variable.assign_add(stddev * rng.normal(size=variable.shape))
     return layer

@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import reparameterization, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import reparameterization, samplers
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -94,25 +94,22 @@ class AutoregressiveMixture(tfd.Distribution):
             logits, loc, scale = (tf.gather(p, j, axis=-2) for p in self._mixture_fn(z))
             which, normal = samplers.split_seed(samplers.fold_in(seed, j))
             # Gumbel's maximum: works for logits of any rank.
-            uniform = samplers.uniform(
-                ps.shape(logits), minval=_tiny(self.dtype), dtype=self.dtype, seed=which
-            )
+            uniform = samplers.uniform(ps.shape(logits), minval=1e-30, dtype=self.dtype, seed=which)
             component = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1)
-            loc, scale = (
-                tf.gather(p, component, axis=-1, batch_dims=p.shape.rank - 1) for p in (loc, scale)
-            )
+            chosen = tf.one_hot(component, ps.shape(logits)[-1], dtype=self.dtype)
+            loc, scale = (tf.reduce_sum(chosen * p, axis=-1) for p in (loc, scale))
             draw = loc + scale * samplers.normal(ps.shape(loc), dtype=self.dtype, seed=normal)
             return j + 1, z + draw[..., tf.newaxis] * tf.one_hot(
                 j, self._event_size, dtype=self.dtype
             )
 
         _, z = tf.while_loop(
-            lambda j, z: True,
+            lambda *_: True,
             with_next_coordinate,
             (tf.constant(0), tf.zeros(shape, self.dtype)),
             maximum_iterations=self._event_size,
         )
-        return z  # [n, *batch_shape, D]
+        return tf.stop_gradient(z)  # [n, *batch_shape, D]
 
     def _default_event_space_bijector(self) -> Any:
         return tfb.Identity(validate_args=self.validate_args)
@@ -122,7 +119,3 @@ class AutoregressiveMixture(tfd.Distribution):
 
     def _sample_control_dependencies(self, z: tf.Tensor, **kwargs: Any) -> list[Any]:
         return []
-
-
-def _tiny(dtype: tf.DType) -> Any:
-    return dtype.as_numpy_dtype(1e-30)
