@@ -175,6 +175,7 @@ class ObservationPrior(EncoderPrior):
         seed: int,
         **kwargs: Any,
     ):
+        """Makes the layer; the arguments are those of the subclasses."""
         x = observations_of(x)
         super().__init__(encoder, event_size, x.shape[1:], **kwargs)
         num_observations = len(x)
