@@ -30,14 +30,17 @@ def remaining_weights(weights: np.ndarray | None) -> np.ndarray:
     for row, index in zip(rows, INDEX, strict=True):
         if 0 <= index < N:
             row[index] = 0.0
-    return rows / rows.sum(axis=1, keepdims=True)
+    rows /= rows.sum(axis=1, keepdims=True)
+    return rows
 
 
 def brute_force(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """log q_{-i}(z) of z `[S, B, D]`, by masking."""
     scores = scipy.stats.norm(LOC, SCALE).logpdf(z[..., None, :]).sum(axis=-1)  # [S, B, N]
     with np.errstate(divide="ignore"):
-        return scipy.special.logsumexp(scores + np.log(remaining_weights(weights)), axis=-1)
+        terms = scores + np.log(remaining_weights(weights))
+    log_prob: np.ndarray = scipy.special.logsumexp(terms, axis=-1)
+    return log_prob
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
