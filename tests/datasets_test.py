@@ -333,6 +333,30 @@ def test_keras_fit_sees_each_epoch_in_turn(steps_per_execution: int) -> None:
     assert_same_epochs([model.seen], [[batch for epoch in expected for batch in epoch]])
 
 
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_indexed_batches_tell_what_they_hold(binarization: str, seed: int | None) -> None:
+    if binarization == "stochastic" and seed is None:
+        return
+    dataset = make_dataset(binarization)
+    indexed = dataset.batches(16, seed=seed, initial_epoch=1, indexed=True)
+    event_shape = dataset.event_shape
+    assert indexed.element_spec == {
+        "x": tf.TensorSpec([None, *event_shape], tf.float32),
+        "index": tf.TensorSpec([None], tf.int32),
+    }
+    assert int(indexed.cardinality()) == dataset.num_batches(16)
+    plain = epochs(dataset.batches(16, seed=seed, initial_epoch=1), 2)
+    both = [list(indexed.as_numpy_iterator()) for _ in range(2)]
+    assert_same_epochs([[batch["x"] for batch in epoch] for epoch in both], plain)
+    for epoch in both:
+        index = np.concatenate([batch["index"] for batch in epoch])
+        np.testing.assert_array_equal(np.sort(index), np.arange(len(dataset)))
+        if binarization != "stochastic":
+            x = np.concatenate([batch["x"] for batch in epoch])
+            np.testing.assert_array_equal(x, dataset[index])
+
+
 def test_bad_batch_arguments_are_refused() -> None:
     dataset = make_dataset("stochastic")
     with pytest.raises(ValueError, match=r"stochastic.*seed=<integer>"):

@@ -21,6 +21,12 @@ def test_weights_broadcast_and_sum_to_one() -> None:
     np.testing.assert_allclose(np.exp(log_weights), [[0.25, 0.0, 0.75]] * 2)
 
 
+def test_what_remains_without_one_component() -> None:
+    log_weights = tf.math.log(tf.constant([0.25, 0.0, 0.75], tf.float64))
+    remaining = weights.log_remaining(log_weights, tf.constant([[2, 0], [-1, 1]]))
+    np.testing.assert_allclose(np.exp(remaining), [[0.25, 0.75], [1.0, 1.0]], rtol=1e-14)
+
+
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights.check_shape(tf.TensorShape([3]), COMPONENTS.batch_shape)
     with pytest.raises(ValueError, match=r"weights of shape \(2,\).*\(2, 3\)"):

@@ -23,6 +23,31 @@ def test_arrays_and_datasets_have_an_event_shape() -> None:
     assert TrainingInput(X.tolist()).event_shape == (2, 2)
     assert TrainingInput(batches()).event_shape == (2, 2)
     assert TrainingInput(batches((X,))).event_shape == (2, 2)
+    assert TrainingInput(indexed(X)).event_shape == (2, 2)
+
+
+def indexed(x: Any, dtype: Any = np.int32) -> tf.data.Dataset:
+    return batches({"x": x, "index": np.arange(len(X), dtype=dtype)})
+
+
+def test_indices_stay_with_their_observations() -> None:
+    assert not TrainingInput(X).is_indexed
+    assert not TrainingInput(batches()).is_indexed
+    for dtype in (np.int32, np.int64):
+        checked = TrainingInput(indexed(X, dtype))
+        assert checked.is_indexed
+        seen: list[np.ndarray] = []
+        checked.check_values(seen.append)
+        assert checked.data.element_spec == indexed(X, dtype).element_spec
+        read = list(checked.data.as_numpy_iterator())
+        np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in read]), X)
+        np.testing.assert_array_equal(np.concatenate([batch["index"] for batch in read]), range(6))
+        np.testing.assert_array_equal(seen, [X[:4]])
+    late_nan = np.where(np.arange(6)[:, None, None] == 5, np.float32(np.nan), X)
+    checked = TrainingInput(indexed(late_nan))
+    checked.check_values(seen.append)
+    with pytest.raises(ValueError, match="later batch"), checked.failures_raised():
+        list(checked.data)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +61,9 @@ def test_arrays_and_datasets_have_an_event_shape() -> None:
         (tf.data.Dataset.from_tensor_slices(X[:, 0, 0]), ValueError, "Has it been batched"),
         (batches((X, X)), ValueError, r"dataset.map\(lambda x, y: x\)"),
         (batches({"image": X}), ValueError, "observations alone"),
+        (batches((X, np.arange(6))), ValueError, '{"x": x, "index": index}'),  # may be labels
+        (batches({"x": X, "index": X[:, 0, 0]}), ValueError, "int32 or int64"),
+        (batches({"x": X, "index": np.zeros([6, 1], int)}), ValueError, r"of shape \[B\]"),
         ((X, X), TypeError, "got tuple"),
         (iter([X]), TypeError, "tf.data.Dataset of batches, got list_iterator"),
         (None, TypeError, "got NoneType"),

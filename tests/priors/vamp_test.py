@@ -241,7 +241,11 @@ def test_no_condition_and_no_configuration_of_a_function() -> None:
     with pytest.raises(ValueError, match="VampPrior is a prior of codes alone"):
         make_prior()(tf.zeros([3, 1]))
     encoder = make_encoder()
-    prior = make_prior(lambda x: encoder(x))
+
+    def network(x: tf.Tensor) -> tfd.Distribution:
+        return encoder(2.0 * x)
+
+    prior = make_prior(network)
     assert len(prior.fitted_variables) == 1
     with pytest.raises(ValueError, match="encoder is a function cannot be written"):
         prior.get_config()

@@ -6,8 +6,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
+
+tfd = tfp.distributions
 
 EVENT_SHAPE = (3, 2)
 
@@ -31,3 +35,18 @@ def make_vae(encoder: Any, prior: Any, **kwargs: Any) -> tfs.VAE:
     """A model of `EVENT_SHAPE` observations whose decoder has its own fixed first weights."""
     keras.utils.set_random_seed(1)
     return tfs.VAE(encoder, tfs.networks.MLPDecoder(EVENT_SHAPE, (8,)), prior, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery_test")
+class IdentityEncoder(keras.layers.Layer):
+    """q(z|x) = N(x, scale^2 I), without weights: observations are the places of their codes."""
+
+    def __init__(self, scale: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def call(self, x: tf.Tensor) -> tfd.MultivariateNormalDiag:
+        return tfd.MultivariateNormalDiag(x, tf.fill(tf.shape(x), tf.cast(self.scale, x.dtype)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "scale": self.scale}

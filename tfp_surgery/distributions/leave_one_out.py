@@ -15,7 +15,6 @@ from tensorflow_probability.python.internal import (
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import indexing
 from tfp_surgery.distributions import weights as weights_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 

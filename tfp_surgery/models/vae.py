@@ -107,7 +107,7 @@ class VAE(FastModel):
             raise ValueError(f"seed must fit in int32, got {seed}.")
         self.encoder = encoder
         self.decoder = decoder
-        self.prior = prior
+        self.prior: Any = prior
         self.objective = elbo() if objective is None else objective
         self.seed = seed
         self.event_shape: tuple[int, ...] | None = None

@@ -62,7 +62,7 @@ class EncoderPrior(Prior):
         super().__init__(event_size, **kwargs)
         if not callable(encoder):
             raise TypeError(f"encoder must be callable, got {type(encoder).__name__}.")
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.observation_shape = tuple(
             checked_integer("observation_shape", size, 1) for size in observation_shape
         )
@@ -175,6 +175,7 @@ class ObservationPrior(EncoderPrior):
         seed: int,
         **kwargs: Any,
     ):
+        """Makes the layer; the arguments are those of the subclasses."""
         x = observations_of(x)
         super().__init__(encoder, event_size, x.shape[1:], **kwargs)
         num_observations = len(x)
@@ -251,7 +252,7 @@ class ObservationPrior(EncoderPrior):
 
 def observations_of(x: Any) -> np.ndarray:
     """The observations of an array or of a `Dataset` of settled binarization, checked."""
-    x = x.observations() if isinstance(x, Dataset) else check_observations(x)
-    if x.ndim < 2:
-        raise ValueError(f"x must have shape [N, *event_shape], got {list(x.shape)}.")
-    return x
+    array: np.ndarray = x.observations() if isinstance(x, Dataset) else check_observations(x)
+    if array.ndim < 2:
+        raise ValueError(f"x must have shape [N, *event_shape], got {list(array.shape)}.")
+    return array

@@ -17,7 +17,8 @@ tfd = tfp.distributions
 
 _WIDTH_FLOOR = 1e-5
 _MAX_CODES = 1000  # that initialize looks at
-_EM_STEPS = 10
+_EM_STEPS = 20
+_LEAST_VARIANCE = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -107,14 +108,14 @@ class ExemplarPrior(ObservationPrior):
         z = np.asarray(codes, np.float64)[chosen]
         loc = self().components_distribution.mean().numpy().astype(np.float64)
         squares = (z**2).sum(1)[:, None] + (loc**2).sum(1) - 2 * z @ loc.T  # [codes, M]
-        variance = squares.mean() / self.event_size
+        variance = squares.min(axis=1).mean() / self.event_size  # no more than the best
         for _ in range(_EM_STEPS):
+            variance = max(variance, _LEAST_VARIANCE)
             scores = squares / (-2 * variance)
             responsibilities = np.exp(scores - scores.max(axis=1, keepdims=True))
             responsibilities /= responsibilities.sum(axis=1, keepdims=True)
             variance = (responsibilities * squares).sum(axis=1).mean() / self.event_size
-            variance = max(variance, 1e-6)
-        self.raw_width.assign(_raw(np.sqrt(variance)))
+        self.raw_width.assign(_raw(np.sqrt(max(variance, _LEAST_VARIANCE))))
 
 
 def _raw(width: float) -> float:

@@ -78,7 +78,7 @@ class VampPrior(EncoderPrior):
         self.free_pseudo_inputs = self._add_weight(
             "free_pseudo_inputs", self._first_pseudo_inputs(pseudo_inputs), constraint=_clipped
         )
-        self.logits = None
+        self.logits: Any = None
         if self.weighted:
             self.logits = self._add_weight("logits", np.zeros(self.num_components))
 
@@ -117,9 +117,7 @@ class VampPrior(EncoderPrior):
     def _first_pseudo_inputs(self, given: Any) -> np.ndarray:
         rng = np.random.default_rng(self.seed)
         shape = (self.num_components, *self.observation_shape)
-        if given is None:
-            return rng.uniform(size=shape)
-        given = observations_of(given)
+        given = rng.uniform(size=shape) if given is None else observations_of(given)
         if len(given) < self.num_components or given.shape[1:] != self.observation_shape:
             raise ValueError(
                 f"pseudo_inputs must be at least {self.num_components} observations of shape "
@@ -132,7 +130,8 @@ class VampPrior(EncoderPrior):
             )
         if len(given) > self.num_components:
             given = given[np.sort(rng.permutation(len(given))[: self.num_components])]
-        return given
+        pseudo_inputs: np.ndarray = given
+        return pseudo_inputs
 
 
 def _clipped(values: Any) -> tf.Tensor:
