@@ -127,8 +127,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
         np.testing.assert_allclose(np.sum(gradient * direction), difference, rtol=1e-6, atol=1e-9)
 
 
-def test_training_draws_follow_the_weights() -> None:
-    layer = _strong(ResampledPrior(2, 10, (4,), num_training_samples=100, seed=3))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_training_draws_follow_the_weights(dtype: str) -> None:
+    layer = _strong(ResampledPrior(2, 10, (4,), num_training_samples=100, seed=3, dtype=dtype))
     first, error = _training_normalizer(layer)
     assert _training_normalizer(layer)[0] == first
     loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))

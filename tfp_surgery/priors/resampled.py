@@ -28,8 +28,10 @@ class ResampledPrior(Prior):
     #### Which draws estimate Z
 
     `prior()` uses `num_normalizer_samples` draws of a seed of their own. The density is then a
-    function of the weights alone: the same in each call and after loading, and its error is one
-    and the same for all codes. `prior().log_normalizer_standard_error` tells it.
+    function of the weights alone: the same in each call and after loading. (Under XLA one seed
+    gives other draws, and the density is another within its error.) The error of the estimate is
+    one and the same for all codes; `prior().log_normalizer_standard_error` tells it. Each call
+    scores all these draws: call once and keep the distribution to measure much with it.
 
     `prior(training=True)` uses `num_training_samples` draws that are new whenever the weights are:
     the bits of the acceptance network's weights are folded into their seed. So a step of training
