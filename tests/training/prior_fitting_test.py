@@ -182,16 +182,16 @@ class TestValidation:
         self, validation: Any, stopped: tuple[DiagonalMixturePrior, PriorFit]
     ) -> None:
         prior, fit = stopped
-        values = [look.validation_log_prob for look in fit.history]
+        values = np.array([look.validation_log_prob for look in fit.history], np.float64)
         assert [look.step for look in fit.history] == list(range(0, fit.num_steps + 1, 20))
         assert fit.stopped_early
         assert fit.num_steps < 2000
-        assert 0 < fit.best_step == 20 * int(np.argmax(values)) == fit.num_steps - 60
+        assert 0 < fit.best_step == 20 * np.argmax(values) == fit.num_steps - 60
         # The fixed draw again: the weights are those of the best look.
         codes = validation.components_distribution.sample(seed=tf.constant([2, 7]))
         restored = np.mean(prior().log_prob(codes), dtype=np.float64)
-        np.testing.assert_allclose(restored, max(values), rtol=1e-6)
-        assert values[-1] < max(values) - 0.01
+        np.testing.assert_allclose(restored, values.max(), rtol=1e-6)
+        assert values[-1] < values.max() - 0.01
 
     def test_stopping_matters(
         self, q_z: Any, validation: Any, stopped: tuple[Any, PriorFit]
@@ -368,7 +368,7 @@ class TestResult:
 
     def test_training_values_are_means_over_the_steps(self, fit: PriorFit) -> None:
         """They rise, and end near what the fitted prior has on the draws of the result."""
-        values = [look.training_log_prob for look in fit.history[1:]]
+        values = np.array([look.training_log_prob for look in fit.history[1:]], np.float64)
         assert values[0] < values[-1]
 
     def test_progress_is_printed_in_plain_lines(self, capsys: pytest.CaptureFixture[str]) -> None:
