@@ -240,12 +240,12 @@ def test_initialization_can_be_left_out() -> None:
 
 
 def test_a_fit_that_goes_on_is_measured_against_the_weights_it_started_with() -> None:
-    q_z = small_aggregates.aggregate("overlapping")
+    q_z = small_aggregates.aggregate("separated")
     prior = GaussianPrior(2)
-    _quick(q_z, prior, num_samples=200)
+    _quick(q_z, prior)
     middle = prior.moments()
-    fit = _quick(q_z, prior, former_prior=prior, num_samples=200, learning_rate=0.01)
-    moments = small_aggregates.moments("overlapping")
+    fit = _quick(q_z, prior, former_prior=prior, num_samples=200)
+    moments = small_aggregates.moments("separated")
     expected = small_aggregates.cross_entropy(moments, middle)
     expected -= small_aggregates.cross_entropy(moments, prior.moments())
     change = fit.training.elbo_change
@@ -272,11 +272,12 @@ class EncodedPrior(Prior):
 
 
 def test_the_encoder_of_a_prior_stays_as_it_is() -> None:
+    keras.utils.set_random_seed(1)
     prior = EncodedPrior()
     prior()
     encoder, own = _values(prior.encoder), [v.numpy().copy() for v in prior.fitted_variables]
-    fit = _quick(small_aggregates.aggregate("overlapping"), prior)
-    assert fit.training.elbo_change.value > 0
+    fit = _quick(small_aggregates.aggregate("separated"), prior, former_prior=prior)
+    assert fit.training.elbo_change.value > 0.1
     assert len(encoder) > 0
     _assert_same(_values(prior.encoder), encoder)
     for variable, old in zip(prior.fitted_variables, own, strict=True):
