@@ -182,16 +182,16 @@ class TestValidation:
         self, validation: Any, stopped: tuple[DiagonalMixturePrior, PriorFit]
     ) -> None:
         prior, fit = stopped
-        values = [look.validation_log_prob for look in fit.history]
+        values = np.array([look.validation_log_prob for look in fit.history], np.float64)
         assert [look.step for look in fit.history] == list(range(0, fit.num_steps + 1, 20))
         assert fit.stopped_early
         assert fit.num_steps < 2000
-        assert 0 < fit.best_step == 20 * int(np.argmax(values)) == fit.num_steps - 60
+        assert 0 < fit.best_step == 20 * np.argmax(values) == fit.num_steps - 60
         # The fixed draw again: the weights are those of the best look.
         codes = validation.components_distribution.sample(seed=tf.constant([2, 7]))
         restored = np.mean(prior().log_prob(codes), dtype=np.float64)
-        np.testing.assert_allclose(restored, max(values), rtol=1e-6)
-        assert values[-1] < max(values) - 0.01
+        np.testing.assert_allclose(restored, values.max(), rtol=1e-6)
+        assert values[-1] < values.max() - 0.01
 
     def test_stopping_matters(
         self, q_z: Any, validation: Any, stopped: tuple[Any, PriorFit]
@@ -240,12 +240,12 @@ def test_initialization_can_be_left_out() -> None:
 
 
 def test_a_fit_that_goes_on_is_measured_against_the_weights_it_started_with() -> None:
-    q_z = small_aggregates.aggregate("overlapping")
+    q_z = small_aggregates.aggregate("separated")
     prior = GaussianPrior(2)
-    _quick(q_z, prior, num_samples=200)
+    _quick(q_z, prior)
     middle = prior.moments()
-    fit = _quick(q_z, prior, former_prior=prior, num_samples=200, learning_rate=0.01)
-    moments = small_aggregates.moments("overlapping")
+    fit = _quick(q_z, prior, former_prior=prior, num_samples=200)
+    moments = small_aggregates.moments("separated")
     expected = small_aggregates.cross_entropy(moments, middle)
     expected -= small_aggregates.cross_entropy(moments, prior.moments())
     change = fit.training.elbo_change
@@ -272,11 +272,12 @@ class EncodedPrior(Prior):
 
 
 def test_the_encoder_of_a_prior_stays_as_it_is() -> None:
+    keras.utils.set_random_seed(1)
     prior = EncodedPrior()
     prior()
     encoder, own = _values(prior.encoder), [v.numpy().copy() for v in prior.fitted_variables]
-    fit = _quick(small_aggregates.aggregate("overlapping"), prior)
-    assert fit.training.elbo_change.value > 0
+    fit = _quick(small_aggregates.aggregate("separated"), prior, former_prior=prior)
+    assert fit.training.elbo_change.value > 0.1
     assert len(encoder) > 0
     _assert_same(_values(prior.encoder), encoder)
     for variable, old in zip(prior.fitted_variables, own, strict=True):
@@ -368,7 +369,7 @@ class TestResult:
 
     def test_training_values_are_means_over_the_steps(self, fit: PriorFit) -> None:
         """They rise, and end near what the fitted prior has on the draws of the result."""
-        values = [look.training_log_prob for look in fit.history[1:]]
+        values = np.array([look.training_log_prob for look in fit.history[1:]], np.float64)
         assert values[0] < values[-1]
 
     def test_progress_is_printed_in_plain_lines(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def fit_prior(
     initialize: bool = True,
     num_steps: int = 4000,
     batch_size: int = 1000,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     evaluate_every: int = 100,
     patience: int | None = 10,
     num_samples: int = 2,
@@ -86,13 +86,15 @@ def fit_prior(
       batch_size: Codes a step.
       learning_rate: The highest, reached after a twentieth of the steps.
       evaluate_every: Look at the validation set, and report, every so many steps.
-      patience: Looks without a better value after which to stop; None for all the steps.
+      patience: Looks without a better value after which to stop; None for all the steps. Little
+        patience may stop a fit that would have gained once the learning rate falls.
       num_samples: Draws an observation, for the changes in the result. With 1 their standard
         errors are NaN.
       tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
         `AggregatePosterior.evaluate`. None for none. It does not enter the change in ELBO.
-      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit. The draws of
-        the result are those of `elbo_surgery` with this seed and `num_samples`.
+      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit to a prior of
+        the same weights. The draws of the result are those of `elbo_surgery` with this seed and
+        `num_samples`.
       verbose: Whether to print a line at each look.
 
     Returns:
