@@ -152,8 +152,47 @@ def test_running_weights_are_the_sums_of_all() -> None:
         result.effective_sample_sizes, w.sum(axis=0) ** 2 / (w**2).sum(axis=0), rtol=1e-9
     )
     np.testing.assert_allclose(
-        result.standard_errors, w.std(axis=0, ddof=1) / math.sqrt(60) / w.mean(axis=0), rtol=1e-9
+        result.standard_errors, _jackknife(w, np.arange(60)), rtol=1e-9, atol=1e-12
     )
+
+
+def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
+    num_groups = group.max() + 1
+    left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
+    variances: np.ndarray = (num_groups - 1) * left.var(axis=0)
+    return np.sqrt(variances)
+
+
+def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
+    log_weights = np.random.default_rng(1).normal(size=(730, 3)) * [0.1, 1.0, 2.0]
+    running = RunningWeights(3)
+    for start, stop in ((0, 40), (40, 555), (555, 730)):
+        running.add(slice(0, 3), log_weights[start:stop])
+    result = running.log_evidence("upper", method="", data="", seed=0)
+    w = np.exp(log_weights)
+    np.testing.assert_allclose(result.per_observation, -np.log(w.mean(axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(
+        result.standard_errors, _jackknife(w, np.arange(730) % 100), rtol=1e-9
+    )
+    # Where weights are many and their tails light it is the delta method.
+    delta = w.std(axis=0, ddof=1) / math.sqrt(730) / w.mean(axis=0)
+    np.testing.assert_allclose(
+        result.standard_errors, delta, rtol=STANDARD_ERRORS * math.sqrt(1 / (2 * 99))
+    )
+
+
+def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
+    """The delta method says 1 nat at most; without the largest weight 30 or 800 nats are gone."""
+    log_weights = np.zeros([10, 3])
+    log_weights[4] = [30.0, 800.0, 0.0]
+    log_weights[:, 2] = [*[-np.inf] * 9, 0.0]
+    running = RunningWeights(3)
+    running.add(slice(0, 3), log_weights)
+    errors = running.log_evidence("lower", method="", data="", seed=0).standard_errors
+    expected = np.array([30.0, 800.0]) * math.sqrt(9 * (0.1 - 0.01))
+    np.testing.assert_allclose(errors[:2], expected, rtol=0.1)
+    assert math.isnan(errors[2])
 
 
 def test_weights_that_say_nothing_are_refused() -> None:
