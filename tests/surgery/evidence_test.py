@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import integrate, special, stats
 
+from tests.testing.coverage import check_coverage, covered, estimates_of_groups
 from tests.testing.linear_gaussian import LinearGaussianModel
 from tfp_surgery.surgery.evidence import (
     LogEvidence,
@@ -79,6 +80,40 @@ def _expectation_of_log_mean(log_weights: np.ndarray, density: np.ndarray, m: in
     transform = np.exp(-t[:, None] / m * np.exp(log_weights)) @ density  # [T]
     # dt / t = d log t
     return float(integrate.simpson(np.exp(-t) - transform**m, log_t))
+
+
+# Proposals of light and of heavy tails, the weights of which differ by e^0.5 to e^2 per deviation.
+PROPOSALS = {"wide": (0.8, 1.5), "shifted": (1.0, 1.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [5, 20, 100, 300])
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_intervals_cover_the_expectation_of_the_bound(proposal: str, m: int) -> None:
+    """10000 results of one observation each, or 500 of twenty: what the docstring says of both."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.7]])
+    encoder = model.perturbed_encoder(*PROPOSALS[proposal])
+    result = log_evidence_by_importance_sampling(
+        np.repeat(x, 10000, axis=0),
+        encoder,
+        model.decoder,
+        model.prior,
+        num_importance_samples=m,
+        seed=4,
+        batch_size=50000,
+    )
+    q = encoder(tf.constant(x))
+    z = np.linspace(-8, 8, 4001)[:, None]
+    log_weights = (model.prior.log_prob(z) + model.decoder(z).log_prob(x) - q.log_prob(z)).numpy()
+    density = np.exp(q.log_prob(z).numpy())
+    truth = model.log_evidence(x)[0]
+    expectation = truth + _expectation_of_log_mean(log_weights - truth, density / density.sum(), m)
+    alone = covered(estimates_of_groups(result, 1), expectation)
+    together = covered(estimates_of_groups(result, 20), expectation)
+    least, most = {5: (0.84, 0.87), 20: (0.90, 0.94), 100: (0.93, 0.95), 300: (0.93, 0.95)}[m]
+    check_coverage(alone, 10000, least, most)
+    check_coverage(together, 500, 0.93, 0.97)
 
 
 @pytest.mark.parametrize("m", [1, 5, 50])
