@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import stats
 
+from tests.testing.coverage import check_coverage, covered, estimates_of_groups
 from tests.testing.linear_gaussian import LinearGaussianModel
 from tfp_surgery.surgery.annealed_chains import inverse_temperatures
 from tfp_surgery.surgery.annealed_importance_sampling import (
@@ -98,6 +99,36 @@ def test_agrees_with_the_closed_form(case: str, scale: float, noise: float) -> N
     assert result.acceptance_rates is not None
     assert result.acceptance_rates.shape == (200, 30)
     assert result.acceptance_rates.mean() == pytest.approx(0.65, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_temperatures", "num_chains", "least", "most"),
+    [(5, 4, 0.84, 0.87), (20, 4, 0.84, 0.87), (20, 16, 0.90, 0.94)],
+)
+def test_intervals_cover_the_expectation_of_the_bound(
+    num_temperatures: int, num_chains: int, least: float, most: float
+) -> None:
+    """8000 results of one observation each, or 400 of twenty: what the docstring says of both.
+
+    The expectation is the mean of all 8000, whose error is a twentieth of that of one result of
+    twenty observations: it moves the coverage by less than 0.001.
+    """
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.8]])
+    result = _run(
+        model,
+        np.repeat(x, 8000, axis=0),
+        num_temperatures=num_temperatures,
+        num_chains=num_chains,
+        num_leapfrog_steps=2,
+        batch_size=8000 * num_chains,
+    )
+    expectation = result.per_observation.mean()
+    alone = covered(estimates_of_groups(result, 1), expectation)
+    together = covered(estimates_of_groups(result, 20), expectation)
+    check_coverage(alone, 8000, least, most)
+    check_coverage(together, 400, 0.93, 0.97)
 
 
 @pytest.mark.slow

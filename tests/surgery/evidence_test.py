@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import integrate, special, stats
 
+from tests.testing.coverage import check_coverage, covered, estimates_of_groups
 from tests.testing.linear_gaussian import LinearGaussianModel
 from tfp_surgery.surgery.evidence import (
     LogEvidence,
@@ -79,6 +80,40 @@ def _expectation_of_log_mean(log_weights: np.ndarray, density: np.ndarray, m: in
     transform = np.exp(-t[:, None] / m * np.exp(log_weights)) @ density  # [T]
     # dt / t = d log t
     return float(integrate.simpson(np.exp(-t) - transform**m, log_t))
+
+
+# Proposals of light and of heavy tails, the weights of which differ by e^0.5 to e^2 per deviation.
+PROPOSALS = {"wide": (0.8, 1.5), "shifted": (1.0, 1.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [5, 20, 100, 300])
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_intervals_cover_the_expectation_of_the_bound(proposal: str, m: int) -> None:
+    """10000 results of one observation each, or 500 of twenty: what the docstring says of both."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.7]])
+    encoder = model.perturbed_encoder(*PROPOSALS[proposal])
+    result = log_evidence_by_importance_sampling(
+        np.repeat(x, 10000, axis=0),
+        encoder,
+        model.decoder,
+        model.prior,
+        num_importance_samples=m,
+        seed=4,
+        batch_size=50000,
+    )
+    q = encoder(tf.constant(x))
+    z = np.linspace(-8, 8, 4001)[:, None]
+    log_weights = (model.prior.log_prob(z) + model.decoder(z).log_prob(x) - q.log_prob(z)).numpy()
+    density = np.exp(q.log_prob(z).numpy())
+    truth = model.log_evidence(x)[0]
+    expectation = truth + _expectation_of_log_mean(log_weights - truth, density / density.sum(), m)
+    alone = covered(estimates_of_groups(result, 1), expectation)
+    together = covered(estimates_of_groups(result, 20), expectation)
+    least, most = {5: (0.84, 0.87), 20: (0.90, 0.94), 100: (0.93, 0.95), 300: (0.93, 0.95)}[m]
+    check_coverage(alone, 10000, least, most)
+    check_coverage(together, 500, 0.93, 0.97)
 
 
 @pytest.mark.parametrize("m", [1, 5, 50])
@@ -152,8 +187,47 @@ def test_running_weights_are_the_sums_of_all() -> None:
         result.effective_sample_sizes, w.sum(axis=0) ** 2 / (w**2).sum(axis=0), rtol=1e-9
     )
     np.testing.assert_allclose(
-        result.standard_errors, w.std(axis=0, ddof=1) / math.sqrt(60) / w.mean(axis=0), rtol=1e-9
+        result.standard_errors, _jackknife(w, np.arange(60)), rtol=1e-9, atol=1e-12
     )
+
+
+def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
+    num_groups = group.max() + 1
+    left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
+    variances: np.ndarray = (num_groups - 1) * left.var(axis=0)
+    return np.sqrt(variances)
+
+
+def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
+    log_weights = np.random.default_rng(1).normal(size=(730, 3)) * [0.1, 1.0, 2.0]
+    running = RunningWeights(3)
+    for start, stop in ((0, 40), (40, 555), (555, 730)):
+        running.add(slice(0, 3), log_weights[start:stop])
+    result = running.log_evidence("upper", method="", data="", seed=0)
+    w = np.exp(log_weights)
+    np.testing.assert_allclose(result.per_observation, -np.log(w.mean(axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(
+        result.standard_errors, _jackknife(w, np.arange(730) % 100), rtol=1e-9
+    )
+    # Where weights are many and their tails light it is the delta method.
+    delta = w.std(axis=0, ddof=1) / math.sqrt(730) / w.mean(axis=0)
+    np.testing.assert_allclose(
+        result.standard_errors, delta, rtol=STANDARD_ERRORS * math.sqrt(1 / (2 * 99))
+    )
+
+
+def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
+    """The delta method says 1 nat at most; without the largest weight 30 or 800 nats are gone."""
+    log_weights = np.zeros([10, 3])
+    log_weights[4] = [30.0, 800.0, 0.0]
+    log_weights[:, 2] = [*[-np.inf] * 9, 0.0]
+    running = RunningWeights(3)
+    running.add(slice(0, 3), log_weights)
+    errors = running.log_evidence("lower", method="", data="", seed=0).standard_errors
+    expected = np.array([30.0, 800.0]) * math.sqrt(9 * (0.1 - 0.01))
+    np.testing.assert_allclose(errors[:2], expected, rtol=0.1)
+    assert math.isnan(errors[2])
 
 
 def test_weights_that_say_nothing_are_refused() -> None:

@@ -8,9 +8,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tests.testing.coverage import check_coverage, covered
 from tests.testing.linear_gaussian import LinearGaussianModel
+from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.surgery import inference_gaps as module
 from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
 from tfp_surgery.surgery.inference_gaps import InferenceGaps, inference_gaps
+from tfp_surgery.surgery.posterior_refinement import refined_posteriors
 
 tfd = tfp.distributions
 
@@ -144,6 +148,55 @@ def test_the_error_of_the_log_evidence_is_carried_on() -> None:
     assert content["amortization_gap"] == gaps.amortization_gap.to_dict()
     for part in ("an array, N = 10", "2 steps, seed 4", "approximation gap", "amortization gap"):
         assert part in str(gaps)
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_elbos_and_their_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 data sets of 5 observations, 10 draws each, out of one call.
+
+    What the ELBO of the refined posteriors is around is their own, not that of the best ones.
+    """
+    size, num_results = 5, 400
+    model = LinearGaussianModel(CORRELATED, 0.5)
+    x = model.simulate(size * num_results)
+    encoder = model.perturbed_encoder(0.7, 1.3)
+    draws: list[np.ndarray] = []
+
+    def keep(values: np.ndarray, population_size: int) -> Estimate:
+        draws.append(values)
+        return stratified_estimate(values, population_size)
+
+    monkeypatch.setattr(module, "stratified_estimate", keep)
+    truth = model.log_evidence(x)
+    gaps = inference_gaps(
+        x,
+        encoder,
+        model.decoder,
+        model.prior,
+        log_evidence=truth,
+        num_samples=10,
+        num_steps=60,
+        batch_size=8000,
+    )
+    refined = refined_posteriors(
+        x, encoder, model.decoder, model.prior, num_steps=60, batch_size=8000
+    )
+    posterior = tfd.MultivariateNormalFullCovariance(
+        model.posterior_mean(x), model.posterior_covariance
+    )
+    elbo, optimal = (
+        truth - tfd.kl_divergence(q, posterior).numpy() for q in (encoder(tf.constant(x)), refined)
+    )
+    # In the order of the calls.
+    expected = {"optimal_elbo": optimal, "elbo": elbo, "amortization_gap": optimal - elbo}
+    for (name, means), values in zip(expected.items(), draws, strict=True):
+        assert getattr(gaps, name).value == pytest.approx(values.mean())
+        estimates = [
+            stratified_estimate(values[:, start : start + size], size)
+            for start in range(0, len(x), size)
+        ]
+        found = covered(estimates, means.reshape(num_results, size).mean(axis=1))
+        check_coverage(found, num_results)
 
 
 def _call(**changes: Any) -> InferenceGaps:

@@ -51,7 +51,7 @@ def test_they_are_the_best_gaussians_with_independent_dimensions() -> None:
 
 def test_as_proposals_they_reach_the_log_evidence_where_the_encoder_does_not() -> None:
     x = MILD_MODEL.simulate(30)
-    bad = MILD_MODEL.perturbed_encoder(5.0, 0.5)
+    bad = MILD_MODEL.perturbed_encoder(3.0, 0.5)
     truth = MILD_MODEL.log_evidence(x)
     q = refined_posteriors(x, bad, MILD_MODEL.decoder, MILD_MODEL.prior, num_steps=400)
     with pytest.warns(UserWarning, match="effective sample size"):

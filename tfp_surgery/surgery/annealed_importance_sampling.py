@@ -48,6 +48,9 @@ def log_evidence_by_annealed_importance_sampling(
     Codes on a constrained space are moved in the unconstrained space of the prior's default
     bijector, which leaves the evidence as it is.
 
+    Standard errors and intervals are around the expectation of the bound for these T and C, not
+    around log p(x); see `LogEvidence` for how often they cover it.
+
     A warning is given where the effective sample size of the chains' weights is below 10 and
     below C / 2.
 

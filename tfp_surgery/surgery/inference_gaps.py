@@ -32,7 +32,9 @@ class InferenceGaps:
         log p(x) - ELBO = approximation gap + amortization gap
 
     All expectations are averages over the same N observations; standard errors are those of the
-    draws given the data, and of the log evidence as given.
+    draws given the data, and of the log evidence as given. 95% intervals are around the ELBO of q
+    and of the q* that the optimiser found; that of the approximation gap around the expectation of
+    the log evidence's bound less the latter.
 
     Attributes:
       log_evidence: 1/N sum_n log p(x_n), as given.
