@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -116,11 +117,14 @@ def unwrap(distribution: Any) -> tfd.Distribution:
     return distribution
 
 
-def build_prior(prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> tfd.Distribution:
+def build_prior(
+    prior: tfd.Distribution | Callable[[], tfd.Distribution], training: bool = False
+) -> tfd.Distribution:
     """The prior p(z) as a distribution, built anew if `prior` is a layer or function.
 
     Args:
       prior: a `tfd.Distribution`, or a callable without arguments that returns one.
+      training: whether it is for a training step, which a Keras layer is told.
 
     Returns:
       The distribution, unwrapped.
@@ -136,6 +140,8 @@ def build_prior(prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> tfd
             f"{type(prior).__name__}."
         )
     try:
+        if training and isinstance(prior, keras.layers.Layer):
+            return unwrap(prior(training=True))
         return unwrap(prior())
     except TypeError as error:
         raise TypeError(f"prior() did not give a distribution: {error}") from error

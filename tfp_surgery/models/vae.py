@@ -288,7 +288,7 @@ class VAE(FastModel):
     def _training_prior(self, index: tf.Tensor | None) -> tfd.Distribution:
         """p(z), or for each observation what is left of it without its own component."""
         if not getattr(self.prior, "leaves_one_out", False):
-            return build_prior(self.prior)
+            return build_prior(self.prior, training=True)
         self._check_indices(index is not None)
         return self.prior.leave_one_out(index)
 

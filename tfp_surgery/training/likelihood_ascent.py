@@ -115,7 +115,7 @@ class LikelihoodAscent:
         sources = [variable.value for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            log_prob = tf.reduce_mean(checks.build_prior(self._prior).log_prob(z))
+            log_prob = tf.reduce_mean(checks.build_prior(self._prior, training=True).log_prob(z))
             loss = -log_prob
         gradients = tape.gradient(loss, sources)
         # Keras warns of variables without a gradient, and refuses where none has one.
