@@ -124,6 +124,7 @@ def test_fixed_codes_count_once_each() -> None:
     np.testing.assert_allclose(held.mean_log_prob(), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_choosing_a_look_is_optimistic_by_no_more_than_its_bound() -> None:
     """The bias of the best of T looks, measured on exchangeable validation and other codes.
 

@@ -147,7 +147,7 @@ def test_one_seed_gives_one_fit() -> None:
     q_z = small_aggregates.aggregate("overlapping")
     weights = []
     for seed in (3, 3, 4):
-        prior = DiagonalMixturePrior(4, 2)
+        prior = GaussianPrior(2)
         fit = _quick(q_z, prior, seed=seed)
         weights.append((_values(prior), fit.training, [look.step for look in fit.history]))
     _assert_same(weights[0][0], weights[1][0])
@@ -193,6 +193,7 @@ class TestValidation:
         np.testing.assert_allclose(restored, values.max(), rtol=1e-6)
         assert values[-1] < values.max() - 0.01
 
+    @pytest.mark.slow
     def test_stopping_matters(
         self, q_z: Any, validation: Any, stopped: tuple[Any, PriorFit]
     ) -> None:
@@ -220,6 +221,7 @@ class TestValidation:
         assert fit.validation is not None
         assert fit.validation.elbo_change.value == 0
 
+    @pytest.mark.slow
     def test_without_patience_all_steps_are_taken(self, q_z: Any, validation: Any) -> None:
         prior = GaussianPrior(2)
         fit = _quick(q_z, prior, validation=validation, learning_rate=0.5, patience=None)
@@ -239,6 +241,7 @@ def test_initialization_can_be_left_out() -> None:
     assert np.all(abs(prior.loc.numpy() - codes.mean()) < 6 * codes.stddev())
 
 
+@pytest.mark.slow
 def test_a_fit_that_goes_on_is_measured_against_the_weights_it_started_with() -> None:
     q_z = small_aggregates.aggregate("separated")
     prior = GaussianPrior(2)
