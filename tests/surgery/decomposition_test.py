@@ -433,21 +433,20 @@ def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.Mo
     """95% intervals of 500 seeded repetitions cover in 92 to 98 of 100 cases.
 
     The interval is a normal one: the subset is large enough for the few observations with an
-    entropy far below the others' not to make its mean skewed.
+    entropy far below the others' not to make its mean skewed. The codes are scalars, for which TFP
+    assembles its ops in a quarter of the time: what a surgery of this size takes.
     """
     monkeypatch.setattr(streaming, "_SMALL_PROBLEM", 0)  # compiled once, run 500 times
     loc, scale = oracles.gaussian_case("overlapping", 400, 1)
-    scalar = tfd.Normal(loc[:, 0], scale[:, 0])
-    average_kl, information, marginal = _quadrature(
-        scalar, tfd.Normal(np.float64(0), np.float64(2)), np.linspace(-12, 12, 20001)
-    )
-    q_train = AggregatePosterior(tfd.MultivariateNormalDiag(loc[:10], scale[:10]))
+    scalar, prior = tfd.Normal(loc[:, 0], scale[:, 0]), tfd.Normal(np.float64(0), np.float64(2))
+    average_kl, information, marginal = _quadrature(scalar, prior, np.linspace(-12, 12, 20001))
+    q_train = AggregatePosterior(tfd.Normal(loc[:10, 0], scale[:10, 0]))
     x, width = index_data(400) / 100, 5.0
     # E log N(x_n; z, width^2) over z ~ N(loc_n, scale_n^2)
     reconstruction = -0.5 * np.mean((x - loc) ** 2 + scale**2) / width**2 - 0.5 * math.log(
         2 * math.pi * width**2
     )
-    encoder = table_encoder(tfd.MultivariateNormalDiag(loc, scale))
+    encoder = table_encoder(scalar)
     truth = {
         "average_kl": average_kl,
         "index_code_mutual_information": information,
@@ -463,8 +462,8 @@ def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.Mo
         surgery = elbo_surgery(
             x,
             lambda x: encoder(x * 100),
-            lambda z: tfd.MultivariateNormalDiag(z, [width]),
-            tfd.MultivariateNormalDiag(np.zeros(1), 2 * np.ones(1)),
+            lambda z: tfd.Independent(tfd.Normal(z[:, None], np.float64(width)), 1),
+            prior,
             num_samples=4,
             num_query=num_query,
             seed=seed,
