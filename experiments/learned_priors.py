@@ -15,7 +15,6 @@ same command is given again; a finished one is shown again and left as it is.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import time
@@ -50,6 +49,7 @@ tfd = tfp.distributions
 _EXPERIMENT = "learned_priors"
 _HELD_OUT_SHARE = 12  # one in so many training observations stops the fits early
 _IMAGES_STREAM, _CODES_STREAM = 8, 9  # of the seed
+_TOLERANCE = 1e-4  # nats, of log q(z) in the report of a fit
 
 
 def run(
@@ -214,16 +214,20 @@ def _fit_afterwards(
     else:
         held_out = -(-len(x) // _HELD_OUT_SHARE)
         given = Ingredients(vae.encoder, latent_size, x[:-held_out], config.seed)
+        keras.utils.set_random_seed(config.seed)  # the layer's first weights
         layer = prior_family.build(name, given)
         settings = FAMILIES[name.family].fit
+        num_steps = settings.num_steps
         if config.fit_steps is not None:
-            num_steps = min(settings.num_steps, config.fit_steps)
-            settings = dataclasses.replace(settings, num_steps=num_steps)
+            num_steps = min(num_steps, config.fit_steps)
         fitted = fit_prior(
             AggregatePosterior.from_encoder(vae.encoder, x[:-held_out]),
             layer,
             validation=AggregatePosterior.from_encoder(vae.encoder, x[-held_out:]),
-            **dataclasses.asdict(settings),
+            num_steps=num_steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            tolerance=_TOLERANCE,
             seed=config.seed,
         ).to_dict()
         prior, num_parameters = layer(), _num_parameters(layer)

@@ -195,7 +195,8 @@ def _scored(distribution: tfd.Distribution, z: tf.Tensor) -> np.ndarray:
             distribution.log_prob(flat[start : start + _BLOCK])
             for start in range(0, len(flat), _BLOCK)
         ]
-    return np.concatenate(parts).astype(np.float64).reshape(z.shape[:2])
+    scores: np.ndarray = np.concatenate(parts).astype(np.float64).reshape(z.shape[:2])
+    return scores
 
 
 def _difference(record: Mapping[str, Any], name: str) -> Estimate:

@@ -67,13 +67,13 @@ class Family:
       make: builds the layer from K; None for a prior that is no layer.
       num_components: K unless the name says another; None where there is no such number.
       modes: of `MODES`.
-      fit: how it is fitted afterwards; None where there is nothing to fit.
+      fit: how it is fitted afterwards, if it is.
     """
 
     make: Callable[[Ingredients, Any], Prior] | None
     num_components: int | None = None
     modes: tuple[str, ...] = MODES
-    fit: FitSettings | None = None
+    fit: FitSettings = FitSettings(2000, 1000, 5e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,6 @@ def _exemplar(given: Ingredients, num_components: int, leave_one_out: bool) -> P
     )
 
 
-_MIXTURE_FIT = FitSettings(2000, 1000, 5e-3)
 _NETWORK_FIT = FitSettings(6000, 500, 2e-3)
 
 FAMILIES = {
@@ -198,29 +197,32 @@ FAMILIES = {
     "mog": Family(
         lambda given, k: MixturePrior(k, given.latent_size, covariance="diagonal"),
         500,
-        fit=_MIXTURE_FIT,
     ),
     "mog_full": Family(
         lambda given, k: MixturePrior(k, given.latent_size, covariance="full"),
         200,
-        fit=_MIXTURE_FIT,
     ),
-    "vamp": Family(_vamp, 500, fit=_MIXTURE_FIT),
-    "exemplar": Family(lambda given, k: _exemplar(given, k, True), 1000, fit=_MIXTURE_FIT),
-    "exemplar_self": Family(lambda given, k: _exemplar(given, k, False), 1000, fit=_MIXTURE_FIT),
+    "vamp": Family(_vamp, 500),
+    "exemplar": Family(lambda given, k: _exemplar(given, k, True), 1000),
+    "exemplar_self": Family(lambda given, k: _exemplar(given, k, False), 1000),
     "aggregate": Family(lambda given, _: AggregatePrior(given.encoder, given.latent_size, given.x)),
     "realnvp": Family(
-        lambda given, _: FlowPrior(given.latent_size, kind="realnvp"), fit=_NETWORK_FIT
+        lambda given, _: FlowPrior(given.latent_size, kind="realnvp", num_layers=8),
+        fit=_NETWORK_FIT,
     ),
-    "maf": Family(lambda given, _: FlowPrior(given.latent_size, kind="maf"), fit=_NETWORK_FIT),
+    "maf": Family(
+        lambda given, _: FlowPrior(given.latent_size, kind="maf", num_layers=5), fit=_NETWORK_FIT
+    ),
     "spline": Family(
-        lambda given, _: FlowPrior(given.latent_size, kind="neural_spline"), fit=_NETWORK_FIT
+        lambda given, _: FlowPrior(given.latent_size, kind="neural_spline", num_layers=4),
+        fit=_NETWORK_FIT,
     ),
     "autoregressive": Family(
         lambda given, _: AutoregressivePrior(given.latent_size), fit=_NETWORK_FIT
     ),
     "resampled": Family(
-        lambda given, _: ResampledPrior(given.latent_size), fit=FitSettings(3000, 500, 2e-3)
+        lambda given, _: ResampledPrior(given.latent_size, truncation=500),
+        fit=FitSettings(4000, 500, 3e-3),
     ),
     "sklearn": Family(None, 200, modes=(POSTHOC,)),
     "sklearn_full": Family(None, 50, modes=(POSTHOC,)),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +12,7 @@ import tf_keras
 
 from tfp_surgery import checks
 from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
+from tfp_surgery.networks.priors import StandardNormalPrior
 
 tfd = tfp.distributions
 
@@ -50,6 +52,17 @@ def test_integers_and_booleans_have_no_nan_to_be_found() -> None:
         warnings.simplefilter("error")
         checks.check_observations(np.zeros([2, 2], np.uint8))
         checks.check_observations(np.zeros([2, 2], np.bool_))
+
+
+def test_a_prior_layer_is_told_of_training() -> None:
+    class Noted(keras.layers.Layer):
+        def call(self, condition: Any = None, training: bool = False) -> Any:
+            return tfd.Normal(1.0 if training else 0.0, 1.0)
+
+    prior = Noted()
+    assert float(checks.build_prior(prior).loc) == 0.0
+    assert float(checks.build_prior(prior, training=True).loc) == 1.0
+    assert checks.build_prior(StandardNormalPrior(2), training=True).event_shape == [2]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +124,7 @@ def test_a_prior_is_a_distribution_or_builds_one() -> None:
     prior = diag([])
     assert checks.build_prior(prior) is prior
     assert checks.build_prior(lambda: prior) is prior
+    assert checks.build_prior(lambda: prior, training=True) is prior
     with pytest.raises(TypeError, match="got int"):
         checks.build_prior(3)
     with pytest.raises(TypeError, match="did not give a distribution"):
