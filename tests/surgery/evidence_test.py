@@ -196,7 +196,8 @@ def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
     num_groups = group.max() + 1
     left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
     variances: np.ndarray = (num_groups - 1) * left.var(axis=0)
-    return np.sqrt(variances)
+    errors: np.ndarray = np.sqrt(variances)
+    return errors
 
 
 def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
