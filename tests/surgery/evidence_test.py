@@ -195,8 +195,8 @@ def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
     num_groups = group.max() + 1
     left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
-    variances: np.ndarray = (num_groups - 1) * left.var(axis=0)
-    return np.sqrt(variances)
+    errors: np.ndarray = np.sqrt((num_groups - 1) * left.var(axis=0))
+    return errors
 
 
 def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
