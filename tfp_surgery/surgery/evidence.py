@@ -241,7 +241,7 @@ def log_evidence_by_importance_sampling(
         `seed` names.
       encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`.
         Or the proposals themselves, a `tfd.Distribution` with batch `[N]`, one for each
-        observation: `inference_gaps(...).refined_posteriors`, for one. They must not depend on
+        observation: those of `refined_posteriors`, for one. They must not depend on
         the draws made here.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
         batch `[B]`, event `event_shape`.
