@@ -19,6 +19,7 @@ from tfp_surgery.surgery.joint import decoder_and_prior
 from tfp_surgery.surgery.minibatch import minibatch_log_prob, minibatch_marginal_log_prob
 from tfp_surgery.surgery.minibatch_information import minibatch_mutual_information
 from tfp_surgery.surgery.mutual_information import mutual_information_bounds
+from tfp_surgery.surgery.posterior_refinement import refined_posteriors
 from tfp_surgery.surgery.rate_distortion import empirical_entropy, rate_distortion_bounds
 from tfp_surgery.surgery.result import ElboSurgery
 from tfp_surgery.surgery.total_correlation import marginal_kl_split
@@ -61,4 +62,5 @@ __all__ = [
     "objectives",
     "priors",
     "rate_distortion_bounds",
+    "refined_posteriors",
 ]

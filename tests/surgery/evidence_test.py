@@ -195,12 +195,7 @@ def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
     num_groups = group.max() + 1
     left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
-<<<<<<< HEAD
-    variances: np.ndarray = (num_groups - 1) * left.var(axis=0)
-    errors: np.ndarray = np.sqrt(variances)
-=======
     errors: np.ndarray = np.sqrt((num_groups - 1) * left.var(axis=0))
->>>>>>> 9c3d617b9e6bc0edea13c6edca85d0af6fadd13c
     return errors
 
 
