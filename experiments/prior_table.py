@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.prior_family import POSTHOC
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.reporting.tables import aligned_lines, format_estimate
 
@@ -18,7 +19,7 @@ _TERMS = {
 _READING = """\
 Nats per observation, ± the Monte Carlo standard error given model and data. Each split is carved
 with its own aggregate posterior q(z). gain: E_q(z)[log p(z) - log N(z; 0, I)], by how much the
-marginal KL is below that of N(0, I) under the same q(z). (3) left out: the marginal KL on training
+marginal KL of a prior fitted afterwards is below that of N(0, I). (3) left out: the marginal KL on training
 data with each observation's own component taken out of the prior. gap: test minus training
 marginal KL. log evidence: of {num_images} test images by {num_importance_samples} importance
 samples, a lower bound; against standard: its difference on the same images, ± the standard error
@@ -60,7 +61,7 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
                     record["prior"],
                     split,
                     *(format_estimate(record[split], name) for name in _TERMS),
-                    _text(record[f"{split}_gain"]),
+                    _text(record[f"{split}_gain"] if record["mode"] == POSTHOC else None),
                     _text(record["leave_one_out_marginal_kl"]) if is_train else "",
                     "" if is_train else _text(record["memorisation_gap"]),
                     "" if is_train else _text(record["log_evidence"]),

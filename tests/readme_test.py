@@ -60,6 +60,14 @@ SMALL = {
         "--num_refinement_steps=5",
     ),
     "experiments.importance_weighting": ("--latent_size=2", "--num_images=2"),
+    "experiments.learned_priors": (
+        "--latent_sizes=2",
+        "--epochs=1",
+        "--fit_steps=5",
+        "--num_images=3",
+        "--num_importance_samples=5",
+        "--hidden_sizes=16",
+    ),
     "experiments.minibatch_bias": ("--num_observations=64", "--batch_sizes=16"),
 }
 
