@@ -14,6 +14,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.surgery.decomposition import elbo_surgery
@@ -96,6 +97,7 @@ def audit(
         "median_effective_sample_size": float(np.median(evidence.effective_sample_sizes)),
         "least_effective_sample_size": float(np.min(evidence.effective_sample_sizes)),
     }
+    record["normalizer_error"] = normalizer_error(vae, prior, evaluation.test, seed)
     record["num_importance_samples"] = evaluation.num_importance_samples
     record["audit_seconds"] = round(time.monotonic() - start, 2)
     return {"leave_one_out_marginal_kl": None, **record}
@@ -149,6 +151,26 @@ def leave_one_out_marginal_kl(
         index = np.arange(rows.start, rows.stop, dtype=np.int32)
         left_out[:, rows] = leave_one_out(index).log_prob(z[:, rows])
     return stratified_estimate(_scored(aggregate, z) - left_out, len(dataset))
+
+
+def normalizer_error(vae: VAE, prior: tfd.Distribution, dataset: Dataset, seed: int) -> float:
+    """The standard error of E_q(z)[log p(z)] that a prior's estimated normaliser has part in.
+
+    All codes share one normaliser, so that averaging over them leaves its error as it is.
+
+    Args:
+      vae: gives the encoder.
+      prior: p(z).
+      dataset: whose aggregate posterior q(z) is.
+      seed: of the draws.
+
+    Returns:
+      The standard error in nats, 0 for a prior whose normaliser is exact.
+    """
+    if not isinstance(prior, Resampled):
+        return 0.0
+    sensitivity = np.mean(prior.normalizer_sensitivity(_codes(vae, dataset, seed)[0]))
+    return float(abs(sensitivity) * prior.log_normalizer_standard_error)
 
 
 def compare_evidence(

@@ -18,10 +18,10 @@ _TERMS = {
 }
 _READING = """\
 Nats per observation, ± the Monte Carlo standard error given model and data. Each split is carved
-with its own aggregate posterior q(z). gain: E_q(z)[log p(z) - log N(z; 0, I)], by how much the
-marginal KL of a prior fitted afterwards is below that of N(0, I). (3) left out: the marginal KL on training
-data with each observation's own component taken out of the prior. gap: test minus training
-marginal KL. log evidence: of {num_images} test images by {num_importance_samples} importance
+with its own aggregate posterior q(z). gain: E_q(z)[log p(z) - log N(z; 0, I)], by how much
+the marginal KL of a prior fitted afterwards is below that of N(0, I). (3) left out: the marginal
+KL on training data with each observation's own component taken out of the prior. gap: test minus
+training marginal KL. log evidence: of {num_images} test images by {num_importance_samples} importance
 samples, a lower bound; against standard: its difference on the same images, ± the standard error
 over images."""
 
@@ -76,7 +76,13 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
         num_images=len(first["log_evidence"]["per_observation"]),
         num_importance_samples=first["num_importance_samples"],
     )
-    return "\n".join([*data, "", *aligned_lines(rows), "", reading])
+    estimated = [
+        f"{record['prior']} at D = {record['latent_size']}: the estimate of the normaliser of p(z) "
+        f"adds a standard error of {record['normalizer_error']:.2g} to all that holds log p(z)."
+        for record in records
+        if record["normalizer_error"] > 0
+    ]
+    return "\n".join([*data, "", *aligned_lines(rows), "", reading, *estimated])
 
 
 def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -101,6 +107,7 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "num_parameters",
                 "seconds",
                 "num_importance_samples",
+                "normalizer_error",
             )
         }
         for split in ("train", "test"):

@@ -14,6 +14,7 @@ from tests.testing.oracles import CASES
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
+from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.models.vae import VAE
 
 tfd = tfp.distributions
@@ -80,6 +81,26 @@ def test_leaving_out_agrees_with_brute_force(case: str, monkeypatch: pytest.Monk
     others = scipy.special.logsumexp(np.where(own, -np.inf, scores), axis=-1)
     expected = (log_q - others + np.log(NUM_OBSERVATIONS - 1)).mean()
     np.testing.assert_allclose(estimate.value, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_error_of_an_estimated_normaliser_is_that_of_another_estimate() -> None:
+    vae, dataset = model("overlapping")
+
+    def prior(seed: int) -> Resampled:
+        return Resampled.with_estimated_normalizer(
+            tfd.MultivariateNormalDiag(tf.zeros(2)),
+            lambda z: -0.5 * tf.reduce_sum(z**2, axis=-1),
+            truncation=5,
+            num_samples=200,
+            seed=(seed, 0),
+        )
+
+    means = [prior_audit.gain(vae, dataset, prior(seed), 3).value for seed in range(200)]
+    errors = [prior_audit.normalizer_error(vae, prior(seed), dataset, 3) for seed in range(10)]
+    # The spread of 200 values is known to within 1 / sqrt(2 * 199).
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=STANDARD_ERRORS / np.sqrt(2 * 199))
+    gaussian = tfd.MultivariateNormalDiag(tf.zeros(2))
+    assert prior_audit.normalizer_error(vae, gaussian, dataset, 3) == 0.0
 
 
 def test_evidence_is_compared_image_by_image() -> None:

@@ -36,6 +36,7 @@ def record(prior: str, left_out: float | None) -> dict[str, Any]:
         "num_parameters": 17,
         "seconds": 12.3,
         "num_importance_samples": 20,
+        "normalizer_error": 0.0,
         "train": surgery("train", 1.5),
         "test": surgery("test", 2.25),
         "train_gain": estimate(0.5),
@@ -64,6 +65,20 @@ def test_two_rows_a_prior_and_how_to_read_them() -> None:
     assert "0.750 ± 0.010" in lines[6]
     assert "0.4000 ± unknown" in lines[6]
     assert "of 3 test images by 20 importance" in " ".join(lines)
+
+
+def test_an_estimated_normaliser_is_told() -> None:
+    resampled = {**record("resampled", None), "normalizer_error": 0.0123}
+    text = text_table([*RECORDS, resampled])
+    assert text.splitlines()[-1].startswith("resampled at D = 2: the estimate of the normaliser")
+    assert "standard error of 0.012 to" in text
+    assert "normaliser" not in text_table(RECORDS)
+
+
+def test_gain_is_of_priors_fitted_afterwards() -> None:
+    joint = {**record("vamp", None), "mode": "joint"}
+    assert "0.500 ± 0.010" in text_table(RECORDS)
+    assert "0.500 ± 0.010" not in text_table([joint])
 
 
 def test_rows_of_csv_have_the_same_keys() -> None:
