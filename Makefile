@@ -9,6 +9,7 @@ PYTHON ?= python3
 DEMO_WORKDIR ?= runs/demo
 BENCH_WORKDIR ?= runs/benchmarks
 TEST_WORKERS ?= 2
+BAZEL_TARGETS ?= //...
 VENV := .venv
 BIN := $(VENV)/bin
 # Written last, so that a virtualenv whose making was interrupted is made again.
@@ -76,7 +77,7 @@ build-files: $(PACKAGE_INSTALLED) ## writes the BUILD files from the imports
 	$(BIN)/python -m tools.bazel_targets --write
 
 bazel-test: bazel-found $(PACKAGE_INSTALLED) ## runs the fast tests with Bazel
-	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test //...
+	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test $(BAZEL_TARGETS)
 
 bazel-found:
 	@sh tools/check_bazel.sh

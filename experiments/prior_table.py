@@ -21,9 +21,9 @@ Nats per observation, ± the Monte Carlo standard error given model and data. Ea
 with its own aggregate posterior q(z). gain: E_q(z)[log p(z) - log N(z; 0, I)], by how much
 the marginal KL of a prior fitted afterwards is below that of N(0, I). (3) left out: the marginal
 KL on training data with each observation's own component taken out of the prior. gap: test minus
-training marginal KL. log evidence: of {num_images} test images by {num_importance_samples} importance
-samples, a lower bound; against standard: its difference on the same images, ± the standard error
-over images."""
+training marginal KL. log evidence: of {num_images} test images by {num_importance_samples}
+importance samples, a lower bound; against standard: its difference on the same images, ± the
+standard error over images."""
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
