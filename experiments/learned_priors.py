@@ -9,7 +9,8 @@ table, figures, JSON, CSV, and the models in --workdir:
     python -m experiments.learned_priors --priors=standard,mog_full,aggregate \
         --mode=posthoc --workdir=runs/priors
 
-A prior is named `family` or `family:K`, with K components. A run that was stopped goes on when the
+A prior is named `family` or `family:K`, with K components. Trained jointly, `aggregate` encodes the
+whole training set at every step: that is for small ones. A run that was stopped goes on when the
 same command is given again; a finished one is shown again and left as it is.
 """
 

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 import tfp_surgery
+from experiments import prior_config
 from tests.testing.mnist import mnist_dir
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -61,6 +63,7 @@ SMALL = {
     ),
     "experiments.importance_weighting": ("--latent_size=2", "--num_images=2"),
     "experiments.learned_priors": (
+        "--priors=standard,mog:2",
         "--latent_sizes=2",
         "--epochs=1",
         "--fit_steps=5",
@@ -70,6 +73,16 @@ SMALL = {
     ),
     "experiments.minibatch_bias": ("--num_observations=64", "--batch_sizes=16"),
 }
+
+
+def test_the_priors_it_names_exist() -> None:
+    commands = [line for line in EXPERIMENT_COMMANDS if "learned_priors" in line]
+    assert len(commands) >= 3
+    for command in commands:
+        values = flags.FlagValues()  # type: ignore[no-untyped-call]
+        prior_config.define_flags(values)
+        values(shlex.split(command.replace("\\\n", " "))[2:])
+        assert prior_config.config_from_flags(values).plan
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def elbo_surgery(
         else np.sort(rng.choice(num_observations, size=num_query, replace=False))
     )
     samples, z, kl = _sample_terms(
-        x, queries, aggregate, decoder, prior, num_samples, seed, batch_size
+        x, queries, aggregate, decoder, prior_now, num_samples, seed, batch_size
     )
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
@@ -196,7 +196,7 @@ def _sample_terms(
     queries: np.ndarray,
     aggregate: AggregatePosterior,
     decoder: Callable[[Any], tfd.Distribution],
-    prior: Any,
+    prior: tfd.Distribution,
     num_samples: int,
     seed: int,
     batch_size: int,
@@ -210,11 +210,10 @@ def _sample_terms(
     per_step = min(len(queries), max(1, batch_size // num_samples))
 
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
-        prior_now = checks.build_prior(prior)
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
-        terms = {"log_posterior": posterior.log_prob(z), "log_prior": prior_now.log_prob(z)}
-        return terms, z, closed_form_kl(posterior, prior_now)
+        terms = {"log_posterior": posterior.log_prob(z), "log_prior": prior.log_prob(z)}
+        return terms, z, closed_form_kl(posterior, prior)
 
     # One graph for many steps: TFP takes longer to assemble these ops than they take to run. The
     # decoder stays eager, since it may be any Python function.

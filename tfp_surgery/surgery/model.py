@@ -129,11 +129,12 @@ def code_sampler(
     Returns:
       The function. It returns z `[S, B, *code_shape]`, log p(z) and log q(z|x), each `[S, B]`.
     """
+    prior_now = checks.build_prior(prior)  # once: some priors are dear to build
 
     def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         posterior = components_lib.gather(posteriors, indices)
         z = posterior.sample(num_samples, seed=seed)
-        return z, checks.build_prior(prior).log_prob(z), posterior.log_prob(z)
+        return z, prior_now.log_prob(z), posterior.log_prob(z)
 
     return traced(draw, tf.TensorSpec([num_observations], tf.int32), tf.TensorSpec([2], tf.int32))
 
