@@ -51,6 +51,15 @@ def test_families_with_components_are_drawn_against_their_number() -> None:
     assert buffer.getvalue().startswith(b"\x89PNG")
 
 
+def test_one_number_of_components_is_no_curve() -> None:
+    figure = marginal_kl_figure([*RECORDS[:2], RECORDS[3]], "D = 10")
+    joint, _, posthoc, bars = figure.axes
+    assert not joint.lines
+    assert not posthoc.lines
+    assert not posthoc.axison
+    assert bars.patches
+
+
 def test_no_records_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one record"):
         marginal_kl_figure([], "")

@@ -20,8 +20,9 @@ def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figu
       title: of the figure.
 
     Returns:
-      The figure, a row for each mode: at the left the families whose number of components varies,
-      against that number; at the right every prior, as a bar for each of the two sets.
+      The figure, a row for each mode: at the left the priors that have a number of components,
+      against that number, if it varies in any family; at the right every prior, as a bar for each
+      of the two sets.
 
     Raises:
       ValueError: if there are no records.
@@ -33,9 +34,13 @@ def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figu
     all_axes = figure.subplots(len(modes), 2, squeeze=False, width_ratios=[1.0, 1.4])
     for (power, bars), mode in zip(all_axes, modes, strict=True):
         of_mode = [record for record in records if record["mode"] == mode]
-        _draw_power(power, of_mode)
+        families = [r["family"] for r in of_mode if r["num_components"] is not None]
+        if len(set(families)) < len(families):
+            _draw_power(power, of_mode)
+            power.set_title(f"{mode}: against the number of components", fontsize="medium")
+        else:
+            power.set_axis_off()
         _draw_bars(bars, of_mode)
-        power.set_title(f"{mode}: against the number of components", fontsize="medium")
         bars.set_title(f"{mode}: every prior", fontsize="medium")
     figure.suptitle(title, fontsize="medium")
     return figure
@@ -62,9 +67,8 @@ def _draw_power(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
                 markersize=5 if split == "test" else 3,
                 label=f"{family}, {split}",
             )
-    if families:
-        axes.set_xscale("log")
-        axes.legend(frameon=False, fontsize="small")
+    axes.set_xscale("log")
+    axes.legend(frameon=False, fontsize="small", ncols=2)
     axes.set_xlabel("components K of the prior")
     axes.set_ylabel("marginal KL(q(z) || p(z)) [nats]")
 
@@ -95,4 +99,6 @@ def _draw_bars(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("marginal KL(q(z) || p(z)) [nats]")
-    axes.legend(loc="lower right", frameon=False, fontsize="small")
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize="small"
+    )
