@@ -376,9 +376,9 @@ class AggregatePosterior(tfd.Distribution):
             log_weights = self._log_weights()
             with tf.control_dependencies(self._index_assertions(index)):
                 log_prob = self._evaluate(z, excluded_index=index)[0]
-            log_rest = weights_lib.log_remaining(
-                log_weights, tf.broadcast_to(index, ps.shape(log_prob))
-            )
+                log_rest = weights_lib.log_remaining(
+                    log_weights, tf.broadcast_to(index, ps.shape(log_prob))
+                )
             return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
 
     def marginals(self, name: str = "marginals") -> AggregatePosterior:

@@ -20,20 +20,22 @@ def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figu
       title: of the figure.
 
     Returns:
-      The figure, a row for each mode: at the left the priors that have a number of components,
-      against that number, if it varies in any family; at the right every prior, as a bar for each
-      of the two sets.
+      The figure, a row for each mode, N(0, I) (the family `standard`) in all: at the left the
+      priors that have a number of components, against that number, if it varies in any family; at
+      the right every prior, as a bar for each of the two sets.
 
     Raises:
       ValueError: if there are no records.
     """
     if not records:
         raise ValueError("a figure of marginal KLs needs at least one record.")
-    modes = list(dict.fromkeys(record["mode"] for record in records))
+    baselines = [record for record in records if record["family"] == "standard"]
+    others = [record for record in records if record["family"] != "standard"]
+    modes = list(dict.fromkeys(record["mode"] for record in others or baselines))
     figure = Figure(figsize=(13.0, 0.4 + 4.6 * len(modes)), layout="constrained")
     all_axes = figure.subplots(len(modes), 2, squeeze=False, width_ratios=[1.0, 1.4])
     for (power, bars), mode in zip(all_axes, modes, strict=True):
-        of_mode = [record for record in records if record["mode"] == mode]
+        of_mode = [*baselines, *(record for record in others if record["mode"] == mode)]
         families = [r["family"] for r in of_mode if r["num_components"] is not None]
         if len(set(families)) < len(families):
             _draw_power(power, of_mode)
@@ -68,7 +70,9 @@ def _draw_power(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
                 label=f"{family}, {split}",
             )
     axes.set_xscale("log")
-    axes.legend(frameon=False, fontsize="small", ncols=2)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False, fontsize="x-small"
+    )
     axes.set_xlabel("components K of the prior")
     axes.set_ylabel("marginal KL(q(z) || p(z)) [nats]")
 
