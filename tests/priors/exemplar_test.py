@@ -25,6 +25,7 @@ from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.exemplar import ExemplarPrior
 
 X = binary_data()
+STANDARD_ERRORS = 4.5
 DATASET = tfs.datasets.Dataset("mine", "train", X, "none", 0)
 
 
@@ -52,6 +53,27 @@ def test_the_density_is_the_mixture_at_the_exemplars() -> None:
     np.testing.assert_allclose(
         prior().log_prob(z.astype(np.float32)), brute_force(prior, z), atol=1e-5
     )
+
+
+def test_a_known_mixture_is_reached() -> None:
+    """q(z) is four Gaussians of one width, at exemplars: the width is all there is to learn."""
+    centres = np.array([[0.1, 0.2], [0.9, 0.3], [0.4, 0.8], [0.7, 0.7]], np.float32)
+    encoder = IdentityEncoder(0.1)
+    prior = ExemplarPrior(encoder, 2, centres)
+    q_z = tfs.AggregatePosterior.from_encoder(encoder, np.repeat(centres, 25, axis=0))
+    fit = tfs.fit_prior(
+        q_z,
+        prior,
+        initialize=False,
+        num_steps=300,
+        batch_size=200,
+        learning_rate=0.03,
+        num_samples=50,
+        verbose=False,
+    )
+    after = fit.training.marginal_kl_after
+    assert fit.training.marginal_kl_before.value > 1.0
+    assert abs(after.value) + STANDARD_ERRORS * after.standard_error < 0.05
 
 
 def test_the_subset_is_chosen_once_by_the_seed() -> None:

@@ -12,7 +12,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
-from tests.testing.encoder_priors import EVENT_SHAPE, binary_data, make_encoder, make_vae
+from tests.testing.encoder_priors import (
+    EVENT_SHAPE,
+    IdentityEncoder,
+    binary_data,
+    make_encoder,
+    make_vae,
+)
 from tests.testing.prior_conformance import PriorConformance
 from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.vamp import VampPrior
@@ -20,6 +26,7 @@ from tfp_surgery.priors.vamp import VampPrior
 tfd = tfp.distributions
 
 X = binary_data()
+STANDARD_ERRORS = 4.5
 
 
 def make_prior(encoder: Any = None, num_components: int = 6, **kwargs: Any) -> VampPrior:
@@ -56,6 +63,21 @@ def test_all_the_data_as_pseudo_inputs_give_the_aggregate_posterior() -> None:
     z = aggregate.sample(50, seed=(0, 1))
     np.testing.assert_allclose(prior().log_prob(z), aggregate.log_prob(z), rtol=1e-12)
     np.testing.assert_array_equal(prior().sample(9, seed=(0, 1)), aggregate.sample(9, seed=(0, 1)))
+
+
+def test_a_known_mixture_is_reached() -> None:
+    """q(z) is four Gaussians of unequal numbers of observations, which the prior can represent."""
+    centres = np.array([[0.1, 0.2], [0.9, 0.3], [0.4, 0.8], [0.7, 0.7]], np.float32)
+    x = np.repeat(centres, [10, 20, 30, 40], axis=0)
+    encoder = IdentityEncoder(0.1)
+    prior = VampPrior(encoder, 2, (2,), num_components=12, weighted=True, seed=1)
+    q_z = tfs.AggregatePosterior.from_encoder(encoder, x)
+    fit = tfs.fit_prior(
+        q_z, prior, num_steps=600, batch_size=200, learning_rate=0.03, num_samples=50, verbose=False
+    )
+    after = fit.training.marginal_kl_after
+    assert fit.training.marginal_kl_before.value > 1.0
+    assert abs(after.value) + STANDARD_ERRORS * after.standard_error < 0.05
 
 
 def test_where_pseudo_inputs_start() -> None:
