@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tests.testing.coverage import check_coverage, covered
+from tests.testing.coverage import check_coverage, covered, estimates_of_groups
 from tests.testing.linear_gaussian import LinearGaussianModel
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery import inference_gaps as module
@@ -151,7 +152,7 @@ def test_the_error_of_the_log_evidence_is_carried_on() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_elbos_and_their_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_cover_the_elbos_and_the_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """400 data sets of 5 observations, 10 draws each, out of one call.
 
     What the ELBO of the refined posteriors is around is their own, not that of the best ones.
@@ -168,12 +169,16 @@ def test_intervals_cover_the_elbos_and_their_difference(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "stratified_estimate", keep)
     truth = model.log_evidence(x)
+    # Its expectation lies below the truth by less than a tenth of its standard error.
+    evidence = log_evidence_by_importance_sampling(
+        x, encoder, model.decoder, model.prior, num_importance_samples=200, batch_size=8000
+    )
     gaps = inference_gaps(
         x,
         encoder,
         model.decoder,
         model.prior,
-        log_evidence=truth,
+        log_evidence=evidence,
         num_samples=10,
         num_steps=60,
         batch_size=8000,
@@ -197,6 +202,18 @@ def test_intervals_cover_the_elbos_and_their_difference(monkeypatch: pytest.Monk
         ]
         found = covered(estimates, means.reshape(num_results, size).mean(axis=1))
         check_coverage(found, num_results)
+        if name == "optimal_elbo":
+            pairs = zip(estimates_of_groups(evidence, size), estimates, strict=True)
+            approximation = [
+                Estimate(
+                    one.value - other.value, math.hypot(one.standard_error, other.standard_error), 0
+                )
+                for one, other in pairs
+            ]
+            gap = np.mean([estimate.value for estimate in approximation])
+            assert gaps.approximation_gap.value == pytest.approx(gap)
+            mean_gaps = (truth - optimal).reshape(num_results, size).mean(axis=1)
+            check_coverage(covered(approximation, mean_gaps), num_results)
 
 
 def _call(**changes: Any) -> InferenceGaps:
