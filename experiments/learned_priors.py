@@ -174,9 +174,9 @@ def _train_jointly(
     config: PriorsConfig, latent_size: int, name: PriorName, evaluation: Evaluation, folder: Path
 ) -> dict[str, Any]:
     own_folder = _folder_of(folder, JOINT, name)
-    x = evaluation.train.observations()
 
     def make_prior(encoder: Any) -> Prior:
+        x = evaluation.train.observations()
         return prior_family.build(name, Ingredients(encoder, latent_size, x, config.seed))
 
     trained = train(config.training, latent_size, evaluation.train, own_folder, make_prior)
@@ -256,12 +256,6 @@ def _measured(
     with replaced_when_whole(folder / "samples.npy") as unfinished, unfinished.open("wb") as file:
         np.save(file, images)
     return prior_audit.audit(vae, prior, evaluation, leave_one_out)
-
-
-def load_model(path: Path) -> VAE:
-    """The model that a prior was fitted to, with that prior, from its `model.keras`."""
-    model: VAE = keras.saving.load_model(path, compile=False)
-    return model
 
 
 def _num_parameters(prior: Prior) -> int:

@@ -141,8 +141,8 @@ def leave_one_out_marginal_kl(
       The `Estimate`, in nats. It is what the marginal KL would be if the prior could not have
       learned the observation that is coded; it is no divergence, and may be below the plain one.
     """
-    z = _codes(vae, dataset, seed)
     aggregate = AggregatePosterior.from_encoder(vae.encoder, dataset)
+    z = _draws(aggregate, seed)
     # Of one shape, so that kernels compile once: what repeats the end is cut off.
     block = min(len(dataset), _BLOCK // _NUM_DRAWS)
     left_out = np.empty(z.shape[:2], np.float64)
@@ -202,7 +202,11 @@ def decoded_samples(vae: VAE, prior: tfd.Distribution, seed: int) -> np.ndarray:
 
 def _codes(vae: VAE, dataset: Dataset, seed: int) -> tf.Tensor:
     """Draws of q(z|x_n), `[S, N, D]`."""
-    aggregate = AggregatePosterior.from_encoder(vae.encoder, dataset)
+    return _draws(AggregatePosterior.from_encoder(vae.encoder, dataset), seed)
+
+
+def _draws(aggregate: AggregatePosterior, seed: int) -> tf.Tensor:
+    """Draws of the components of q(z), `[S, N, D]`."""
     posteriors = aggregate.components_distribution
     return posteriors.sample(_NUM_DRAWS, seed=tf.constant([seed, _CODES_STREAM], tf.int32))
 
