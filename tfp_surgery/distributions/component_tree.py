@@ -14,10 +14,9 @@ differences times the smallest 1 / s_nd of all components, m a centre, and R the
 #### Certificate
 
 Let S be the sum of exp t_n over the components visited, and L <= log q(z): the largest score in the
-leaf that a greedy descent reaches, raised as S grows. Components are left out in two ways: because
-their bound is at most L + log(a / 2) - log N, which together is at most a/2 exp L; or, node by
-node, where the sum of their bounds fits into what is left of another a/2 exp L. Hence the share
-d = 1 - S / q(z) left out is at most a, and
+leaf that a greedy descent reaches, raised as S grows. Components are left out whose bound is at
+most L + log a - log N, which together is at most a exp L. Hence the share d = 1 - S / q(z) left out
+is at most a, and
 
     0 <= log q(z) - log S = -log(1 - d),
     H(p) = h(d) + (1 - d) H(p_visited) + d H(p_omitted),   h(d) = -d log d - (1 - d) log(1 - d),
@@ -34,10 +33,10 @@ less is evaluated again, with that sum, a lower bound of q(z), as L.
 Bounds are computed in the dtype of the components, by sums of at most D + 1 squares; every square
 carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
 2002, section 4.2). They are compared after being lowered by 2 D + 32 units, which also pays for the
-rounding of the inverse scales; c is rounded up, L down. What is visited is scored in float64 and
-exponentiated with the precision of the dtype, to which the results are rounded: beside the
-tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by that times
-1 + log N.
+rounding of the inverse scales; c is rounded up, L down. What is visited is scored in float64, or,
+where no score that counts can be off by more than 8e-5 for it, in float32, and exponentiated with
+the precision of the dtype, to which the results are rounded: beside the tolerance, log q(z) is off
+by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by that times 1 + log N.
 
 #### References
 
@@ -58,11 +57,12 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = 2048  # queries that traverse the tree together
+_BLOCK = 8192  # queries that traverse the tree together
 _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
+_ROUNDING = 8e-5  # nats; where rounding in float32 could exceed them scores are float64
 _ROWS = 4096  # components whose normalisers are computed at a time
 
 
@@ -71,19 +71,25 @@ def is_available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _kernels() -> tuple[Any, Any, Any]:
+def _kernels() -> tuple[Any, Any, Any, Any]:
     try:
         from tfp_surgery.distributions import (
             component_tree_build,
             component_tree_scan,
             component_tree_search,
+            component_tree_vectors,
         )
     except ImportError as error:
         raise ImportError(
             "a ComponentTree is compiled by numba, which cannot be imported: "
             "pip install 'tfp-surgery[fast]'."
         ) from error
-    return component_tree_build, component_tree_scan, component_tree_search
+    return (
+        component_tree_build,
+        component_tree_scan,
+        component_tree_search,
+        component_tree_vectors,
+    )
 
 
 def omitted_share(tolerance: float, num_components: int) -> float:
@@ -129,7 +135,7 @@ class ComponentTree:
         Raises:
           ImportError: if numba is not installed.
         """
-        self._build, self._scan, self._search = _kernels()
+        self._build, self._scan, self._search, self._vectors = _kernels()
         self._parameters = loc, scale
         self._constant = _constants(loc, scale, log_weights)
         order = np.flatnonzero(log_weights > -np.inf)
@@ -234,11 +240,13 @@ class ComponentTree:
 
         first_child = np.cumsum(self._num_children) - self._num_children + 1
         first_child[starts[-2] :] -= starts[-1]  # a leaf's number counts leaves alone
-        leaf_data = np.zeros((num_leaves, 1 + 2 * num_dims, width), dtype)
-        exact_rates = np.zeros((num_leaves, num_dims, width))
+        aligned = self._vectors.aligned
+        leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
+        exact_rates = aligned((num_leaves, num_dims, width), np.float64)
         arguments = loc, scale, order, self._dims, leaf_data, exact_rates
         _in_threads(self._build.fill_leaves, num_leaves, *arguments)
-        exact_constant = np.full(num_leaves * width, -np.inf)
+        exact_constant = aligned((num_leaves * width,), np.float64)
+        exact_constant[order.size :] = -np.inf
         exact_constant[: order.size] = self._constant[order]
         upper = np.full(num_leaves * width, -np.inf)
         upper[: order.size] = (
@@ -246,7 +254,7 @@ class ComponentTree:
         )
         leaf_data[:, 0] = upper.reshape(num_leaves, width)
 
-        boxes = np.zeros((starts[-1], 2 + 3 * self._num_boxed, width), dtype)
+        boxes = aligned((starts[-1], 2 + 3 * self._num_boxed, width), dtype)
         boxes[:, 1] = -np.inf
         bottom = slice(starts[-2], starts[-1])
         _in_threads(
@@ -260,6 +268,10 @@ class ComponentTree:
 
         self._slot = np.full(num_components, -1)
         self._slot[order] = np.arange(order.size)
+        # Where nothing that counts is further below c than `depth`, scores can stay in float32:
+        # each square is off by 8 units and their sum, in halves and chunks, by 3 D / 4 more.
+        depth = _ROUNDING / ((10 + 0.75 * num_dims) * eps / 2)
+        self._near = upper.max() - depth if dtype == np.float32 else -math.inf
         self._tree = self._search.Tree(
             first_child,
             self._num_children,
@@ -284,13 +296,11 @@ class ComponentTree:
         """Writes the results of the regular queries."""
         tree = self._tree
         share = omitted_share(tolerance, tree.num_components)
-        log_share = math.log(share / 2) - math.log(tree.num_components) - 1e-5
         unit = float(np.finfo(queries.dtype).eps) / 2
         budget = self._search.Budget(
-            log_share,
-            math.exp(log_share) * (1 + 1e-6),
-            share / 2 * (1 - 1e-6),
+            math.log(share) - math.log(tree.num_components) - 1e-5,
             2 + 2 * (2 * tree.num_dims + 32) * unit,
+            self._near,
         )
         leaves = np.empty(len(queries), np.int64)
         distance = np.empty(len(queries))

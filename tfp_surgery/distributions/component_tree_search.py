@@ -17,7 +17,7 @@ from tfp_surgery.distributions import component_tree_vectors as tv
 from tfp_surgery.distributions.component_tree_build import compiled
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
-_HEAD = 8  # dimensions of a leaf's components that are compared before the first look
+_HEAD = 10  # dimensions of a leaf's components that are compared before the first look
 _BATCH = 64
 _CHUNK = 8  # and between further looks
 _RAISE = 1.2  # S grows by this factor, lane by lane, before the threshold follows
@@ -44,10 +44,9 @@ class Tree(NamedTuple):
 class Budget(NamedTuple):
     """What may be left out; see `component_tree`."""
 
-    log_share: Any  # tau
-    share: Any  # e^tau, rounded up
-    total: Any  # the part of delta for dropped children, as opposed to pruned ones
+    log_share: Any  # log(a / N)
     gain: Any  # 2 (1 + margin)
+    near: Any  # a threshold above which scores are rounded little enough in the dtype
 
 
 class Work(NamedTuple):
@@ -57,7 +56,6 @@ class Work(NamedTuple):
     distance: Any  # [B]
     threshold: Any  # [B]
     level: Any  # [B]: L of the threshold
-    used: Any  # [B]: R / e^L of the dropped children
     reference: Any  # [B]: scores are relative to it
     mass: Any  # [B * 16]: sums of exp(score - reference)
     moment: Any  # [B * 16]: sums of exp(score - reference) * (score - reference)
@@ -66,7 +64,6 @@ class Work(NamedTuple):
     visited: Any  # [B]
     lanes: Any  # [16]
     queues: Any  # [(height * 16 + 1) * B]: per level and child, the queries that reach it
-    tails: Any  # the same, their bounds beyond the head
     sizes: Any  # [height * 16]
     heads: Any
     rests: Any
@@ -78,23 +75,21 @@ def workspace(block: int, num_dims: int, height: int, dtype: Any) -> Work:
     """Room for `search`."""
     queues = (height * WIDTH + 1) * block
     return Work(
-        z=np.empty(block * num_dims, dtype),
+        z=tv.aligned((block * num_dims,), dtype),
         distance=np.empty(block, dtype),
         threshold=np.empty(block, dtype),
         level=np.empty(block),
-        used=np.empty(block),
         reference=np.empty(block),
-        mass=np.empty(block * WIDTH),
-        moment=np.empty(block * WIDTH),
+        mass=tv.aligned((block * WIDTH,), np.float64),
+        moment=tv.aligned((block * WIDTH,), np.float64),
         ceiling=np.empty(block),
         skipped=np.empty(block, np.int64),
         visited=np.empty(block, np.int64),
-        lanes=np.empty(WIDTH, dtype),
+        lanes=tv.aligned((WIDTH,), dtype),
         queues=np.empty(queues, np.int32),
-        tails=np.empty(queues, dtype),
         sizes=np.empty(height * WIDTH, np.int64),
-        heads=np.empty(_BATCH * WIDTH, dtype),
-        rests=np.empty(_BATCH * WIDTH, dtype),
+        heads=tv.aligned((_BATCH * WIDTH,), dtype),
+        rests=tv.aligned((_BATCH * WIDTH,), dtype),
         survivors=np.empty(_BATCH, np.int64),
         masks=np.empty(_BATCH, np.int64),
     )
@@ -165,10 +160,8 @@ def _ball_term(boxes: Any, at: int, distance: Any) -> Any:
 
 
 @inlined
-def _exact_scores(
-    data: Any, rates: Any, log_weights: Any, leaf: int, z: Any, first: int, dims: int
-) -> Any:
-    """log w_n + log N(z; mu_n, s_n) of a leaf's components in float64; -inf for empty lanes."""
+def _exact_terms(data: Any, rates: Any, leaf: int, z: Any, first: int, dims: int) -> Any:
+    """sum_d ((z - loc) / scale)^2 for a leaf's components, in float64."""
     total = tv.splat(0.0)
     at = leaf * (2 * dims + 1) * WIDTH + WIDTH
     rate = leaf * dims * WIDTH
@@ -178,8 +171,7 @@ def _exact_scores(
         total = tv.multiply_add(t, t, total)
         at += 2 * WIDTH
         rate += WIDTH
-    half = tv.multiply(total, tv.splat(0.5))
-    return tv.subtract(tv.load(log_weights, leaf * WIDTH), half)
+    return total
 
 
 @inlined
@@ -213,7 +205,6 @@ def _prepare(
     shrink = 1.0 - (1e-6 if queries.itemsize == 4 else 1e-12)
     work.mass[:] = 0.0
     work.moment[:] = 0.0
-    work.used[:] = 0.0
     work.ceiling[:] = 0.0
     work.visited[:] = 0
     for i in range(rows.size):
@@ -235,7 +226,8 @@ def _prepare(
                 if work.lanes[j] > work.lanes[lane]:
                     lane = j
             node = tree.first_child[node] + lane
-        scores = _exact_scores(data, rates, log_weights, node, z, first, tree.num_dims)
+        squares = _exact_terms(data, rates, node, z, first, tree.num_dims)
+        scores = tv.subtract_product(squares, tv.splat(0.5), tv.load(log_weights, node * WIDTH))
         if work.skipped[i] // WIDTH == node:
             scores = tv.without_lane(scores, work.skipped[i] % WIDTH)
         work.reference[i] = tv.largest(scores)
@@ -243,149 +235,163 @@ def _prepare(
         work.threshold[i] = _threshold(work.level[i], budget.log_share, work.z)
 
 
-@compiled
-def _expand(
-    node: int, level: int, queue: int, size: int, tree: Any, budget: Any, work: Any
-) -> None:
-    """Finds which children of a node the queries of its queue reach."""
+@inlined
+def _reach(node: int, batch: int, stop: int, tree: Any, budget: Any, work: Any) -> int:
+    """Finds which children of a node the queries batch..stop of its queue reach.
+
+    Returns how many queries reach any: `survivors` says which, `masks` whom, and `rests` has their
+    bounds beyond the head.
+    """
     z, boxes = tv.pointer(work.z), tv.pointer(tree.boxes)
     threshold, distance = tv.pointer(work.threshold), tv.pointer(work.distance)
-    queues, tails = tv.pointer(work.queues), tv.pointer(work.tails)
-    sizes, used = tv.pointer(work.sizes), tv.pointer(work.used)
+    queues = tv.pointer(work.queues)
     heads, rests = tv.pointer(work.heads), tv.pointer(work.rests)
     survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
     dims, boxed = tree.num_dims, tree.num_boxed
-    block = work.distance.size
     head = min(_HEAD, boxed)
     at = node * (3 * boxed + 2) * WIDTH
     log_weight = tv.load(boxes, at + WIDTH)
     gain = tv.splat(work.z.dtype.type(budget.gain))
-    # A child's components, at most; and the bound above which it is not worth dropping: 1/32 of
-    # the budget.
-    unit = float(WIDTH) ** (tree.height - level) * budget.share
-    window = tv.splat(work.z.dtype.type(max(0.0, 2.0 * np.log(budget.total / (64.0 * unit)))))
+    count = 0
+    for k in range(batch, stop):
+        i = np.int64(tv.element(queues, k))
+        limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
+        near = _box_terms(boxes, at + 2 * WIDTH, z, i * dims, 0, head)
+        tail = _ball_term(boxes, at, tv.element(distance, i))
+        tv.store(heads, count * WIDTH, near)
+        tv.store(rests, count * WIDTH, tail)
+        tv.put(survivors, count, i)
+        count += tv.any_less(tv.add(near, tail), limit)
+    left = 0
+    for k in range(count):
+        i = tv.element(survivors, k)
+        limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
+        rest = _box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, i * dims, head, boxed)
+        rest = tv.add(rest, tv.load(rests, k * WIDTH))
+        mask = tv.less(tv.add(rest, tv.load(heads, k * WIDTH)), limit)
+        tv.store(rests, left * WIDTH, rest)
+        tv.put(survivors, left, i)
+        tv.put(masks, left, mask)
+        left += mask != 0
+    return left
+
+
+@compiled
+def _expand(
+    node: int, level: int, queue: int, size: int, tree: Any, budget: Any, work: Any
+) -> None:
+    """Queues the queries of a node's queue at those of its children that they reach."""
+    queues, sizes = tv.pointer(work.queues), tv.pointer(work.sizes)
+    survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
+    block = work.distance.size
     here = level * WIDTH
     for lane in range(WIDTH):
         tv.put(sizes, here + lane, 0)
     for batch in range(queue, queue + size, _BATCH):
-        count = 0
-        for k in range(batch, min(batch + _BATCH, queue + size)):
-            i = np.int64(tv.element(queues, k))
-            limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
-            near = _box_terms(boxes, at + 2 * WIDTH, z, i * dims, 0, head)
-            tail = _ball_term(boxes, at, tv.element(distance, i))
-            tv.store(heads, count * WIDTH, near)
-            tv.store(rests, count * WIDTH, tail)
-            tv.put(survivors, count, i)
-            count += tv.any_less(tv.add(near, tail), limit)
-        left = 0
-        for k in range(count):
-            i = tv.element(survivors, k)
-            limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
-            rest = _box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, i * dims, head, boxed)
-            rest = tv.add(rest, tv.load(rests, k * WIDTH))
-            excess = tv.subtract(limit, tv.add(rest, tv.load(heads, k * WIDTH)))
-            mask = tv.less(tv.zeros(z), excess)
-            tv.store(heads, left * WIDTH, excess)
-            tv.store(rests, left * WIDTH, rest)
-            tv.put(survivors, left, i)
-            tv.put(masks, left, mask)
-            left += mask != 0
-        for k in range(left):
-            i = tv.element(survivors, k)
+        stop = min(batch + _BATCH, queue + size)
+        for k in range(_reach(node, batch, stop, tree, budget, work)):
+            query = np.int32(tv.element(survivors, k))
             mask = tv.element(masks, k)
-            excess = tv.load(heads, k * WIDTH)
-            kept = tv.less(window, excess)
-            if kept != mask:
-                drop = unit * tv.sum_exp_half_between(excess, window)
-                spent = tv.element(used, i) + drop
-                if spent <= budget.total:
-                    tv.put(used, i, spent)
-                    mask = kept
             while mask:
                 lane = tv.lowest_bit(mask)
                 mask &= mask - 1
                 position = tv.element(sizes, here + lane)
-                slot = (here + lane) * block + position
-                tv.put(queues, slot, np.int32(i))
-                tv.put(tails, slot, tv.element(rests, k * WIDTH + lane))
+                tv.put(queues, (here + lane) * block + position, query)
                 tv.put(sizes, here + lane, position + 1)
 
 
+@inlined
+def _add(i: int, sums: Any, products: Any, work: Any) -> None:
+    """Adds to the float64 sums of query i."""
+    mass, moment = tv.pointer(work.mass), tv.pointer(work.moment)
+    at = i * WIDTH
+    tv.store(mass, at, tv.add(tv.load(mass, at), tv.widen(sums)))
+    tv.store(moment, at, tv.add(tv.load(moment, at), tv.widen(products)))
+
+
 @compiled
-def _score_leaves(node: int, tree: Any, budget: Any, work: Any) -> None:
-    """Adds the components of a node's leaves to the sums of the queries that reach them."""
+def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) -> None:
+    """Adds the components of a node's leaves to the sums of the queries of its queue."""
     z, data = tv.pointer(work.z), tv.pointer(tree.leaf_data)
     rates, log_weights = tv.pointer(tree.exact_rates), tv.pointer(tree.exact_log_weights)
     threshold, reference = tv.pointer(work.threshold), tv.pointer(work.reference)
-    queues, tails = tv.pointer(work.queues), tv.pointer(work.tails)
-    mass, moment = tv.pointer(work.mass), tv.pointer(work.moment)
+    mass = tv.pointer(work.mass)
     skipped, visited = tv.pointer(work.skipped), tv.pointer(work.visited)
-    ceiling = tv.pointer(work.ceiling)
-    heads, survivors = tv.pointer(work.heads), tv.pointer(work.survivors)
+    ceiling, rests = tv.pointer(work.ceiling), tv.pointer(work.rests)
+    survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
     dims = tree.num_dims
-    block = work.distance.size
     head = min(_HEAD, tree.num_boxed)
     gain = tv.splat(work.z.dtype.type(budget.gain))
-    bottom = (tree.height - 1) * WIDTH
-    for lane in range(tree.num_children[node]):
-        leaf = tree.first_child[node] + lane
-        at = leaf * (2 * dims + 1) * WIDTH
-        valid = min(WIDTH, tree.num_components - leaf * WIDTH)
-        log_weight = tv.load(data, at)
-        begin = (bottom + lane) * block
-        end = begin + work.sizes[bottom + lane]
-        for batch in range(begin, end, _BATCH):
-            left = 0
-            for k in range(batch, min(batch + _BATCH, end)):
-                i = np.int64(tv.element(queues, k))
-                limit = tv.multiply(
-                    tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain
-                )
-                terms = _component_terms(data, at + WIDTH, z, i * dims, 0, head)
-                tv.store(heads, left * WIDTH, terms)
-                tv.put(survivors, left, i)
-                left += tv.any_less(tv.add(terms, tv.splat(tv.element(tails, k))), limit)
-            for k in range(left):
-                i = tv.element(survivors, k)
-                first = i * dims
-                limit = tv.multiply(
-                    tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain
-                )
-                terms = tv.load(heads, k * WIDTH)
-                mask = np.int64(1)
+    zero, half = tv.zeros(z), tv.splat(work.z.dtype.type(0.5))
+    wide_half, lowest = tv.splat(0.5), tv.splat(work.z.dtype.type(-1000.0))
+    for batch in range(queue, queue + size, _BATCH):
+        stop = min(batch + _BATCH, queue + size)
+        for k in range(_reach(node, batch, stop, tree, budget, work)):
+            i = tv.element(survivors, k)
+            mask = tv.element(masks, k)
+            first = i * dims
+            slot = tv.element(skipped, i)
+            floor = tv.splat(tv.element(threshold, i))
+            is_near = tv.element(threshold, i) > budget.near
+            base = tv.element(reference, i)
+            origin = base if base > -np.inf else 0.0
+            highest = base - origin + _HEADROOM
+            sums, products = zero, zero
+            count = 0
+            while mask:
+                lane = tv.lowest_bit(mask)
+                mask &= mask - 1
+                leaf = tree.first_child[node] + lane
+                at = leaf * (2 * dims + 1) * WIDTH
+                limit = tv.multiply(tv.subtract(tv.load(data, at), floor), gain)
+                terms = _component_terms(data, at + WIDTH, z, first, 0, head)
+                rest = tv.splat(tv.element(rests, k * WIDTH + lane))
+                alive = tv.any_less(tv.add(terms, rest), limit)
                 d = head
-                while mask and d < dims:
-                    stop = min(dims, d + _CHUNK)
-                    more = _component_terms(data, at + (2 * d + 1) * WIDTH, z, first, d, stop)
+                while alive and d < dims:
+                    end = min(dims, d + _CHUNK)
+                    more = _component_terms(data, at + (2 * d + 1) * WIDTH, z, first, d, end)
                     terms = tv.add(terms, more)
-                    mask = tv.less(terms, limit)
-                    d = stop
-                if not mask:
+                    alive = tv.any_less(terms, limit)
+                    d = end
+                if not alive:
                     continue
-                scores = _exact_scores(data, rates, log_weights, leaf, z, first, dims)
-                count = valid
-                slot = tv.element(skipped, i)
+                # Relative to the reference from here on.
+                wide = tv.subtract(tv.load(log_weights, leaf * WIDTH), tv.splat(origin))
+                count += min(WIDTH, tree.num_components - leaf * WIDTH)
                 if slot // WIDTH == leaf:
-                    scores = tv.without_lane(scores, slot % WIDTH)
+                    wide = tv.without_lane(wide, slot % WIDTH)
                     count -= 1
-                tv.put(visited, i, tv.element(visited, i) + count)
-                base = tv.element(reference, i)
-                if tv.less(tv.splat(base + _HEADROOM), scores):
-                    _rescale(i, tv.largest(scores), work)
-                    base = tv.element(reference, i)
+                if is_near:
+                    scores = tv.subtract_product(terms, half, tv.narrow(wide, z))
+                else:
+                    squares = _exact_terms(data, rates, leaf, z, first, dims)
+                    scores = tv.narrow(tv.subtract_product(squares, wide_half, wide), z)
+                if tv.any_less(tv.splat(work.z.dtype.type(highest)), scores):
+                    _add(i, sums, products, work)
+                    sums, products = zero, zero
+                    # Anew, since the distance to the old reference may be large, and its rounding.
+                    squares = _exact_terms(data, rates, leaf, z, first, dims)
+                    wide = tv.load(log_weights, leaf * WIDTH)
+                    wide = tv.subtract_product(squares, wide_half, wide)
+                    if slot // WIDTH == leaf:
+                        wide = tv.without_lane(wide, slot % WIDTH)
+                    base = tv.largest(wide)
+                    _rescale(i, base, work)
+                    scores = tv.narrow(tv.subtract(wide, tv.splat(base)), z)
+                    origin, highest = base, _HEADROOM
                 elif base == -np.inf:
                     continue
-                scores = tv.subtract(scores, tv.splat(base))
-                parts = tv.exp(scores, z)
+                parts = tv.exp(scores)
+                sums = tv.add(sums, parts)
                 # Where a part is zero the score may be -inf.
-                scores = tv.maximum(scores, tv.splat(-1000.0))
-                sums = tv.add(tv.load(mass, i * WIDTH), parts)
-                tv.store(mass, i * WIDTH, sums)
-                products = tv.multiply_add(parts, scores, tv.load(moment, i * WIDTH))
-                tv.store(moment, i * WIDTH, products)
-                if tv.less(tv.splat(tv.element(ceiling, i)), sums):
-                    _raise_threshold(i, tv.total(sums), tv.largest(sums), budget, work)
+                products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+            if count:
+                _add(i, sums, products, work)
+                tv.put(visited, i, tv.element(visited, i) + count)
+                total = tv.load(mass, i * WIDTH)
+                if tv.any_less(tv.splat(tv.element(ceiling, i)), total):
+                    _raise_threshold(i, tv.total(total), tv.largest(total), budget, work)
 
 
 @compiled
@@ -412,7 +418,6 @@ def _raise_threshold(i: int, mass: float, lane: float, budget: Any, work: Any) -
     work.ceiling[i] = _RAISE * lane
     level = work.reference[i] + np.log(mass)
     if level > work.level[i]:
-        work.used[i] *= np.exp(work.level[i] - level)
         work.level[i] = level
         work.threshold[i] = _threshold(level, budget.log_share, work.z)
 
@@ -456,23 +461,27 @@ def search(
     everyone = tree.height * WIDTH * block
     for i in range(rows.size):
         work.queues[everyone + i] = i
-    level = 0
-    _expand(0, 0, everyone, rows.size, tree, budget, work)
+    if tree.height == 1:
+        _score(0, everyone, rows.size, tree, budget, work)
+    else:
+        _expand(0, 0, everyone, rows.size, tree, budget, work)
+    level = 0 if tree.height > 1 else -1
     while level >= 0:
-        if level == tree.height - 1:
-            _score_leaves(nodes[level], tree, budget, work)
-            lanes[level] = WIDTH
         slot = level * WIDTH + lanes[level]
         if lanes[level] == WIDTH:
             level -= 1
-        elif work.sizes[slot] == 0:
-            lanes[level] += 1
+            continue
+        lanes[level] += 1
+        size = work.sizes[slot]
+        if size == 0:
+            continue
+        child = tree.first_child[nodes[level]] + slot - level * WIDTH
+        if level == tree.height - 2:
+            _score(child, slot * block, size, tree, budget, work)
         else:
-            child = tree.first_child[nodes[level]] + lanes[level]
-            lanes[level] += 1
             level += 1
             nodes[level], lanes[level] = child, 0
-            _expand(child, level, slot * block, work.sizes[slot], tree, budget, work)
+            _expand(child, level, slot * block, size, tree, budget, work)
     for i in range(rows.size):
         row = rows[i]
         mass = work.mass[i * WIDTH : (i + 1) * WIDTH].sum()

@@ -12,13 +12,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
+_ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 
 _MASK = ir.IntType(WIDTH)
+
+
+def aligned(shape: Any, dtype: Any) -> np.ndarray:
+    """An array of zeros whose vectors do not straddle lines of the cache."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 class _Vector(types.Type):
@@ -193,6 +203,21 @@ def multiply_add(typing_context: Any, first: Any, second: Any, third: Any) -> An
 
 
 @intrinsic
+def subtract_product(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
+    """third - first * second, fused where the machine can."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, third = arguments
+        vector = first.type
+        return _call(
+            *(builder, f"llvm.fmuladd.{_suffix(vector)}", vector),
+            *(builder.fneg(first), second, third),
+        )
+
+    return first(first, second, third), codegen
+
+
+@intrinsic
 def less(typing_context: Any, first: Any, second: Any) -> Any:
     """Bit j of the answer says whether first[j] < second[j]; false where one is NaN."""
 
@@ -237,6 +262,19 @@ def widen(typing_context: Any, vector: Any) -> Any:
     return _FLOAT64(vector), codegen
 
 
+@intrinsic
+def narrow(typing_context: Any, vector: Any, like: Any) -> Any:
+    """A float64 vector in the dtype that `like` points to."""
+    result = _OF_SCALAR[like.dtype]
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if result == _FLOAT64:
+            return arguments[0]
+        return builder.fptrunc(arguments[0], _llvm_vector(result.bits))
+
+    return result(vector, like), codegen
+
+
 def _reduction(name: str, initial: float | None) -> Any:
     def typed(typing_context: Any, vector: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -269,17 +307,16 @@ _BIAS = {32: 127, 64: 1023}
 
 
 @intrinsic
-def exp(typing_context: Any, vector: Any, like: Any) -> Any:
-    """exp of a float64 vector with values up to 80, computed in the dtype that `like` points to.
+def exp(typing_context: Any, vector: Any) -> Any:
+    """exp of values up to 80.
 
-    The result is a float64 vector, and zero below -87 (float32) or -700 (float64). Its relative
-    error is at most 2^-22 + |x| 2^-24 for float32, 2^-51 + |x| 2^-53 for float64.
+    The result is zero below -87 (float32) or -700 (float64). Its relative error is at most
+    2^-22 + |x| 2^-24 for float32, 2^-51 + |x| 2^-53 for float64.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = like.dtype.bitwidth
-        of = _llvm_vector(bits)
-        x = arguments[0] if bits == 64 else builder.fptrunc(arguments[0], of)
+        (x,) = arguments
+        of, bits = x.type, vector.bits
         lowest = _constant(of, _LOWEST[bits])
         inside = builder.fcmp_ordered(">", x, lowest)
         x = builder.select(inside, x, lowest)
@@ -292,19 +329,25 @@ def exp(typing_context: Any, vector: Any, like: Any) -> Any:
         high = _LOG2_HIGH[bits]
         r = fused(k, _constant(of, -high), x)
         r = fused(k, _constant(of, high - math.log(2)), r)
-        polynomial = _constant(of, 1 / math.factorial(_DEGREE[bits]))
-        for power in range(_DEGREE[bits] - 1, -1, -1):
-            polynomial = fused(polynomial, r, _constant(of, 1 / math.factorial(power)))
+        # Pairs, pairs of pairs and so on: fewer steps wait for one another than by Horner's rule.
+        terms = [_constant(of, 1 / math.factorial(n)) for n in range(_DEGREE[bits] + 1)]
+        power = r
+        while len(terms) > 1:
+            odd = terms[1::2]
+            terms = [fused(b, power, a) for a, b in zip(terms[::2], odd, strict=False)] + (
+                [terms[-1]] if len(terms) % 2 else []
+            )
+            power = builder.fmul(power, power)
+        (polynomial,) = terms
         integers = ir.VectorType(ir.IntType(bits), WIDTH)
         exponent = builder.add(
             builder.fptosi(k, integers), ir.Constant(integers, [_BIAS[bits]] * WIDTH)
         )
         shift = ir.Constant(integers, [_MANTISSA[bits]] * WIDTH)
         power_of_two = builder.bitcast(builder.shl(exponent, shift), of)
-        result = builder.select(inside, builder.fmul(polynomial, power_of_two), _constant(of, 0.0))
-        return result if bits == 64 else builder.fpext(result, _llvm_vector(64))
+        return builder.select(inside, builder.fmul(polynomial, power_of_two), _constant(of, 0.0))
 
-    return _FLOAT64(_FLOAT64, like), codegen
+    return vector(vector), codegen
 
 
 @intrinsic
@@ -312,47 +355,10 @@ def without_lane(typing_context: Any, vector: Any, lane: Any) -> Any:
     """The vector with -inf in one lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        minus_infinity = ir.Constant(arguments[0].type.element, -math.inf)
-        lane = builder.trunc(arguments[1], ir.IntType(32))
-        return builder.insert_element(arguments[0], minus_infinity, lane)
+        of = arguments[0].type
+        integers = ir.VectorType(ir.IntType(32), WIDTH)
+        lane = _splat(builder, builder.trunc(arguments[1], integers.element), integers)
+        here = builder.icmp_signed("==", lane, ir.Constant(integers, list(range(WIDTH))))
+        return builder.select(here, _constant(of, -math.inf), arguments[0])
 
     return vector(vector, types.int64), codegen
-
-
-@intrinsic
-def sum_exp_half_between(typing_context: Any, exponents: Any, window: Any) -> Any:
-    """An upper bound of the sum of exp(x / 2) over the lanes with 0 < x <= window, in float64.
-
-    Between powers of two the exponential lies below its chords, and an integer made of exponent and
-    mantissa bits is that chord: (1 + f) 2^k >= 2^(k + f). It is at most 6.2% too large. Exponents
-    are at most 100.
-    """
-    of = _llvm_vector(exponents.bits)
-    bits = exponents.bits
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, window = arguments
-        zero = _constant(of, 0.0)
-        inside = builder.and_(
-            builder.fcmp_ordered(">", x, zero), builder.fcmp_ordered("<=", x, window)
-        )
-        x = builder.select(inside, x, zero)
-        unit = float(2 ** _MANTISSA[bits])
-        # 1e-5 covers the roundings: 2^-24 (127 + 73) at most, times log 2, in float32.
-        scaled = builder.fmul(x, _constant(of, unit / (2 * math.log(2))))
-        scaled = builder.fadd(scaled, _constant(of, unit * (_BIAS[bits] + 2e-5)))
-        integers = ir.VectorType(ir.IntType(bits), WIDTH)
-        chord = builder.bitcast(builder.fptosi(scaled, integers), of)
-        chord = builder.select(inside, chord, zero)
-        wide = chord if bits == 64 else builder.fpext(chord, _llvm_vector(64))
-        result = _call(
-            builder,
-            "llvm.vector.reduce.fadd.v16f64",
-            ir.DoubleType(),
-            ir.Constant(ir.DoubleType(), -0.0),
-            wide,
-        )
-        result.fastmath.add("reassoc")
-        return result
-
-    return types.float64(exponents, window), codegen
