@@ -72,6 +72,25 @@ def test_the_defaults_train_as_single_steps_do() -> None:
     assert vae.optimizer.iterations == 2 * 37
 
 
+def test_batches_of_several_shapes_and_of_unknown_number_count_once_each() -> None:
+    def unlike() -> tf.data.Dataset:
+        data = tf.data.Dataset.from_tensor_slices(X[:20])
+        # 10, 7 and 10 batches, the last of the 7 with two observations.
+        data = data.batch(2).concatenate(data.batch(3)).concatenate(data.batch(2))
+        return data.map(lambda x: {"x": x, "index": tf.range(tf.shape(x)[0])}).filter(
+            lambda _: True
+        )
+
+    vae, single = make_vae(jit_compile=True), make_vae(jit_compile=True, steps_per_execution=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras tells that it learns the size from the first pass
+        histories = [each.fit(unlike(), epochs=2, verbose=0).history for each in (vae, single)]
+    assert histories[0] == histories[1]
+    assert vae.optimizer.iterations == 2 * 27
+    for weight, expected in zip(vae.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
 def test_steps_are_joined_where_nothing_can_tell() -> None:
     vae, recorder = make_vae(jit_compile=False), BatchRecorder()
     fitted(vae, recorder)

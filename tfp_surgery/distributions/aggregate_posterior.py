@@ -220,7 +220,7 @@ class AggregatePosterior(tfd.Distribution):
         event_ndims = components_lib.event_rank(self._components_distribution)
         shape = ps.shape(z)
         outer_ndims = ps.rank_from_shape(shape) - event_ndims
-        batch_shape = self.batch_shape_tensor()
+        batch_shape = components_lib.batch_shape_tensor(self)
         outer_shape = ps.broadcast_shape(shape[:outer_ndims], batch_shape)
         event_shape = shape[outer_ndims:]
         z = tf.broadcast_to(z, ps.concat([outer_shape, event_shape], axis=0))
@@ -236,7 +236,7 @@ class AggregatePosterior(tfd.Distribution):
             # [S..., B...] -> [M, B...]
             excluded_index = tf.reshape(
                 tf.broadcast_to(excluded_index, outer_shape),
-                ps.concat([[-1], self.batch_shape_tensor()], axis=0),
+                ps.concat([[-1], components_lib.batch_shape_tensor(self)], axis=0),
             )
         log_weights = self._log_weights()
         if queries.shape[0] == 0:

@@ -23,7 +23,7 @@ _ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 _MASK = ir.IntType(WIDTH)
 
 
-def aligned(shape: Any, dtype: Any) -> np.ndarray:
+def aligned(shape: Any, dtype: Any) -> Any:
     """An array of zeros whose vectors do not straddle lines of the cache."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(size + _ALIGNMENT, np.uint8)

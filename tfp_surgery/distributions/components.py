@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import batch_shape_lib
@@ -120,7 +121,37 @@ def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
     A parameter that several components share, a `[D, D]` scale for instance, could otherwise not
     be told from one that varies with the component.
     """
+    if _has_full_parameters(distribution):
+        return distribution
     return distribution._broadcast_parameters_with_batch_shape(distribution.batch_shape_tensor())
+
+
+def _has_full_parameters(distribution: tfd.Distribution) -> bool:
+    """Whether all parameters are tensors that are known to carry the full batch shape.
+
+    Making a distribution anew takes TFP milliseconds.
+    """
+    batch_shape = distribution.batch_shape
+    if not batch_shape.is_fully_defined():
+        return False
+    for name, properties in type(distribution).parameter_properties().items():
+        value = distribution.parameters.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, tf.Tensor | np.ndarray) or properties.event_ndims not in (0, 1):
+            return False
+        shape = tf.TensorShape(value.shape)
+        if shape.rank is None or shape[: shape.rank - properties.event_ndims] != batch_shape:
+            return False
+    return True
+
+
+def batch_shape_tensor(distribution: tfd.Distribution) -> Any:
+    """The batch shape: int32 `np.ndarray` where it is known statically, else a `Tensor`."""
+    static = distribution.batch_shape
+    if static.is_fully_defined():
+        return np.array(static.as_list(), np.int32)
+    return distribution.batch_shape_tensor()
 
 
 def leaves(distribution: tfd.Distribution) -> list[tf.Tensor]:

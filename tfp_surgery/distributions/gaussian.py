@@ -29,7 +29,8 @@ def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.T
       Two `Tensor`s, shape `[B..., N, D]` (D = 1 for scalars); None for other distributions.
     """
     if type(distribution) is tfd.MultivariateNormalDiag:
-        loc, scale = distribution.mean(), distribution.stddev()
+        scale = tf.abs(distribution.scale.diag_part())
+        loc = tf.zeros_like(scale) if distribution.loc is None else distribution.loc
     elif type(distribution) is tfd.Normal:
         loc, scale = distribution.loc[..., tf.newaxis], distribution.scale[..., tf.newaxis]
     elif (

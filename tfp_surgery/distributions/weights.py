@@ -36,7 +36,7 @@ def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.T
     Returns:
       Floating `Tensor`, shape `[B..., N]`.
     """
-    shape = components.batch_shape_tensor()
+    shape = components_lib.batch_shape_tensor(components)
     dtype = components_lib.dtype_of(components)
     if weights is None:
         return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))

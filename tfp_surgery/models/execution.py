@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +33,7 @@ class FastModel(WholeFileModel):
     """
 
     _chooses_jit = _chooses_steps = _jit_is_chosen = False
+    train_function: Any
 
     def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
         """Prepares the model for `fit`; see `keras.Model.compile`.
@@ -83,6 +85,51 @@ class FastModel(WholeFileModel):
         """The outputs of `call` on `x`; see `keras.Model.predict`."""
         with self._many_steps_in_one_call(False):
             return super().predict(x, *args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes `train_function`; under XLA the steps of one call are one program of XLA."""
+        if self.run_eagerly or not self.jit_compile or self.steps_per_execution == 1:
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            self.train_function = self._joined_steps()
+        return self.train_function
+
+    def _joined_steps(self) -> Callable[[Iterator[Any]], Any]:
+        """A training function for up to `steps_per_execution` batches.
+
+        Keras calls the program of a step from a loop of TensorFlow's, between whose turns XLA gives
+        back all the memory of parameters and moments, and asks for it again.
+        """
+        steps = self.steps_per_execution
+        step = tf.function(self.train_step, autograph=False, reduce_retracing=True)
+
+        @tf.function(jit_compile=True, autograph=False)
+        def joined_steps(batches: Any, count: tf.Tensor) -> Any:
+            def batch(index: Any) -> Any:
+                return tf.nest.map_structure(lambda stacked: stacked[index], batches)
+
+            logs = step.get_concrete_function(batch(0)).structured_outputs
+            _, logs = tf.while_loop(
+                lambda index, _: index < count,
+                lambda index, _: (index + 1, self.train_step(batch(index))),
+                (0, tf.nest.map_structure(lambda log: tf.zeros(log.shape, log.dtype), logs)),
+            )
+            return logs
+
+        def function(iterator: Iterator[Any]) -> Any:
+            batches = list(itertools.islice(iterator, steps))
+            if not batches:
+                raise StopIteration
+            for _, group in itertools.groupby(batches, _shapes):
+                same = list(group)
+                count = tf.constant(len(same))
+                # Filled up, never to be read: one program serves all counts.
+                same += same[:1] * (steps - len(same))
+                stacked = tf.nest.map_structure(lambda *parts: tf.stack(parts), *same)
+                logs = joined_steps(stacked, count)
+            return logs
+
+        return function
 
     def _choose_jit(self, batch: Any) -> None:
         """Settles `jit_compile="auto"` for a built model, from one training step on a batch."""
@@ -136,6 +183,10 @@ class FastModel(WholeFileModel):
         functions = (self.train_function, self.test_function, self.predict_function)
         self.train_function, self.test_function, self.predict_function = self._other_functions
         self._other_functions = functions
+
+
+def _shapes(batch: Any) -> list[tf.TensorShape]:
+    return [part.shape for part in tf.nest.flatten(batch)]
 
 
 def _sees_batches(callback: Any) -> bool:
