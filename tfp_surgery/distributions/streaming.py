@@ -87,7 +87,24 @@ def with_derivatives(
     Returns:
       The results.
     """
-    return _differentiable(distribution, log_weights, queries, excluded_index, results)
+    parameters = components_lib.leaves(distribution)
+
+    @tf.custom_gradient
+    def computed(*inputs: tf.Tensor) -> Any:
+        def grad(*gradients: tf.Tensor) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = _differentiable(
+                    components_lib.with_leaves(distribution, inputs[2:]),
+                    *(inputs[1], inputs[0], excluded_index, results),
+                )
+            return tape.gradient(outputs, inputs, output_gradients=gradients)
+
+        return results, grad
+
+    # What the derivatives alone need is made with them.
+    log_prob, entropy = computed(queries, log_weights, *parameters)
+    return log_prob, entropy
 
 
 def _differentiable(
