@@ -63,6 +63,7 @@ _PILOT_QUANTILE = 0.03
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 8e-5  # nats; where rounding in float32 could exceed them scores are float64
+_MARGIN = 1e-4  # nats that L may be too large by rounding
 _ROWS = 4096  # components whose normalisers are computed at a time
 
 
@@ -298,7 +299,7 @@ class ComponentTree:
         share = omitted_share(tolerance, tree.num_components)
         unit = float(np.finfo(queries.dtype).eps) / 2
         budget = self._search.Budget(
-            math.log(share) - math.log(tree.num_components) - 1e-5,
+            math.log(share) - math.log(tree.num_components) - _MARGIN,
             2 + 2 * (2 * tree.num_dims + 32) * unit,
             self._near,
         )
