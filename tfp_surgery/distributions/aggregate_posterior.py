@@ -403,7 +403,7 @@ class AggregatePosterior(tfd.Distribution):
             )
             weights = self._weights
             if weights is not None:
-                shape = self._components_distribution.batch_shape_tensor()
+                shape = components_lib.batch_shape_tensor(self._components_distribution)
                 weights = tf.broadcast_to(weights, shape)[..., tf.newaxis, :]  # [B..., 1, N]
             return AggregatePosterior(
                 components,
@@ -416,7 +416,7 @@ class AggregatePosterior(tfd.Distribution):
         index_seed, component_seed = samplers.split_seed(seed, salt="AggregatePosterior")
         components = components_lib.broadcast(self._components_distribution)
         batch_ndims = components_lib.batch_rank(components) - 1
-        shape = components.batch_shape_tensor()
+        shape = components_lib.batch_shape_tensor(components)
         index_shape = ps.concat([shape[:-1], [n]], axis=0)  # [B..., n]
         if self._weights is None:
             indices = samplers.uniform(

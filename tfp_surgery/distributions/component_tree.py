@@ -72,25 +72,19 @@ def is_available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _kernels() -> tuple[Any, Any, Any, Any]:
+def _kernels() -> tuple[Any, Any, Any]:
     try:
         from tfp_surgery.distributions import (
             component_tree_build,
             component_tree_scan,
             component_tree_search,
-            component_tree_vectors,
         )
     except ImportError as error:
         raise ImportError(
             "a ComponentTree is compiled by numba, which cannot be imported: "
             "pip install 'tfp-surgery[fast]'."
         ) from error
-    return (
-        component_tree_build,
-        component_tree_scan,
-        component_tree_search,
-        component_tree_vectors,
-    )
+    return component_tree_build, component_tree_scan, component_tree_search
 
 
 def omitted_share(tolerance: float, num_components: int) -> float:
@@ -136,7 +130,7 @@ class ComponentTree:
         Raises:
           ImportError: if numba is not installed.
         """
-        self._build, self._scan, self._search, self._vectors = _kernels()
+        self._build, self._scan, self._search = _kernels()
         self._parameters = loc, scale
         self._constant = _constants(loc, scale, log_weights)
         order = np.flatnonzero(log_weights > -np.inf)
@@ -241,7 +235,7 @@ class ComponentTree:
 
         first_child = np.cumsum(self._num_children) - self._num_children + 1
         first_child[starts[-2] :] -= starts[-1]  # a leaf's number counts leaves alone
-        aligned = self._vectors.aligned
+        aligned = self._build.aligned
         leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
         exact_rates = aligned((num_leaves, num_dims, width), np.float64)
         arguments = loc, scale, order, self._dims, leaf_data, exact_rates
@@ -272,7 +266,6 @@ class ComponentTree:
         # Where nothing that counts is further below c than `depth`, scores can stay in float32:
         # each square is off by 8 units and their sum, in halves and chunks, by 3 D / 4 more.
         depth = _ROUNDING / ((10 + 0.75 * num_dims) * eps / 2)
-        self._near = upper.max() - depth if dtype == np.float32 else -math.inf
         self._tree = self._search.Tree(
             first_child,
             self._num_children,
@@ -284,6 +277,7 @@ class ComponentTree:
             num_dims,
             self._num_boxed,
             self._height,
+            upper.max() - depth if dtype == np.float32 else -math.inf,
         )
 
     def _search_tree(
@@ -301,7 +295,6 @@ class ComponentTree:
         budget = self._search.Budget(
             math.log(share) - math.log(tree.num_components) - _MARGIN,
             2 + 2 * (2 * tree.num_dims + 32) * unit,
-            self._near,
         )
         leaves = np.empty(len(queries), np.int64)
         distance = np.empty(len(queries))

@@ -8,6 +8,7 @@ Every function works on a range of nodes, leaves or queries, so that threads can
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
@@ -16,6 +17,15 @@ import numpy as np
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
 _SPLIT_SAMPLE = 256  # components of a node that vote on the dimension to split
+_ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
+
+
+def aligned(shape: Any, dtype: Any) -> Any:
+    """An array of zeros whose vectors do not straddle lines of the cache."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def compiled(function: Any) -> Any:

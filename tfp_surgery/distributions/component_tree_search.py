@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from tfp_surgery.distributions import component_tree_vectors as tv
-from tfp_surgery.distributions.component_tree_build import compiled
+from tfp_surgery.distributions.component_tree_build import aligned, compiled
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
 _HEAD = 10  # dimensions of a leaf's components that are compared before the first look
@@ -39,6 +39,7 @@ class Tree(NamedTuple):
     num_dims: Any
     num_boxed: Any
     height: Any
+    near: Any  # a threshold above which scores are rounded little enough in the dtype
 
 
 class Budget(NamedTuple):
@@ -46,7 +47,6 @@ class Budget(NamedTuple):
 
     log_share: Any  # log(a / N)
     gain: Any  # 2 (1 + margin)
-    near: Any  # a threshold above which scores are rounded little enough in the dtype
 
 
 class Work(NamedTuple):
@@ -63,8 +63,9 @@ class Work(NamedTuple):
     skipped: Any  # [B]: slot of the excluded component, or -1
     visited: Any  # [B]
     lanes: Any  # [16]
-    queues: Any  # [(height * 16 + 1) * B]: per level and child, the queries that reach it
-    sizes: Any  # [height * 16]
+    # Per level of inner nodes and child, the queries that reach it.
+    queues: Any  # [((height - 1) * 16 + 1) * B]
+    sizes: Any  # [(height - 1) * 16]
     heads: Any
     rests: Any
     survivors: Any
@@ -73,23 +74,23 @@ class Work(NamedTuple):
 
 def workspace(block: int, num_dims: int, height: int, dtype: Any) -> Work:
     """Room for `search`."""
-    queues = (height * WIDTH + 1) * block
+    children = (height - 1) * WIDTH  # those of the last level are scored at once
     return Work(
-        z=tv.aligned((block * num_dims,), dtype),
+        z=aligned((block * num_dims,), dtype),
         distance=np.empty(block, dtype),
         threshold=np.empty(block, dtype),
         level=np.empty(block),
         reference=np.empty(block),
-        mass=tv.aligned((block * WIDTH,), np.float64),
-        moment=tv.aligned((block * WIDTH,), np.float64),
+        mass=aligned((block * WIDTH,), np.float64),
+        moment=aligned((block * WIDTH,), np.float64),
         ceiling=np.empty(block),
         skipped=np.empty(block, np.int64),
         visited=np.empty(block, np.int64),
-        lanes=tv.aligned((WIDTH,), dtype),
-        queues=np.empty(queues, np.int32),
-        sizes=np.empty(height * WIDTH, np.int64),
-        heads=tv.aligned((_BATCH * WIDTH,), dtype),
-        rests=tv.aligned((_BATCH * WIDTH,), dtype),
+        lanes=aligned((WIDTH,), dtype),
+        queues=np.empty((children + 1) * block, np.int32),
+        sizes=np.empty(children, np.int64),
+        heads=aligned((_BATCH * WIDTH,), dtype),
+        rests=aligned((_BATCH * WIDTH,), dtype),
         survivors=np.empty(_BATCH, np.int64),
         masks=np.empty(_BATCH, np.int64),
     )
@@ -332,7 +333,7 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
             first = i * dims
             slot = tv.element(skipped, i)
             floor = tv.splat(tv.element(threshold, i))
-            is_near = tv.element(threshold, i) > budget.near
+            is_near = tv.element(threshold, i) > tree.near
             base = tv.element(reference, i)
             origin = base if base > -np.inf else 0.0
             highest = base - origin + _HEADROOM
@@ -458,14 +459,15 @@ def search(
     block = work.distance.size
     nodes = np.zeros(tree.height, np.int64)
     lanes = np.zeros(tree.height, np.int64)
-    everyone = tree.height * WIDTH * block
+    everyone = (tree.height - 1) * WIDTH * block
     for i in range(rows.size):
         work.queues[everyone + i] = i
+    level = -1
     if tree.height == 1:
         _score(0, everyone, rows.size, tree, budget, work)
     else:
+        level = 0
         _expand(0, 0, everyone, rows.size, tree, budget, work)
-    level = 0 if tree.height > 1 else -1
     while level >= 0:
         slot = level * WIDTH + lanes[level]
         if lanes[level] == WIDTH:

@@ -12,23 +12,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
-_ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 
 _MASK = ir.IntType(WIDTH)
-
-
-def aligned(shape: Any, dtype: Any) -> Any:
-    """An array of zeros whose vectors do not straddle lines of the cache."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 class _Vector(types.Type):
@@ -191,30 +181,27 @@ maximum = _binary(
 )
 
 
-@intrinsic
-def multiply_add(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
+def _fused(builder: ir.IRBuilder, first: ir.Value, second: ir.Value, third: ir.Value) -> ir.Value:
     """first * second + third, fused where the machine can."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = arguments[0].type
-        return _call(builder, f"llvm.fmuladd.{_suffix(vector)}", vector, *arguments)
-
-    return first(first, second, third), codegen
+    of = first.type
+    return _call(builder, f"llvm.fmuladd.{_suffix(of)}", of, first, second, third)
 
 
-@intrinsic
-def subtract_product(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
-    """third - first * second, fused where the machine can."""
+def _ternary(emit: Callable[..., ir.Value]) -> Any:
+    def typed(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return emit(builder, *arguments)
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first, second, third = arguments
-        vector = first.type
-        return _call(
-            *(builder, f"llvm.fmuladd.{_suffix(vector)}", vector),
-            *(builder.fneg(first), second, third),
-        )
+        return first(first, second, third), codegen
 
-    return first(first, second, third), codegen
+    return intrinsic(typed)
+
+
+multiply_add = _ternary(_fused)
+# third - first * second
+subtract_product = _ternary(
+    lambda builder, first, second, third: _fused(builder, builder.fneg(first), second, third)
+)
 
 
 @intrinsic
@@ -321,22 +308,18 @@ def exp(typing_context: Any, vector: Any) -> Any:
         inside = builder.fcmp_ordered(">", x, lowest)
         x = builder.select(inside, x, lowest)
 
-        def fused(first: ir.Value, second: ir.Value, third: ir.Value) -> ir.Value:
-            return _call(builder, f"llvm.fmuladd.{_suffix(of)}", of, first, second, third)
-
         scaled = builder.fmul(x, _constant(of, 1 / math.log(2)))
         k = _call(builder, f"llvm.rint.{_suffix(of)}", of, scaled)
         high = _LOG2_HIGH[bits]
-        r = fused(k, _constant(of, -high), x)
-        r = fused(k, _constant(of, high - math.log(2)), r)
+        r = _fused(builder, k, _constant(of, -high), x)
+        r = _fused(builder, k, _constant(of, high - math.log(2)), r)
         # Pairs, pairs of pairs and so on: fewer steps wait for one another than by Horner's rule.
         terms = [_constant(of, 1 / math.factorial(n)) for n in range(_DEGREE[bits] + 1)]
         power = r
         while len(terms) > 1:
-            odd = terms[1::2]
-            terms = [fused(b, power, a) for a, b in zip(terms[::2], odd, strict=False)] + (
-                [terms[-1]] if len(terms) % 2 else []
-            )
+            pairs = zip(terms[1::2], terms[::2], strict=False)
+            alone = terms[-1:] if len(terms) % 2 else []
+            terms = [_fused(builder, odd, power, even) for odd, even in pairs] + alone
             power = builder.fmul(power, power)
         (polynomial,) = terms
         integers = ir.VectorType(ir.IntType(bits), WIDTH)

@@ -123,7 +123,7 @@ def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
     """
     if _has_full_parameters(distribution):
         return distribution
-    return distribution._broadcast_parameters_with_batch_shape(distribution.batch_shape_tensor())
+    return distribution._broadcast_parameters_with_batch_shape(batch_shape_tensor(distribution))
 
 
 def _has_full_parameters(distribution: tfd.Distribution) -> bool:

@@ -101,7 +101,7 @@ class FastModel(WholeFileModel):
         back all the memory of parameters and moments, and asks for it again.
         """
         steps = self.steps_per_execution
-        step = tf.function(self.train_step, autograph=False, reduce_retracing=True)
+        step = tf.function(self.train_step, autograph=False)
 
         @tf.function(jit_compile=True, autograph=False)
         def joined_steps(batches: Any, count: tf.Tensor) -> Any:
@@ -111,7 +111,7 @@ class FastModel(WholeFileModel):
             logs = step.get_concrete_function(batch(0)).structured_outputs
             _, logs = tf.while_loop(
                 lambda index, _: index < count,
-                lambda index, _: (index + 1, self.train_step(batch(index))),
+                lambda index, _: (index + 1, step(batch(index))),
                 (0, tf.nest.map_structure(lambda log: tf.zeros(log.shape, log.dtype), logs)),
             )
             return logs
