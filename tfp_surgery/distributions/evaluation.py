@@ -93,7 +93,7 @@ def _by_tree(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, str]:
     loc, scale = (part.numpy() for part in diagonal)
     points = queries.numpy().reshape(len(queries), -1)  # [M] or [M, D] -> [M, D]
-    mixture = component_tree.ComponentTree(loc, abs(scale), log_weights.numpy())
+    mixture = component_tree.ComponentTree(loc, scale, log_weights.numpy())
     *results, num_visited = mixture.evaluate(
         points, tolerance, None if excluded_index is None else excluded_index.numpy()
     )

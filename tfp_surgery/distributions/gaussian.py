@@ -26,10 +26,28 @@ def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.T
       distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
 
     Returns:
-      Two `Tensor`s, shape `[B..., N, D]` (D = 1 for scalars); None for other distributions.
+      Two `Tensor`s, shape `[B..., N, D]` (D = 1 for scalars), the scale not negative; None for
+      other distributions.
+    """
+    leaves = diagonal_leaves(distribution)
+    return None if leaves is None else (leaves[0], tf.abs(leaves[1]))
+
+
+def diagonal_leaves(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Returns the parameters of Gaussians with independent dimensions as the kernels use them.
+
+    The kernels take logarithms and reciprocals block by block: nothing of the size of the
+    parameters is kept beside them.
+
+    Args:
+      distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
+
+    Returns:
+      Location and scale, whatever its sign, each `[B..., N, D]` (D = 1 for scalars); None for other
+      distributions.
     """
     if type(distribution) is tfd.MultivariateNormalDiag:
-        scale = tf.abs(distribution.scale.diag_part())
+        scale = distribution.scale.diag_part()
         loc = tf.zeros_like(scale) if distribution.loc is None else distribution.loc
     elif type(distribution) is tfd.Normal:
         loc, scale = distribution.loc[..., tf.newaxis], distribution.scale[..., tf.newaxis]
@@ -45,31 +63,14 @@ def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.T
     return tf.broadcast_to(loc, shape), tf.broadcast_to(scale, shape)
 
 
-def diagonal_leaves(
-    distribution: tfd.Distribution,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
-    """Returns the parameters of Gaussians with independent dimensions as the kernels use them.
-
-    Args:
-      distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
-
-    Returns:
-      Location and inverse scale, each `[B..., N, D]` (D = 1 for scalars), and log normaliser
-      `[B..., N]`; None for other distributions.
-    """
-    parameters = diagonal_parameters(distribution)
-    if parameters is None:
-        return None
-    loc, scale = parameters
-    return loc, 1.0 / scale, _log_normaliser(scale)
-
-
 def diagonal_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
     """log N(z_m; mu_n, diag(sigma_n^2)), `[B..., n, m]`, for queries `[B..., m, D]`."""
-    loc, inverse_scale, log_normaliser = leaves
+    loc, scale = leaves
     z = tf.linalg.matrix_transpose(z)[..., tf.newaxis, :, :]  # [B..., 1, D, m]
-    standardised = (z - loc[..., tf.newaxis]) * inverse_scale[..., tf.newaxis]  # [B..., n, D, m]
-    return log_normaliser[..., tf.newaxis] - 0.5 * tf.reduce_sum(standardised**2, axis=-2)
+    inverse_scale = (1.0 / scale)[..., tf.newaxis]  # [B..., n, D, 1]
+    standardised = (z - loc[..., tf.newaxis]) * inverse_scale  # [B..., n, D, m]
+    squares = tf.reduce_sum(standardised**2, axis=-2)
+    return log_normaliser(scale)[..., tf.newaxis] - 0.5 * squares
 
 
 def full_covariance_leaves(
@@ -95,7 +96,7 @@ def full_covariance_leaves(
     return (
         distribution.mean(),
         tf.cast(inverse, scale_tril.dtype),
-        _log_normaliser(tf.linalg.diag_part(scale_tril)),
+        log_normaliser(tf.linalg.diag_part(scale_tril)),
     )
 
 
@@ -122,7 +123,7 @@ def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.matmul(a, b)
 
 
-def _log_normaliser(scale: tf.Tensor) -> tf.Tensor:
-    """-sum_d log(sigma_d sqrt(2 pi)), `[B..., N]`, for scales `[B..., N, D]`."""
+def log_normaliser(scale: tf.Tensor) -> tf.Tensor:
+    """-sum_d log(|sigma_d| sqrt(2 pi)), `[B..., N]`, for scales `[B..., N, D]`."""
     half_log_two_pi = tf.constant(0.5 * math.log(2.0 * math.pi), scale.dtype)
     return -tf.reduce_sum(tf.math.log(tf.abs(scale)) + half_log_two_pi, axis=-1)

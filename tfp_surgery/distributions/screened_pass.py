@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery.distributions import online_softmax, screening
+from tfp_surgery.distributions import gaussian, online_softmax, screening
 from tfp_surgery.distributions.spatial_order import spatial_order
 
 _QUERY_BLOCK = 128
 _SUM_WIDTH = 8
-_CHUNK = 2048  # queries of one call of the compiled kernel
-_MAX_GRADIENTS = 8  # chunks at work at once, each with gradients to all components of its own
+_CHUNK = 2048  # queries of one call of the compiled forward pass
+_MAX_LANES = 8  # of the backward pass: each has gradients to all components of its own
 _MIN_COMPONENTS = 4096
 _MIN_PAIRS = 2**25  # below, the order costs more than it saves
 
@@ -47,7 +48,7 @@ class ScreenedPass:
     """The forward and backward passes over the components that pass; see `streaming`.
 
     The `leaves` are those of `gaussian.diagonal_leaves`, without batch dimensions: location and
-    inverse scale `[N, D]`, log normaliser `[N]`.
+    scale `[N, D]`.
     """
 
     @tf.function(autograph=False)
@@ -62,7 +63,11 @@ class ScreenedPass:
         queries, components, chunks = _prepare(queries, log_weights, leaves)
 
         def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
-            results = _forward_chunk(*chunks.take(i, queries, excluded_index), components)
+            places = chunks.size * i + tf.range(chunks.size)
+            # [size, ...] -> [blocks, m, ...]
+            places = tf.reshape(places, [-1, _QUERY_BLOCK])
+            z, excluded = chunks.take(places, queries, excluded_index)
+            results = _forward_chunk(z, excluded, screening.features(components, z), components)
             return i + 1, outputs.write(i, tf.stack(results, axis=-1))
 
         outputs = tf.TensorArray(queries.dtype, size=chunks.count, element_shape=[chunks.size, 2])
@@ -84,38 +89,49 @@ class ScreenedPass:
     ) -> tuple[tf.Tensor, ...]:
         """Returns the gradients to queries, log weights and leaves."""
         queries, components, chunks = _prepare(queries, log_weights, leaves)
-        rates = tf.abs(components.inverse_scale)
+        scale = tf.abs(components.scale)
         cutoff = screening.cutoff(components.loc.shape[0], queries.dtype)
-        cutoff += tf.math.log(tf.reduce_max(rates) / tf.reduce_min(rates))
+        cutoff += tf.math.log(tf.reduce_max(scale) / tf.reduce_min(scale))
 
-        def step(i: tf.Tensor, z_grad: tf.Tensor, totals: Any) -> Any:
-            z, excluded, *scalars = chunks.take(i, queries, excluded_index, *results, *upstream)
-            part, *grads = _backward_chunk(
-                z, excluded, chunks.valid(i), scalars, cutoff, components
+        # Blocks go to the lanes in turn: neighbours cost alike.
+        num_lanes = min(_MAX_LANES, _num_threads())
+        per_lane = -(-chunks.num_blocks // num_lanes)
+
+        def lane_grads(lane: int) -> tuple[tf.Tensor, ...]:
+            block = lane + num_lanes * tf.range(per_lane)
+            places = block[:, tf.newaxis] * _QUERY_BLOCK + tf.range(_QUERY_BLOCK)  # [blocks, m]
+            z, excluded, log_prob, *scalars = chunks.take(
+                places, queries, excluded_index, *results, *upstream
             )
-            # What repeats the last query adds 0 to it.
-            z_grad = tf.tensor_scatter_nd_add(z_grad, chunks.rows(i)[:, tf.newaxis], part)
-            return i + 1, z_grad, tuple(a + b for a, b in zip(totals, grads, strict=True))
+            used = (places < chunks.num_queries) & ~tf.math.is_inf(log_prob)
+            # A query without use gives every component the probability 0, and passes none.
+            log_prob = tf.where(used, log_prob, tf.constant(math.inf, log_prob.dtype))
+            scalars = [tf.where(used, part, tf.zeros_like(part)) for part in scalars]
+            grads: tuple[tf.Tensor, ...] = _backward_blocks(
+                *(z, excluded, screening.features(components, z)),
+                *((log_prob, *scalars), log_prob - cutoff, components),
+            )
+            return grads
 
-        totals = tuple(
-            tf.zeros_like(part)
-            for part in (components.constant, components.loc, components.inverse_scale)
+        z_grads, *grads = zip(*[lane_grads(lane) for lane in range(num_lanes)], strict=True)
+        place = chunks.place_of_each()  # [M]
+        block = place // _QUERY_BLOCK
+        row = (block % num_lanes) * per_lane + block // num_lanes
+        z_grad = tf.gather_nd(
+            tf.concat(z_grads, axis=0),  # [lanes * blocks, m, D]
+            tf.stack([row, place % _QUERY_BLOCK], axis=1),
         )
-        _, z_grad, (constant, loc, inverse_scale) = tf.while_loop(
-            lambda i, *_: i < chunks.count,
-            step,
-            (0, tf.zeros_like(queries), totals),
-            parallel_iterations=min(_MAX_GRADIENTS, _num_threads()),
-        )
-        return z_grad, constant, loc, inverse_scale, constant
+        constant, loc, scale = (tf.add_n(parts) for parts in grads)
+        return z_grad, constant, loc, scale
 
 
 def _prepare(
     queries: tf.Tensor, log_weights: tf.Tensor, leaves: Sequence[tf.Tensor]
 ) -> tuple[tf.Tensor, screening.Components, _Chunks]:
-    loc, inverse_scale, log_normaliser = leaves
+    loc, scale = leaves
     queries = tf.ensure_shape(queries, [queries.shape[0], loc.shape[1]])
-    components, weights = screening.prepare(loc, inverse_scale, log_weights + log_normaliser)
+    constant = log_weights + gaussian.log_normaliser(scale)
+    components, weights = screening.prepare(loc, scale, constant)
     points = tf.gather(queries, components.screened, axis=1) * weights
     return queries, components, _Chunks(queries, points)
 
@@ -129,28 +145,24 @@ class _Chunks:
         if static is not None:
             num_chunks = max(1, -(-static // _CHUNK))
             self.size = max(1, -(-static // (num_chunks * _QUERY_BLOCK))) * _QUERY_BLOCK
-        self.num_queries = tf.shape(queries)[0]
+        self.num_queries = ps.shape(queries)[0]
+        self.num_blocks = -(-self.num_queries // _QUERY_BLOCK)
         self.count = -(-self.num_queries // self.size)
         self._order = spatial_order(points, _QUERY_BLOCK)  # [M]
 
-    def take(self, i: tf.Tensor, *tensors: tf.Tensor | None) -> list[tf.Tensor | None]:
-        """The rows of chunk i, `[size, ...]` each."""
-        rows = self.rows(i)
+    def take(self, places: tf.Tensor, *tensors: tf.Tensor | None) -> list[Any]:
+        """What the queries at some places have in tensors `[M, ...]`; the last at those beyond."""
+        rows = tf.gather(self._order, tf.minimum(places, self.num_queries - 1))
         return [None if tensor is None else tf.gather(tensor, rows) for tensor in tensors]
 
-    def rows(self, i: tf.Tensor) -> tf.Tensor:
-        """Which queries chunk i holds, `[size]`."""
-        places = tf.minimum(i * self.size + tf.range(self.size), self.num_queries - 1)
-        return tf.gather(self._order, places)
-
-    def valid(self, i: tf.Tensor) -> tf.Tensor:
-        """Which rows of chunk i are no repetition, `[size]`."""
-        return i * self.size + tf.range(self.size) < self.num_queries
+    def place_of_each(self) -> tf.Tensor:
+        """The places of the queries, `[M]`."""
+        return tf.math.invert_permutation(self._order)
 
     def join(self, stacked: tf.Tensor) -> tf.Tensor:
         """Turns `[count, size, ...]` into `[M, ...]`."""
         flat = tf.reshape(stacked, [-1, *stacked.shape[2:]])
-        return tf.gather(flat, tf.math.invert_permutation(self._order))
+        return tf.gather(flat, self.place_of_each())
 
 
 def _num_threads() -> int:
@@ -172,13 +184,14 @@ class _Block:
         """t = (z - mu) / s, `[B, D, m]`, and 1 / s, `[B, D]`; z and 1 of what is not valid."""
         is_valid = is_valid[:, tf.newaxis]
         # XLA would compile anew for every value of an index in loc[index].
-        loc, inverse_scale = (
+        loc, scale = (
             tf.where(is_valid, tf.gather(part, index), filling)
             for part, filling in (
                 (self._components.loc, tf.zeros([], self._z.dtype)),
-                (self._components.inverse_scale, tf.ones([], self._z.dtype)),
+                (self._components.scale, tf.ones([], self._z.dtype)),
             )
         )
+        inverse_scale = 1.0 / scale
         difference = self._transposed - loc[..., tf.newaxis]
         return difference * inverse_scale[..., tf.newaxis], inverse_scale
 
@@ -199,15 +212,11 @@ class _Block:
 
     def score_of_each(self, index: tf.Tensor) -> tf.Tensor:
         """The score of a component for each query, both `[m]`; -inf where it is excluded."""
-        loc, inverse_scale, constant = (
+        loc, scale, constant = (
             tf.gather(part, index)
-            for part in (
-                self._components.loc,
-                self._components.inverse_scale,
-                self._components.constant,
-            )
+            for part in (self._components.loc, self._components.scale, self._components.constant)
         )
-        scores = constant - 0.5 * tf.reduce_sum(((self._z - loc) * inverse_scale) ** 2, axis=1)
+        scores = constant - 0.5 * tf.reduce_sum(((self._z - loc) / scale) ** 2, axis=1)
         return self.without_excluded(scores, index)
 
 
@@ -221,14 +230,16 @@ def _sum_over_events(x: tf.Tensor) -> tf.Tensor:
 
 @tf.function(jit_compile=True, autograph=False)
 def _forward_chunk(
-    queries: tf.Tensor, excluded: tf.Tensor | None, components: screening.Components
+    queries: tf.Tensor,
+    excluded: tf.Tensor | None,
+    features: screening.Features,
+    components: screening.Components,
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    """log q(z) and H[q(n|z)], each `[blocks * m]`, of queries `[blocks, m, D]`."""
     dtype = queries.dtype
     cutoff = screening.cutoff(components.loc.shape[0], dtype)
-    queries = _blocks(queries)
-    excluded = None if excluded is None else _blocks(excluded)
     num_blocks = queries.shape[0]
-    screen = screening.Screen(components, queries)
+    screen = screening.Screen(components, features)
 
     def step(i: tf.Tensor, outputs: tf.TensorArray) -> Any:
         block = _Block(queries[i], None if excluded is None else excluded[i], components)
@@ -258,32 +269,23 @@ def _forward_chunk(
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _backward_chunk(
+def _backward_blocks(
     queries: tf.Tensor,
     excluded: tf.Tensor | None,
-    valid: tf.Tensor,
+    features: screening.Features,
     scalars: Sequence[tf.Tensor],
-    cutoff: tf.Tensor,
+    threshold: tf.Tensor,
     components: screening.Components,
 ) -> tuple[tf.Tensor, ...]:
-    """Gradients to the queries `[size, D]` and to constant, loc and inverse scale of `components`.
+    """Gradients to queries `[blocks, m, D]` and to constant, loc and scale of `components`.
 
-    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[size]` each; `cutoff` is C.
+    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[blocks, m]` each; scores count
+    that exceed the `threshold` `[blocks, m]`.
     """
-    dtype = queries.dtype
+    dtype, event_size = queries.dtype, queries.shape[2]
     log_prob, entropy, *upstream = scalars
-    used = valid & ~tf.math.is_inf(log_prob)
-    # A query without use gives every component the probability 0, and passes none.
-    log_prob = tf.where(used, log_prob, tf.constant(math.inf, dtype))
-    threshold = log_prob - cutoff
-    entropy, *upstream = (
-        _blocks(tf.where(used, part, tf.zeros_like(part))) for part in (entropy, *upstream)
-    )
-    log_prob = _blocks(log_prob)
-    queries, threshold = _blocks(queries), _blocks(threshold)
-    excluded = None if excluded is None else _blocks(excluded)
-    num_blocks, _, event_size = queries.shape
-    screen = screening.Screen(components, queries)
+    num_blocks = tf.shape(queries)[0]
+    screen = screening.Screen(components, features)
 
     def step(i: tf.Tensor, outputs: tf.TensorArray, totals: Any) -> Any:
         block = _Block(queries[i], None if excluded is None else excluded[i], components)
@@ -294,16 +296,17 @@ def _backward_chunk(
             """Adds what the gradient to the scores `[B, m]` of components contributes."""
             z_grad, *totals = state
             standardised, inverse_scale = block.standardised(index, is_valid)
-            # d score / d mu = t / s, d score / d (1 / s) = -t^2 s, d score / d z = -t / s
+            # d score / d mu = t / s, d score / d s = (t^2 - 1) / s, d score / d z = -t / s
             # where t may be infinite if the gradient to the score is 0.
             pull = tf.math.multiply_no_nan(standardised, score_grad[:, tf.newaxis])  # [B, D, m]
             z_grad -= tf.reduce_sum(pull * inverse_scale[..., tf.newaxis], axis=0)
             ones = tf.ones([_QUERY_BLOCK], dtype)
+            constant_grad = tf.linalg.matvec(score_grad, ones)
+            squares = tf.linalg.matvec(tf.math.multiply_no_nan(standardised, pull), ones)
             parts = (
-                tf.linalg.matvec(score_grad, ones),
+                constant_grad,
                 inverse_scale * tf.linalg.matvec(pull, ones),
-                -tf.linalg.matvec(tf.math.multiply_no_nan(standardised, pull), ones)
-                / inverse_scale,
+                inverse_scale * (squares - constant_grad[:, tf.newaxis]),
             )
             # What is not valid adds 0.
             return z_grad, *(
@@ -330,20 +333,13 @@ def _backward_chunk(
             tf.zeros([screening.BATCH, _QUERY_BLOCK], dtype),
             (tf.zeros([event_size, _QUERY_BLOCK], dtype), *totals),
         )
-        state = screening.in_parts(passing, screening.BATCH, visit_batch, state)
-        z_grad, *totals = add(state[0], state[1], state[2], state[3])
+        state = screening.in_parts(passing, screening.BATCH, visit_batch, state, lag=1)
+        z_grad, *totals = state[3]
         return i + 1, outputs.write(i, tf.transpose(z_grad)), tuple(totals)
 
     outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[_QUERY_BLOCK, event_size])
     totals = tuple(
-        tf.zeros_like(part)
-        for part in (components.constant, components.loc, components.inverse_scale)
+        tf.zeros_like(part) for part in (components.constant, components.loc, components.scale)
     )
     _, outputs, totals = tf.while_loop(lambda i, *_: i < num_blocks, step, (0, outputs, totals))
-    z_grad = tf.reshape(outputs.stack(), [-1, event_size])  # [blocks, m, D] -> [size, D]
-    return z_grad, *totals
-
-
-def _blocks(tensor: tf.Tensor) -> tf.Tensor:
-    """Turns `[size, ...]` into `[blocks, m, ...]`."""
-    return tf.reshape(tensor, [-1, _QUERY_BLOCK, *tensor.shape[1:]])
+    return outputs.stack(), *totals

@@ -47,6 +47,7 @@ import numpy as np
 import tensorflow as tf
 
 _SCREENED_DIMENSIONS = 12
+_SAMPLE = 4096  # components that the choice of A looks at
 _TILE = 2048  # components whose bounds are computed together
 BATCH = 64  # components that are visited together
 _LEADER_STEP = 64
@@ -57,7 +58,7 @@ class Components(NamedTuple):
     """The components `[N, ...]`, and what their bounds are made of."""
 
     loc: tf.Tensor  # [N, D]
-    inverse_scale: tf.Tensor  # [N, D]
+    scale: tf.Tensor  # [N, D], of any sign
     constant: tf.Tensor  # [N]: b_n
     screened: tf.Tensor  # [|A|]: the dimensions A
     center: tf.Tensor  # [|A|]
@@ -67,19 +68,18 @@ class Components(NamedTuple):
     magnitude: tf.Tensor  # [N]: |b_n| + sum_A mu'_n^2 / (2 s_n^2), float32
 
 
-def prepare(
-    loc: tf.Tensor, inverse_scale: tf.Tensor, constant: tf.Tensor
-) -> tuple[Components, tf.Tensor]:
+def prepare(loc: tf.Tensor, scale: tf.Tensor, constant: tf.Tensor) -> tuple[Components, tf.Tensor]:
     """Prepares the bounds of components `[N, D]` with b_n `[N]`.
 
     Returns:
-      The components, and the reciprocal of their mean scale in A, `[|A|]`.
+      The components, and the mean of their inverse scales in A, `[|A|]`.
     """
-    spread = tf.math.reduce_std(loc, axis=0) * tf.reduce_mean(tf.abs(inverse_scale), axis=0)
+    step = max(1, loc.shape[0] // _SAMPLE)
+    spread = tf.math.reduce_std(loc[::step], axis=0)
+    spread *= tf.reduce_mean(tf.abs(1.0 / scale[::step]), axis=0)
     screened = tf.argsort(spread, direction="DESCENDING", stable=True)[:_SCREENED_DIMENSIONS]
-    box_loc, box_inverse_scale = (
-        tf.transpose(tf.gather(part, screened, axis=1)) for part in (loc, inverse_scale)
-    )
+    box_loc, box_scale = (tf.transpose(tf.gather(part, screened, axis=1)) for part in (loc, scale))
+    box_inverse_scale = tf.abs(1.0 / box_scale)
     center = tf.reduce_mean(box_loc, axis=1)
     centred = box_loc - center[:, tf.newaxis]
     precision = box_inverse_scale**2
@@ -101,7 +101,7 @@ def prepare(
     usable = tf.reduce_all(tf.math.is_finite(product), axis=1) & tf.math.is_finite(magnitude)
     components = Components(
         loc,
-        inverse_scale,
+        scale,
         constant,
         screened,
         center,
@@ -110,38 +110,54 @@ def prepare(
         tf.where(usable[:, tf.newaxis], product, tf.zeros_like(product)),
         tf.where(usable, magnitude, tf.constant(math.inf, tf.float32)),
     )
-    return components, tf.reduce_mean(tf.abs(box_inverse_scale), axis=1)
+    return components, tf.reduce_mean(box_inverse_scale, axis=1)
+
+
+class Features(NamedTuple):
+    """What the bounds need of a chunk of queries, in blocks of m."""
+
+    low: tf.Tensor  # [blocks, |A|]: smallest coordinates, NaN if one is
+    high: tf.Tensor  # [blocks, |A|]
+    product: tf.Tensor  # [blocks, K - 1, m]: (f, 1), float32
+    usable: tf.Tensor  # [blocks, m]: where f is finite
+    largest: tf.Tensor  # [blocks, K - 2]: max |f|
+
+
+def features(components: Components, queries: tf.Tensor) -> Features:
+    """Prepares queries `[blocks, m, D]`."""
+    # [blocks, m, D] -> [blocks, |A|, m]
+    z = tf.transpose(tf.gather(queries, components.screened, axis=2), [0, 2, 1])
+    # A minimum may pass over what is no number.
+    no_number = tf.where(tf.math.is_nan(z), z, tf.zeros_like(z))
+    missing = tf.reduce_sum(no_number, axis=2)  # 0 or NaN
+    centred = z - components.center[:, tf.newaxis]
+    product = tf.concat([centred**2, centred, tf.ones_like(centred[:, :1])], axis=1)
+    product = tf.cast(product, tf.float32)  # [blocks, K - 1, m]
+    usable = tf.reduce_all(tf.math.is_finite(product), axis=1)  # [blocks, m]
+    product = tf.where(usable[:, tf.newaxis], product, tf.zeros_like(product))
+    return Features(
+        tf.reduce_min(z, axis=2) + missing,
+        tf.reduce_max(z, axis=2) + missing,
+        product,
+        usable,
+        tf.reduce_max(tf.abs(product[:, :-1]), axis=2),
+    )
 
 
 class Screen:
     """The bounds for a chunk of queries, in blocks."""
 
-    def __init__(self, components: Components, queries: tf.Tensor) -> None:
-        """Prepares queries `[blocks, m, D]` for the components."""
+    def __init__(self, components: Components, queries: Features) -> None:
+        """Takes the components and the queries, prepared for each other."""
         self._components = components
-        # [blocks, m, D] -> [blocks, |A|, m]
-        z = tf.transpose(tf.gather(queries, components.screened, axis=2), [0, 2, 1])
-        # XLA's minimum may pass over what is no number.
-        no_number = tf.where(tf.math.is_nan(z), z, tf.zeros_like(z))
-        missing = tf.reduce_sum(no_number, axis=2)  # 0 or NaN
-        self._low = tf.reduce_min(z, axis=2) + missing
-        self._high = tf.reduce_max(z, axis=2) + missing
-        centred = z - components.center[:, tf.newaxis]
-        features = tf.concat([centred**2, centred, tf.ones_like(centred[:, :1])], axis=1)
-        features = tf.cast(features, tf.float32)  # [blocks, K - 1, m]
-        usable = tf.reduce_all(tf.math.is_finite(features), axis=1)  # [blocks, m]
-        self._usable = usable
-        self._features = tf.where(usable[:, tf.newaxis], features, tf.zeros_like(features))
-        largest = tf.reduce_max(tf.abs(self._features), axis=[0, 2])[:-1]  # [K - 2]
-        sizes = tf.linalg.matvec(tf.abs(components.product[:, :-2]), largest)  # [N]
+        self._queries = queries
         num_terms, num_screened = components.product.shape[1], components.box_loc.shape[0]
-        rounding = 2 * (num_terms + num_screened + 8) * 2.0**-24
-        self._rounding = rounding * (sizes + components.magnitude)
+        self._unit = 2 * (num_terms + num_screened + 8) * 2.0**-24  # 2 g
 
     def box_bounds(self, i: tf.Tensor) -> tf.Tensor:
         """Upper bounds of the scores of all queries of block i, `[N]`."""
         loc, inverse_scale = self._components.box_loc, self._components.box_inverse_scale
-        low, high = self._low[i], self._high[i]
+        low, high = self._queries.low[i], self._queries.high[i]
         total = tf.zeros_like(self._components.constant)
         # XLA vectorises this loop over the components, and no sum over the first axis.
         for d in range(loc.shape[0]):
@@ -154,7 +170,7 @@ class Screen:
     def products(self, i: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         """Scores in A of components `[R]` for queries of block i, but for rounding: `[R, m]`."""
         product = tf.gather(self._components.product, index)  # [R, K]
-        return tf.matmul(product[:, :-1], self._features[i])
+        return tf.matmul(product[:, :-1], self._queries.product[i])
 
     def below(self, i: tf.Tensor, threshold: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """A function that says which components `[R]` are below a threshold `[m]` in block i.
@@ -164,16 +180,17 @@ class Screen:
         """
         threshold = tf.cast(threshold, tf.float32)
         lowest = tf.constant(-math.inf, tf.float32)
-        is_known = self._usable[i] & ~tf.math.is_nan(threshold)
+        is_known = self._queries.usable[i] & ~tf.math.is_nan(threshold)
         is_known |= tf.equal(threshold, math.inf)
         threshold = tf.where(is_known, threshold, lowest)
         # One product compares too, which costs half of what a comparison of its results does.
-        features = tf.concat([self._features[i], -threshold[tf.newaxis]], axis=0)  # [K, m]
+        features = tf.concat([self._queries.product[i], -threshold[tf.newaxis]], axis=0)  # [K, m]
 
         def is_below(index: tf.Tensor) -> tf.Tensor:
             product = tf.gather(self._components.product, index)  # [R, K]
             excess = tf.reduce_max(tf.matmul(product, features), axis=1)
-            return excess <= -tf.gather(self._rounding, index)
+            sizes = tf.linalg.matvec(tf.abs(product[:, :-2]), self._queries.largest[i])
+            return excess <= -self._unit * (sizes + tf.gather(self._components.magnitude, index))
 
         return is_below
 
@@ -212,18 +229,22 @@ def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> List
     return passing
 
 
-def in_parts(components: Listed, size: int, call: Callable[..., Any], state: Any) -> Any:
+def in_parts(
+    components: Listed, size: int, call: Callable[..., Any], state: Any, lag: int = 0
+) -> Any:
     """Calls `state = call(index, is_valid, state)` for `size` components at a time, `[size]` each.
 
-    What is not valid may be any component. `size` is at most that of a tile.
+    What is not valid may be any component. `size` is at most that of a tile. `lag` more calls
+    follow, in which nothing is.
     """
+    end = components.count + lag * size
 
     def step(start: tf.Tensor, state: Any) -> Any:
         index = tf.slice(components.index, [start], [size])
         is_valid = start + tf.range(size) < components.count
         return start + size, call(index, is_valid, state)
 
-    return tf.while_loop(lambda start, _: start < components.count, step, (0, state))[1]
+    return tf.while_loop(lambda start, _: start < end, step, (0, state))[1]
 
 
 def first_tile(components: Listed) -> tf.Tensor:

@@ -12,7 +12,7 @@ the components' parameters need no more memory either.
 
 Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
 independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
-some copies of the gradients to the components); every other distribution is scored by its own
+gradients to the components for every thread); every other distribution is scored by its own
 `log_prob`.
 """
 
