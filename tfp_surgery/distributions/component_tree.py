@@ -32,11 +32,12 @@ less is evaluated again, with that sum, a lower bound of q(z), as L.
 
 Bounds are computed in the dtype of the components, by sums of at most D + 1 squares; every square
 carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
-2002, section 4.2). They are compared after being lowered by 2 D + 32 units, which also pays for the
-rounding of the inverse scales; c is rounded up, L down. What is visited is scored in float64, or,
-where no score that counts can be off by more than 8e-5 for it, in float32, and exponentiated with
-the precision of the dtype, to which the results are rounded: beside the tolerance, log q(z) is off
-by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by that times 1 + log N.
+2002, section 4.2). What they are compared with is lowered by 2 D + 32 units of its distance from
+the largest c, which also pays for the rounding of the inverse scales; c is rounded up, L down. What
+is visited is scored in float64, or, where no score that counts can be off by more than 9.4e-5 for
+it, in float32, and exponentiated with the precision of the dtype, to which the results are rounded:
+beside the tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by
+that times 1 + log N.
 
 #### References
 
@@ -49,6 +50,7 @@ Nicholas J. Higham. Accuracy and Stability of Numerical Algorithms. SIAM, second
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import importlib.util
 import itertools
 import math
@@ -62,8 +64,11 @@ _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
-_ROUNDING = 8e-5  # nats; where rounding in float32 could exceed them scores are float64
+_ROUNDING = 9.4e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MARGIN = 1e-4  # nats that L may be too large by rounding
+_BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
+_UNIT = math.sqrt(_BITS / 2)  # times 1 / s: squares are then in bits
+_TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
 _ROWS = 4096  # components whose normalisers are computed at a time
 
 
@@ -196,7 +201,7 @@ class ComponentTree:
         self._ball_center[self._num_boxed :] = wide[:, rest].mean(axis=0)
         # Downwards, by more than the rounding of a reciprocal.
         largest = scale.max(axis=0)[rest].astype(np.float64)
-        self._ball_rate[self._num_boxed :] = (1 - 1e-12) / largest
+        self._ball_rate[self._num_boxed :] = (1 - 1e-12) * _UNIT / largest
 
     def _split(self, order: np.ndarray) -> list[int]:
         """Orders the components by leaf; returns where the levels' nodes start."""
@@ -213,8 +218,9 @@ class ComponentTree:
             children = -(-leaves // width ** (self._height - 1 - level))
             dims = np.zeros((leaves.size, width), np.int64)
             values = np.zeros((leaves.size, width), loc.dtype)
-            arguments = loc, scale, order, keys, first_leaf, leaves, children, dims, values
-            _in_threads(self._build.split, leaves.size, *arguments)
+            self._split_nodes(
+                *(loc, scale, order, keys, first_leaf, leaves, children, dims, values)
+            )
             levels.append((children, dims, values))
             rank = np.arange(width)
             used = rank < children[:, None]
@@ -225,6 +231,17 @@ class ComponentTree:
             np.concatenate(parts) for parts in zip(*levels, strict=True)
         )
         return [0, *np.cumsum([len(children) for children, _, _ in levels]).tolist()]
+
+    def _split_nodes(self, *arguments: np.ndarray) -> None:
+        """Splits the nodes of a level; see `split` for the arguments."""
+        *_, children, _, _ = arguments
+        # Parts of nodes, from one child to another.
+        node, low, high = np.arange(children.size), np.zeros_like(children), children
+        while node.size < _TASKS and (high - low > 1).any():
+            _in_threads(self._build.split, node.size, *arguments, node, low, high, False)
+            middle = (low + high) // 2
+            node, low, high = np.tile(node, 2), np.append(low, middle), np.append(middle, high)
+        _in_threads(self._build.split, node.size, *arguments, node, low, high, True)
 
     def _fill(self, order: np.ndarray, starts: list[int]) -> None:
         """Fills leaves and boxes; `starts` are the first nodes of the levels, and their number."""
@@ -238,14 +255,16 @@ class ComponentTree:
         aligned = self._build.aligned
         leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
         exact_rates = aligned((num_leaves, num_dims, width), np.float64)
-        arguments = loc, scale, order, self._dims, leaf_data, exact_rates
+        arguments = loc, scale, order, self._dims, _UNIT, leaf_data, exact_rates
         _in_threads(self._build.fill_leaves, num_leaves, *arguments)
         exact_constant = aligned((num_leaves * width,), np.float64)
         exact_constant[order.size :] = -np.inf
-        exact_constant[: order.size] = self._constant[order]
-        upper = np.full(num_leaves * width, -np.inf)
-        upper[: order.size] = (
-            self._constant[order] + np.abs(self._constant[order]) * 2 * eps + 1e-30
+        constant = self._constant[order] * _BITS
+        exact_constant[: order.size] = constant
+        upper = np.full(num_leaves * width, -np.inf, dtype)
+        rounded = constant.astype(dtype)
+        upper[: order.size] = np.where(
+            rounded < constant, np.nextafter(rounded, dtype.type(np.inf)), rounded
         )
         leaf_data[:, 0] = upper.reshape(num_leaves, width)
 
@@ -263,9 +282,13 @@ class ComponentTree:
 
         self._slot = np.full(num_components, -1)
         self._slot[order] = np.arange(order.size)
-        # Where nothing that counts is further below c than `depth`, scores can stay in float32:
-        # each square is off by 8 units and their sum, in halves and chunks, by 3 D / 4 more.
-        depth = _ROUNDING / ((10 + 0.75 * num_dims) * eps / 2)
+        # Where nothing that counts is further below c than `depth`, scores can stay in float32.
+        # In units of rounding, c is off by 2, each square by 6, their sum by one for every
+        # addition that a square goes through, and the differences from c to the score by 4.
+        head = min(self._search.HEAD, self._num_boxed)
+        additions = head / 2 + 2 + math.ceil((num_dims - head) / self._search.CHUNK)
+        depth = _ROUNDING * _BITS / (eps / 2) - 2 * np.abs(constant).max()
+        depth /= 6 + additions + 4
         self._tree = self._search.Tree(
             first_child,
             self._num_children,
@@ -277,6 +300,7 @@ class ComponentTree:
             num_dims,
             self._num_boxed,
             self._height,
+            upper.max(),
             upper.max() - depth if dtype == np.float32 else -math.inf,
         )
 
@@ -293,8 +317,8 @@ class ComponentTree:
         share = omitted_share(tolerance, tree.num_components)
         unit = float(np.finfo(queries.dtype).eps) / 2
         budget = self._search.Budget(
-            math.log(share) - math.log(tree.num_components) - _MARGIN,
-            2 + 2 * (2 * tree.num_dims + 32) * unit,
+            (math.log(share) - math.log(tree.num_components) - _MARGIN) * _BITS,
+            (2 * tree.num_dims + 32) * unit,
         )
         leaves = np.empty(len(queries), np.int64)
         distance = np.empty(len(queries))
@@ -335,10 +359,10 @@ class ComponentTree:
         log_prob = results[0]
         # The dimensions without boxes move log q(z) by about half their squared distance.
         level = np.quantile(
-            log_prob[pilot] + 0.5 * distance[pilot] ** 2, _PILOT_QUANTILE, method="lower"
+            log_prob[pilot] + distance[pilot] ** 2 / _BITS, _PILOT_QUANTILE, method="lower"
         )
         if np.isfinite(level):
-            start[others] = level - 0.5 * distance[others] ** 2
+            start[others] = level - distance[others] ** 2 / _BITS
         search(others)
         again = others[log_prob[others] < start[others]]
         start[again] = log_prob[again]
@@ -372,6 +396,10 @@ def _in_threads(function: Callable[..., None], count: int, *arguments: Any) -> N
         for each in ranges:
             function(*arguments, *each)
         return
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(function, *arguments, *each) for each in ranges]:
-            done.result()
+    for done in [_pool(threads).submit(function, *arguments, *each) for each in ranges]:
+        done.result()
+
+
+@functools.cache
+def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="component_tree")

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
-_SPLIT_SAMPLE = 256  # components of a node that vote on the dimension to split
+_SPLIT_SAMPLE = 64  # components of a node that vote on the dimension to split
 _ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 
 
@@ -68,20 +68,20 @@ def _widest_dimension(loc: Any, scale: Any, order: Any, start: int, stop: int, m
     """The dimension with the largest spread of locations in units of the scales; -1 for none."""
     moments[:] = 0.0
     step = max(1, (stop - start) // _SPLIT_SAMPLE)
-    origin = loc[order[start]]
-    first, second, rate = moments[0], moments[1], moments[2]
+    origin = order[start]
     count = 0
     for position in range(start, stop, step):
-        locs, scales = loc[order[position]], scale[order[position]]
+        n = order[position]
         count += 1
         for d in range(loc.shape[1]):
-            shifted = np.float64(locs[d]) - np.float64(origin[d])
-            first[d] += shifted
-            second[d] += shifted * shifted
-            rate[d] += 1.0 / np.float64(scales[d])
+            shifted = np.float64(loc[n, d]) - np.float64(loc[origin, d])
+            moments[d, 0] += shifted
+            moments[d, 1] += shifted * shifted
+            moments[d, 2] += np.float64(scale[n, d])
     best, largest = -1, 0.0
     for d in range(loc.shape[1]):
-        spread = (second[d] - first[d] * first[d] / count) * rate[d] * rate[d]
+        variance = moments[d, 1] - moments[d, 0] * moments[d, 0] / count
+        spread = variance / (moments[d, 2] * moments[d, 2])
         if spread > largest:
             best, largest = d, spread
     return best
@@ -98,20 +98,25 @@ def split(
     num_children: Any,
     split_dim: Any,
     split_value: Any,
+    nodes: Any,
+    lows: Any,
+    highs: Any,
+    goes_on: bool,
     start: int,
     stop: int,
 ) -> None:
-    """Splits nodes start..stop of one level into their children, by halves.
+    """Splits parts start..stop of nodes of one level by halves, once or down to their children.
 
-    A node owns the components order[16 * first_leaf[node] :][: 16 * num_leaves[node]]; child i
-    gets its i-th part in equal numbers of leaves. The split between children i - 1 and i is kept
-    in column i, for `route`.
+    Part i is made of the children lows[i]..highs[i] of nodes[i]. A node owns the components
+    order[16 * first_leaf[node] :][: 16 * num_leaves[node]]; child i gets its i-th part in equal
+    numbers of leaves. The split between children i - 1 and i is kept in column i, for `route`.
     """
-    moments = np.empty((3, loc.shape[1]))
+    moments = np.empty((loc.shape[1], 3))
     pending = np.empty((2 * WIDTH, 2), np.int64)
-    for node in range(start, stop):
+    for part in range(start, stop):
+        node = nodes[part]
         leaf, leaves, children = first_leaf[node], num_leaves[node], num_children[node]
-        pending[0, 0], pending[0, 1] = 0, children
+        pending[0, 0], pending[0, 1] = lows[part], highs[part]
         depth = 1
         while depth:
             depth -= 1
@@ -129,9 +134,10 @@ def split(
                 _select(keys, order, begin, end, rank)
             split_dim[node, middle] = max(dim, 0)
             split_value[node, middle] = loc[order[rank], max(dim, 0)]
-            pending[depth, 0], pending[depth, 1] = low, middle
-            pending[depth + 1, 0], pending[depth + 1, 1] = middle, high
-            depth += 2
+            if goes_on:
+                pending[depth, 0], pending[depth, 1] = low, middle
+                pending[depth + 1, 0], pending[depth + 1, 1] = middle, high
+                depth += 2
 
 
 @compiled
@@ -140,12 +146,13 @@ def fill_leaves(
     scale: Any,
     order: Any,
     dims: Any,
+    unit: float,
     leaf_data: Any,
     exact_rates: Any,
     start: int,
     stop: int,
 ) -> None:
-    """Writes locations and inverse scales of leaves start..stop, lane by lane.
+    """Writes locations and inverse scales, times `unit`, of leaves start..stop, lane by lane.
 
     leaf_data `[leaves, 1 + 2 D, 16]` has log weights in its first row, then location
     and rounded inverse scale of each dimension; exact_rates `[leaves, D, 16]` are float64.
@@ -154,7 +161,7 @@ def fill_leaves(
         for lane in range(min(WIDTH, order.size - leaf * WIDTH)):
             n = order[leaf * WIDTH + lane]
             for d in range(dims.size):
-                rate = 1.0 / np.float64(scale[n, dims[d]])
+                rate = unit / np.float64(scale[n, dims[d]])
                 leaf_data[leaf, 1 + 2 * d, lane] = loc[n, dims[d]]
                 leaf_data[leaf, 2 + 2 * d, lane] = rate
                 exact_rates[leaf, d, lane] = rate

@@ -4,26 +4,37 @@ The traversal is depth first over nodes, and a node is visited once for all quer
 that reach it: its data comes from memory once, and the queries follow one another without branches
 that depend on each other. Nothing is pruned for a query because of another one. `component_tree`
 has the bounds and their proof; the words used here are its own.
+
+Scores and all that is compared with them are in bits: rates are inverse scales times
+sqrt(log2(e) / 2), so that log2 w_n q_n(z) = c_n - sum_d ((z_d - mu_nd) rate_nd)^2.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from tfp_surgery.distributions import component_tree_vectors as tv
 from tfp_surgery.distributions.component_tree_build import aligned, compiled
+from tfp_surgery.distributions.component_tree_terms import (
+    ball_term,
+    box_terms,
+    component_terms,
+    exact_terms,
+    inlined,
+)
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
-_HEAD = 10  # dimensions of a leaf's components that are compared before the first look
+HEAD = 10  # dimensions of a leaf's components that are compared before the first look
 _BATCH = 64
-_CHUNK = 8  # and between further looks
+CHUNK = 8  # and between further looks
 _RAISE = 1.2  # S grows by this factor, lane by lane, before the threshold follows
-_HEADROOM = 10.0  # a score may exceed the reference by this much before the sums are rescaled
+_HEADROOM = 14.0  # bits that a score may exceed the reference by before the sums are rescaled
+_FAR = 100.0  # bits: no sum is rescaled where no score can exceed the reference by more
 
-inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)
+_BITS = 1.0 / math.log(2.0)  # in a nat
 
 
 class Tree(NamedTuple):
@@ -39,14 +50,15 @@ class Tree(NamedTuple):
     num_dims: Any
     num_boxed: Any
     height: Any
+    top: Any  # the largest c_n
     near: Any  # a threshold above which scores are rounded little enough in the dtype
 
 
 class Budget(NamedTuple):
     """What may be left out; see `component_tree`."""
 
-    log_share: Any  # log(a / N)
-    gain: Any  # 2 (1 + margin)
+    log_share: Any  # log2(a / N)
+    margin: Any  # of the rounding of a bound, relative to its distance from `top`
 
 
 class Work(NamedTuple):
@@ -97,88 +109,10 @@ def workspace(block: int, num_dims: int, height: int, dtype: Any) -> Work:
 
 
 @inlined
-def _box_terms(boxes: Any, at: int, z: Any, first: int, start: int, stop: int) -> Any:
-    """sum_d (max(low - z, z - high, 0) * rate)^2 over dims start..stop, for 16 children."""
-    zero = tv.zeros(z)
-    even, odd = zero, zero
-    for d in range(start, stop - 1, 2):
-        x = tv.splat(tv.element(z, first + d))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at), x), tv.subtract(x, tv.load(boxes, at + WIDTH))
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 2 * WIDTH))
-        even = tv.multiply_add(t, t, even)
-        x = tv.splat(tv.element(z, first + d + 1))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at + 3 * WIDTH), x),
-            tv.subtract(x, tv.load(boxes, at + 4 * WIDTH)),
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 5 * WIDTH))
-        odd = tv.multiply_add(t, t, odd)
-        at += 6 * WIDTH
-    if (stop - start) % 2:
-        x = tv.splat(tv.element(z, first + stop - 1))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at), x), tv.subtract(x, tv.load(boxes, at + WIDTH))
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 2 * WIDTH))
-        even = tv.multiply_add(t, t, even)
-    return tv.add(even, odd)
-
-
-@inlined
-def _component_terms(data: Any, at: int, z: Any, first: int, start: int, stop: int) -> Any:
-    """sum_d ((z - loc) * rate)^2 over dims start..stop, for 16 components."""
-    even = tv.zeros(z)
-    odd = even
-    for d in range(start, stop - 1, 2):
-        t = tv.multiply(
-            tv.subtract(tv.splat(tv.element(z, first + d)), tv.load(data, at)),
-            tv.load(data, at + WIDTH),
-        )
-        even = tv.multiply_add(t, t, even)
-        t = tv.multiply(
-            tv.subtract(tv.splat(tv.element(z, first + d + 1)), tv.load(data, at + 2 * WIDTH)),
-            tv.load(data, at + 3 * WIDTH),
-        )
-        odd = tv.multiply_add(t, t, odd)
-        at += 4 * WIDTH
-    if (stop - start) % 2:
-        t = tv.multiply(
-            tv.subtract(tv.splat(tv.element(z, first + stop - 1)), tv.load(data, at)),
-            tv.load(data, at + WIDTH),
-        )
-        even = tv.multiply_add(t, t, even)
-    return tv.add(even, odd)
-
-
-@inlined
-def _ball_term(boxes: Any, at: int, distance: Any) -> Any:
-    """max(distance - radius, 0)^2, for 16 children."""
-    gap = tv.subtract(tv.splat(distance), tv.load(boxes, at))
-    gap = tv.maximum(gap, tv.zeros(boxes))
-    return tv.multiply(gap, gap)
-
-
-@inlined
-def _exact_terms(data: Any, rates: Any, leaf: int, z: Any, first: int, dims: int) -> Any:
-    """sum_d ((z - loc) / scale)^2 for a leaf's components, in float64."""
-    total = tv.splat(0.0)
-    at = leaf * (2 * dims + 1) * WIDTH + WIDTH
-    rate = leaf * dims * WIDTH
-    for d in range(dims):
-        x = tv.splat(np.float64(tv.element(z, first + d)))
-        t = tv.multiply(tv.subtract(x, tv.widen(tv.load(data, at))), tv.load(rates, rate))
-        total = tv.multiply_add(t, t, total)
-        at += 2 * WIDTH
-        rate += WIDTH
-    return total
-
-
-@inlined
-def _threshold(level: Any, log_share: Any, like: Any) -> Any:
-    """level + log_share, rounded down to the dtype of `like`."""
-    rounded = like.dtype.type(level + log_share)
+def _threshold(level: Any, top: Any, budget: Any, like: Any) -> Any:
+    """level + log_share, less the rounding of bounds, rounded down to the dtype of `like`."""
+    exact = level + budget.log_share
+    rounded = like.dtype.type(exact - budget.margin * max(top - exact, 0.0))
     return rounded - (
         abs(rounded) * like.dtype.type(4 * np.finfo(like.dtype).eps) + like.dtype.type(1e-30)
     )
@@ -200,7 +134,6 @@ def _prepare(
     z, lanes = tv.pointer(work.z), tv.pointer(work.lanes)
     boxes, data = tv.pointer(tree.boxes), tv.pointer(tree.leaf_data)
     rates, log_weights = tv.pointer(tree.exact_rates), tv.pointer(tree.exact_log_weights)
-    half = tv.splat(queries.dtype.type(0.5))
     stride = (3 * tree.num_boxed + 2) * WIDTH
     # Downwards, by more than the rounding of the distance in float64 and to the dtype.
     shrink = 1.0 - (1e-6 if queries.itemsize == 4 else 1e-12)
@@ -218,26 +151,25 @@ def _prepare(
         node = 0
         for _ in range(tree.height):
             at = node * stride
-            bound = _ball_term(boxes, at, work.distance[i])
-            bound = tv.add(bound, _box_terms(boxes, at + 2 * WIDTH, z, first, 0, tree.num_boxed))
-            bound = tv.subtract(tv.load(boxes, at + WIDTH), tv.multiply(bound, half))
-            tv.store(lanes, 0, bound)
+            bound = ball_term(boxes, at, work.distance[i])
+            bound = tv.add(bound, box_terms(boxes, at + 2 * WIDTH, z, first, 0, tree.num_boxed))
+            tv.store(lanes, 0, tv.subtract(tv.load(boxes, at + WIDTH), bound))
             lane = 0
             for j in range(1, tree.num_children[node]):
                 if work.lanes[j] > work.lanes[lane]:
                     lane = j
             node = tree.first_child[node] + lane
-        squares = _exact_terms(data, rates, node, z, first, tree.num_dims)
-        scores = tv.subtract_product(squares, tv.splat(0.5), tv.load(log_weights, node * WIDTH))
+        squares = exact_terms(data, rates, node, z, first, tree.num_dims)
+        scores = tv.subtract(tv.load(log_weights, node * WIDTH), squares)
         if work.skipped[i] // WIDTH == node:
             scores = tv.without_lane(scores, work.skipped[i] % WIDTH)
-        work.reference[i] = tv.largest(scores)
-        work.level[i] = max(start[row], work.reference[i])
-        work.threshold[i] = _threshold(work.level[i], budget.log_share, work.z)
+        work.level[i] = max(start[row] * _BITS, tv.largest(scores))
+        work.reference[i] = work.level[i]
+        work.threshold[i] = _threshold(work.level[i], tree.top, budget, work.z)
 
 
 @inlined
-def _reach(node: int, batch: int, stop: int, tree: Any, budget: Any, work: Any) -> int:
+def _reach(node: int, batch: int, stop: int, tree: Any, work: Any) -> int:
     """Finds which children of a node the queries batch..stop of its queue reach.
 
     Returns how many queries reach any: `survivors` says which, `masks` whom, and `rests` has their
@@ -249,16 +181,15 @@ def _reach(node: int, batch: int, stop: int, tree: Any, budget: Any, work: Any) 
     heads, rests = tv.pointer(work.heads), tv.pointer(work.rests)
     survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
     dims, boxed = tree.num_dims, tree.num_boxed
-    head = min(_HEAD, boxed)
+    head = min(HEAD, boxed)
     at = node * (3 * boxed + 2) * WIDTH
     log_weight = tv.load(boxes, at + WIDTH)
-    gain = tv.splat(work.z.dtype.type(budget.gain))
     count = 0
     for k in range(batch, stop):
         i = np.int64(tv.element(queues, k))
-        limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
-        near = _box_terms(boxes, at + 2 * WIDTH, z, i * dims, 0, head)
-        tail = _ball_term(boxes, at, tv.element(distance, i))
+        limit = tv.subtract(log_weight, tv.splat(tv.element(threshold, i)))
+        near = box_terms(boxes, at + 2 * WIDTH, z, i * dims, 0, head)
+        tail = ball_term(boxes, at, tv.element(distance, i))
         tv.store(heads, count * WIDTH, near)
         tv.store(rests, count * WIDTH, tail)
         tv.put(survivors, count, i)
@@ -266,8 +197,8 @@ def _reach(node: int, batch: int, stop: int, tree: Any, budget: Any, work: Any) 
     left = 0
     for k in range(count):
         i = tv.element(survivors, k)
-        limit = tv.multiply(tv.subtract(log_weight, tv.splat(tv.element(threshold, i))), gain)
-        rest = _box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, i * dims, head, boxed)
+        limit = tv.subtract(log_weight, tv.splat(tv.element(threshold, i)))
+        rest = box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, i * dims, head, boxed)
         rest = tv.add(rest, tv.load(rests, k * WIDTH))
         mask = tv.less(tv.add(rest, tv.load(heads, k * WIDTH)), limit)
         tv.store(rests, left * WIDTH, rest)
@@ -278,9 +209,7 @@ def _reach(node: int, batch: int, stop: int, tree: Any, budget: Any, work: Any) 
 
 
 @compiled
-def _expand(
-    node: int, level: int, queue: int, size: int, tree: Any, budget: Any, work: Any
-) -> None:
+def _expand(node: int, level: int, queue: int, size: int, tree: Any, work: Any) -> None:
     """Queues the queries of a node's queue at those of its children that they reach."""
     queues, sizes = tv.pointer(work.queues), tv.pointer(work.sizes)
     survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
@@ -290,7 +219,7 @@ def _expand(
         tv.put(sizes, here + lane, 0)
     for batch in range(queue, queue + size, _BATCH):
         stop = min(batch + _BATCH, queue + size)
-        for k in range(_reach(node, batch, stop, tree, budget, work)):
+        for k in range(_reach(node, batch, stop, tree, work)):
             query = np.int32(tv.element(survivors, k))
             mask = tv.element(masks, k)
             while mask:
@@ -301,126 +230,199 @@ def _expand(
                 tv.put(sizes, here + lane, position + 1)
 
 
+class Leaves(NamedTuple):
+    """What is used leaf by leaf: see `Tree` and `Work`, of whose arrays it has the addresses."""
+
+    leaf_data: Any
+    exact_rates: Any
+    exact_log_weights: Any
+    z: Any
+    threshold: Any
+    reference: Any
+    rests: Any
+    skipped: Any
+    mass: Any
+    moment: Any
+    ceiling: Any
+    num_components: Any
+    num_dims: Any
+    head: Any
+
+
 @inlined
-def _add(i: int, sums: Any, products: Any, work: Any) -> None:
+def _add(i: int, sums: Any, products: Any, to: Any) -> None:
     """Adds to the float64 sums of query i."""
-    mass, moment = tv.pointer(work.mass), tv.pointer(work.moment)
     at = i * WIDTH
-    tv.store(mass, at, tv.add(tv.load(mass, at), tv.widen(sums)))
-    tv.store(moment, at, tv.add(tv.load(moment, at), tv.widen(products)))
+    tv.store(to.mass, at, tv.add(tv.load(to.mass, at), tv.widen(sums)))
+    tv.store(to.moment, at, tv.add(tv.load(to.moment, at), tv.widen(products)))
+
+
+@inlined
+def _rescale(i: int, reference: float, of: Any) -> None:
+    """Makes the sums of query i relative to a larger reference."""
+    old = tv.element(of.reference, i)
+    tv.put(of.reference, i, reference)
+    if old == -np.inf:
+        return
+    shift = old - reference
+    factor = np.exp(shift / _BITS)
+    at = i * WIDTH
+    mass, moment = tv.load(of.mass, at), tv.load(of.moment, at)
+    moment = tv.multiply_add(mass, tv.splat(shift), moment)
+    if factor == 0.0:
+        moment = tv.zeros(of.moment)
+    tv.store(of.mass, at, tv.multiply(mass, tv.splat(factor)))
+    tv.store(of.moment, at, tv.multiply(moment, tv.splat(factor)))
+    tv.put(of.ceiling, i, tv.element(of.ceiling, i) * factor)
+
+
+@inlined
+def _leaf_terms(leaf: int, rest: Any, limit: Any, i: int, of: Any) -> Any:
+    """The sums of squares of a leaf's components, and whether one is within the limit.
+
+    Where none is, the sums may be over some of the dimensions only.
+    """
+    dims, head = of.num_dims, of.head
+    at = leaf * (2 * dims + 1) * WIDTH
+    terms = component_terms(of.leaf_data, at + WIDTH, of.z, i * dims, 0, head)
+    alive = tv.any_less(tv.add(terms, tv.splat(rest)), limit)
+    d = head
+    while alive and d < dims:
+        end = min(dims, d + CHUNK)
+        more = component_terms(of.leaf_data, at + (2 * d + 1) * WIDTH, of.z, i * dims, d, end)
+        terms = tv.add(terms, more)
+        alive = tv.any_less(terms, limit)
+        d = end
+    return terms, alive
+
+
+@inlined
+def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
+    """Adds the leaves in a mask to the sums of query i, survivor k, in the dtype.
+
+    Returns the number of components added.
+    """
+    zero, lowest = tv.zeros(of.z), tv.narrow(tv.splat(tv.LOWEST), of.z)
+    dims = of.num_dims
+    slot = tv.element(of.skipped, i)
+    floor = tv.splat(tv.element(of.threshold, i))
+    shift = np.float64(tv.element(of.threshold, i)) - tv.element(of.reference, i)
+    shift = tv.narrow(tv.splat(shift), of.z)
+    sums, products = zero, zero
+    count = 0
+    while mask:
+        lane = tv.lowest_bit(mask)
+        mask &= mask - 1
+        leaf = first_leaf + lane
+        limit = tv.subtract(tv.load(of.leaf_data, leaf * (2 * dims + 1) * WIDTH), floor)
+        rest = tv.element(of.rests, k * WIDTH + lane)
+        terms, alive = _leaf_terms(leaf, rest, limit, i, of)
+        if not alive:
+            continue
+        count += min(WIDTH, of.num_components - leaf * WIDTH)
+        scores = tv.add(tv.subtract(limit, terms), shift)
+        if slot // WIDTH == leaf:
+            scores = tv.without_lane(scores, slot % WIDTH)
+            count -= 1
+        parts = tv.exp2(scores)
+        sums = tv.add(sums, parts)
+        # Where a part is zero the score may be -inf.
+        products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+    if count:
+        _add(i, sums, products, of)
+    return count
+
+
+@inlined
+def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
+    """The same, with scores in float64 and a reference that may have to rise."""
+    zero, lowest = tv.zeros(of.z), tv.narrow(tv.splat(tv.LOWEST), of.z)
+    dims = of.num_dims
+    slot = tv.element(of.skipped, i)
+    floor = tv.splat(tv.element(of.threshold, i))
+    base = tv.element(of.reference, i)
+    sums, products = zero, zero
+    count = 0
+    while mask:
+        lane = tv.lowest_bit(mask)
+        mask &= mask - 1
+        leaf = first_leaf + lane
+        limit = tv.subtract(tv.load(of.leaf_data, leaf * (2 * dims + 1) * WIDTH), floor)
+        rest = tv.element(of.rests, k * WIDTH + lane)
+        _, alive = _leaf_terms(leaf, rest, limit, i, of)
+        if not alive:
+            continue
+        squares = exact_terms(of.leaf_data, of.exact_rates, leaf, of.z, i * dims, dims)
+        wide = tv.subtract(tv.load(of.exact_log_weights, leaf * WIDTH), squares)
+        count += min(WIDTH, of.num_components - leaf * WIDTH)
+        if slot // WIDTH == leaf:
+            wide = tv.without_lane(wide, slot % WIDTH)
+            count -= 1
+        if base == -np.inf or tv.any_less(tv.splat(base + _HEADROOM), wide):
+            largest = tv.largest(wide)
+            if largest == -np.inf:
+                continue
+            _add(i, sums, products, of)
+            sums, products = zero, zero
+            base = largest
+            _rescale(i, base, of)
+        scores = tv.narrow(tv.subtract(wide, tv.splat(base)), of.z)
+        parts = tv.exp2(scores)
+        sums = tv.add(sums, parts)
+        # Where a part is zero the score may be -inf.
+        products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+    if count:
+        _add(i, sums, products, of)
+    return count
 
 
 @compiled
 def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) -> None:
     """Adds the components of a node's leaves to the sums of the queries of its queue."""
-    z, data = tv.pointer(work.z), tv.pointer(tree.leaf_data)
-    rates, log_weights = tv.pointer(tree.exact_rates), tv.pointer(tree.exact_log_weights)
-    threshold, reference = tv.pointer(work.threshold), tv.pointer(work.reference)
-    mass = tv.pointer(work.mass)
-    skipped, visited = tv.pointer(work.skipped), tv.pointer(work.visited)
-    ceiling, rests = tv.pointer(work.ceiling), tv.pointer(work.rests)
+    of = Leaves(
+        tv.pointer(tree.leaf_data),
+        tv.pointer(tree.exact_rates),
+        tv.pointer(tree.exact_log_weights),
+        tv.pointer(work.z),
+        tv.pointer(work.threshold),
+        tv.pointer(work.reference),
+        tv.pointer(work.rests),
+        tv.pointer(work.skipped),
+        tv.pointer(work.mass),
+        tv.pointer(work.moment),
+        tv.pointer(work.ceiling),
+        tree.num_components,
+        tree.num_dims,
+        min(HEAD, tree.num_boxed),
+    )
     survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
-    dims = tree.num_dims
-    head = min(_HEAD, tree.num_boxed)
-    gain = tv.splat(work.z.dtype.type(budget.gain))
-    zero, half = tv.zeros(z), tv.splat(work.z.dtype.type(0.5))
-    wide_half, lowest = tv.splat(0.5), tv.splat(work.z.dtype.type(-1000.0))
+    visited = tv.pointer(work.visited)
+    leaf = tree.first_child[node]
     for batch in range(queue, queue + size, _BATCH):
         stop = min(batch + _BATCH, queue + size)
-        for k in range(_reach(node, batch, stop, tree, budget, work)):
+        for k in range(_reach(node, batch, stop, tree, work)):
             i = tv.element(survivors, k)
             mask = tv.element(masks, k)
-            first = i * dims
-            slot = tv.element(skipped, i)
-            floor = tv.splat(tv.element(threshold, i))
-            is_near = tv.element(threshold, i) > tree.near
-            base = tv.element(reference, i)
-            origin = base if base > -np.inf else 0.0
-            highest = base - origin + _HEADROOM
-            sums, products = zero, zero
-            count = 0
-            while mask:
-                lane = tv.lowest_bit(mask)
-                mask &= mask - 1
-                leaf = tree.first_child[node] + lane
-                at = leaf * (2 * dims + 1) * WIDTH
-                limit = tv.multiply(tv.subtract(tv.load(data, at), floor), gain)
-                terms = _component_terms(data, at + WIDTH, z, first, 0, head)
-                rest = tv.splat(tv.element(rests, k * WIDTH + lane))
-                alive = tv.any_less(tv.add(terms, rest), limit)
-                d = head
-                while alive and d < dims:
-                    end = min(dims, d + _CHUNK)
-                    more = _component_terms(data, at + (2 * d + 1) * WIDTH, z, first, d, end)
-                    terms = tv.add(terms, more)
-                    alive = tv.any_less(terms, limit)
-                    d = end
-                if not alive:
-                    continue
-                # Relative to the reference from here on.
-                wide = tv.subtract(tv.load(log_weights, leaf * WIDTH), tv.splat(origin))
-                count += min(WIDTH, tree.num_components - leaf * WIDTH)
-                if slot // WIDTH == leaf:
-                    wide = tv.without_lane(wide, slot % WIDTH)
-                    count -= 1
-                if is_near:
-                    scores = tv.subtract_product(terms, half, tv.narrow(wide, z))
-                else:
-                    squares = _exact_terms(data, rates, leaf, z, first, dims)
-                    scores = tv.narrow(tv.subtract_product(squares, wide_half, wide), z)
-                if tv.any_less(tv.splat(work.z.dtype.type(highest)), scores):
-                    _add(i, sums, products, work)
-                    sums, products = zero, zero
-                    # Anew, since the distance to the old reference may be large, and its rounding.
-                    squares = _exact_terms(data, rates, leaf, z, first, dims)
-                    wide = tv.load(log_weights, leaf * WIDTH)
-                    wide = tv.subtract_product(squares, wide_half, wide)
-                    if slot // WIDTH == leaf:
-                        wide = tv.without_lane(wide, slot % WIDTH)
-                    base = tv.largest(wide)
-                    _rescale(i, base, work)
-                    scores = tv.narrow(tv.subtract(wide, tv.splat(base)), z)
-                    origin, highest = base, _HEADROOM
-                elif base == -np.inf:
-                    continue
-                parts = tv.exp(scores)
-                sums = tv.add(sums, parts)
-                # Where a part is zero the score may be -inf.
-                products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+            is_near = tv.element(of.threshold, i) > tree.near
+            if is_near and tree.top - tv.element(of.reference, i) < _FAR:
+                count = _score_near(leaf, i, mask, k, of)
+            else:
+                count = _score_far(leaf, i, mask, k, of)
             if count:
-                _add(i, sums, products, work)
                 tv.put(visited, i, tv.element(visited, i) + count)
-                total = tv.load(mass, i * WIDTH)
-                if tv.any_less(tv.splat(tv.element(ceiling, i)), total):
-                    _raise_threshold(i, tv.total(total), tv.largest(total), budget, work)
+                total = tv.load(of.mass, i * WIDTH)
+                if tv.any_less(tv.splat(tv.element(of.ceiling, i)), total):
+                    _raise_threshold(i, tv.total(total), tv.largest(total), tree, budget, work)
 
 
 @compiled
-def _rescale(i: int, reference: float, work: Any) -> None:
-    """Makes the sums of query i relative to a larger reference."""
-    old = work.reference[i]
-    work.reference[i] = reference
-    if old == -np.inf:
-        return
-    shift = old - reference
-    factor = np.exp(shift)
-    for j in range(i * WIDTH, (i + 1) * WIDTH):
-        if factor > 0.0:
-            work.moment[j] = factor * (work.moment[j] + shift * work.mass[j])
-        else:
-            work.moment[j] = 0.0
-        work.mass[j] *= factor
-    work.ceiling[i] *= factor
-
-
-@compiled
-def _raise_threshold(i: int, mass: float, lane: float, budget: Any, work: Any) -> None:
+def _raise_threshold(i: int, mass: float, lane: float, tree: Any, budget: Any, work: Any) -> None:
     """Raises the threshold of query i to what its sums allow."""
     work.ceiling[i] = _RAISE * lane
-    level = work.reference[i] + np.log(mass)
+    level = work.reference[i] + np.log(mass) * _BITS
     if level > work.level[i]:
         work.level[i] = level
-        work.threshold[i] = _threshold(level, budget.log_share, work.z)
+        work.threshold[i] = _threshold(level, tree.top, budget, work.z)
 
 
 @compiled
@@ -445,14 +447,15 @@ def search(
       rows: `[m]`, at most as many as `work` has room for.
       dims: `[D]`, the tree's order of dimensions.
       distance: `[M]`, see `component_tree_build.route`.
-      start: `[M]`, what log q(z) is assumed to be at least. The answer of a query is certified
-        where its log_prob turns out to be at least that, or positive mass was found and it is -inf.
+      start: `[M]`, what log q(z) is assumed to be at least, in nats. The answer of a query is
+        certified where its log_prob turns out to be at least that, or positive mass was found and
+        it is -inf.
       skipped: `[M]`, slots of excluded components, -1 for none.
       tree: The `Tree`.
       budget: The `Budget`.
       work: A `workspace`.
-      log_prob: `[M]` float64, -inf where nothing was visited.
-      entropy: `[M]` float64.
+      log_prob: `[M]` float64, in nats, -inf where nothing was visited.
+      entropy: `[M]` float64, in nats.
       visited: `[M]`, int64.
     """
     _prepare(queries, rows, dims, distance, start, skipped, tree, budget, work)
@@ -467,7 +470,7 @@ def search(
         _score(0, everyone, rows.size, tree, budget, work)
     else:
         level = 0
-        _expand(0, 0, everyone, rows.size, tree, budget, work)
+        _expand(0, 0, everyone, rows.size, tree, work)
     while level >= 0:
         slot = level * WIDTH + lanes[level]
         if lanes[level] == WIDTH:
@@ -483,11 +486,13 @@ def search(
         else:
             level += 1
             nodes[level], lanes[level] = child, 0
-            _expand(child, level, slot * block, size, tree, budget, work)
+            _expand(child, level, slot * block, size, tree, work)
     for i in range(rows.size):
         row = rows[i]
         mass = work.mass[i * WIDTH : (i + 1) * WIDTH].sum()
         moment = work.moment[i * WIDTH : (i + 1) * WIDTH].sum()
         visited[row] = work.visited[i]
-        log_prob[row] = work.reference[i] + np.log(mass) if mass > 0.0 else -np.inf
-        entropy[row] = max(0.0, np.log(mass) - moment / mass) if mass > 0.0 else np.nan
+        log_prob[row], entropy[row] = -np.inf, np.nan
+        if mass > 0.0:
+            log_prob[row] = work.reference[i] / _BITS + np.log(mass)
+            entropy[row] = max(0.0, np.log(mass) - moment / (mass * _BITS))

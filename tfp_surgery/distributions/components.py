@@ -62,7 +62,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
 
     Distributions that a layer of `tfp.layers` made coercible to a tensor are unwrapped at every
     level, and parameters in float16 or bfloat16 are cast to float32: densities and log-sum-exps in
-    fewer bits are wrong by whole nats.
+    fewer bits are wrong by whole nats. NumPy arrays become tensors, which TFP would make of them
+    anew whenever it is asked for a shape.
 
     Args:
       distribution: A `tfd.Distribution` over single tensors that declares its parameters.
@@ -83,6 +84,16 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
             f"with dtype {distribution.dtype}."
         )
     distribution = _unwrap(distribution)
+    arrays = {
+        name: tf.convert_to_tensor(value)
+        for name, value in distribution.parameters.items()
+        # An array of integers may stand for floats.
+        if isinstance(value, np.ndarray)
+        and distribution.dtype.is_floating
+        and value.dtype == distribution.dtype.as_numpy_dtype
+    }
+    if arrays:
+        distribution = distribution.copy(**arrays)
     if any(leaf.dtype in (tf.float16, tf.bfloat16) for leaf in leaves(distribution)):
         return _map_leaves(
             distribution,
