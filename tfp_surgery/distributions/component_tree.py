@@ -284,11 +284,13 @@ class ComponentTree:
         self._slot[order] = np.arange(order.size)
         # Where nothing that counts is further below c than `depth`, scores can stay in float32.
         # In units of rounding, c is off by 2, each square by 6, their sum by one for every
-        # addition that a square goes through, and the differences from c to the score by 4.
+        # addition that a square goes through, its two differences from c by one, and two more from
+        # the reference, which is at most `reach` below the largest score.
         head = min(self._search.HEAD, self._num_boxed)
-        additions = head / 2 + 2 + math.ceil((num_dims - head) / self._search.CHUNK)
-        depth = _ROUNDING * _BITS / (eps / 2) - 2 * np.abs(constant).max()
-        depth /= 6 + additions + 4
+        sums = 6 + head / 2 + 2 + math.ceil((num_dims - head) / self._search.CHUNK) + 2
+        reach = self._search.REACH + math.log2(order.size)
+        units = _ROUNDING * _BITS / (eps / 2) - 2 * np.abs(constant).max()
+        depth = min(units / (sums + 2), (units - 2 * reach) / sums)
         self._tree = self._search.Tree(
             first_child,
             self._num_children,

@@ -32,7 +32,7 @@ _BATCH = 64
 CHUNK = 8  # and between further looks
 _RAISE = 1.2  # S grows by this factor, lane by lane, before the threshold follows
 _HEADROOM = 14.0  # bits that a score may exceed the reference by before the sums are rescaled
-_FAR = 100.0  # bits: no sum is rescaled where no score can exceed the reference by more
+REACH = 100.0  # bits: no sum is rescaled where no score can exceed the reference by more
 
 _BITS = 1.0 / math.log(2.0)  # in a nat
 
@@ -404,7 +404,7 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
             i = tv.element(survivors, k)
             mask = tv.element(masks, k)
             is_near = tv.element(of.threshold, i) > tree.near
-            if is_near and tree.top - tv.element(of.reference, i) < _FAR:
+            if is_near and tree.top - tv.element(of.reference, i) < REACH:
                 count = _score_near(leaf, i, mask, k, of)
             else:
                 count = _score_far(leaf, i, mask, k, of)
