@@ -155,6 +155,14 @@ def test_what_nothing_reaches_and_what_is_no_number() -> None:
     np.testing.assert_allclose(entropy[2], math.log(100), atol=2e-4)
 
 
+def test_a_scale_whose_inverse_is_infinite() -> None:
+    loc = np.zeros((40, 1), np.float32)
+    scale = np.ones_like(loc)
+    scale[3] = 1e-40
+    scores = _scores(loc[:1], loc, scale)
+    _check(_evaluate(loc[:1], loc, scale, 1e-4), scores, 1e-4)
+
+
 def test_one_component_left_out_leaves_nothing() -> None:
     loc = np.zeros((1, 2))
     log_prob, entropy, _ = _evaluate(loc, loc, np.ones_like(loc), 1e-4, None, np.array([0]))

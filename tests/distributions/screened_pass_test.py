@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -172,6 +174,26 @@ def test_gradients_are_those_of_brute_force(case: str, dtype: type) -> None:
     for actual, expected in zip(grads, tape.gradient(target, wide), strict=True):
         tolerance = 1e3 * float(np.finfo(dtype).eps) * float(tf.reduce_max(tf.abs(expected)))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=max(tolerance, 1e-12))
+
+
+def test_gradients_of_an_unknown_number_of_queries() -> None:
+    z, loc, scale = _case("overlapping", 3, 1.0, np.float32)
+    compute, leaves = screened_pass.ScreenedPass(), _leaves(loc, scale)
+    log_weights = tf.fill([N], tf.constant(-np.log(N), tf.float32))
+
+    def grads(z: tf.Tensor) -> Any:
+        results = compute.forward(z, log_weights, leaves, None)
+        upstream = (tf.ones_like(results[0]), tf.zeros_like(results[0]))
+        return compute.backward(z, log_weights, leaves, None, results, upstream)
+
+    unknown = tf.function(grads, [tf.TensorSpec([None, 3])], autograph=False)
+    for num in (350, 130):
+        for actual, expected in zip(unknown(z[:num]), grads(tf.constant(z[:num])), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    z_grad, *others = unknown(z[:0])
+    assert z_grad.shape == (0, 3)
+    for grad in others:
+        np.testing.assert_array_equal(grad, tf.zeros_like(grad))
 
 
 def test_a_block_of_queries_that_are_no_numbers() -> None:

@@ -34,7 +34,7 @@ Bounds are computed in the dtype of the components, by sums of at most D + 1 squ
 carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
 2002, section 4.2). What they are compared with is lowered by 2 D + 32 units of its distance from
 the largest c, which also pays for the rounding of the inverse scales; c is rounded up, L down. What
-is visited is scored in float64, or, where no score that counts can be off by more than 9.4e-5 for
+is visited is scored in float64, or, where no score that counts can be off by more than 9.1e-5 for
 it, in float32, and exponentiated with the precision of the dtype, to which the results are rounded:
 beside the tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by
 that times 1 + log N.
@@ -54,6 +54,7 @@ import functools
 import importlib.util
 import itertools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,7 @@ _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
-_ROUNDING = 9.4e-5  # nats; where rounding in float32 could exceed them scores are float64
+_ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MARGIN = 1e-4  # nats that L may be too large by rounding
 _BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
 _UNIT = math.sqrt(_BITS / 2)  # times 1 / s: squares are then in bits
@@ -144,7 +145,7 @@ class ComponentTree:
             order.size
             and np.isfinite(loc).all()
             and np.isfinite(scale).all()
-            and (scale > 0).all()
+            and (scale >= np.finfo(loc.dtype).tiny).all()  # 1 / s is finite
             and np.isfinite(log_weights[order]).all()
         )
         if not self._is_regular:
@@ -174,7 +175,9 @@ class ComponentTree:
             raise ValueError(f"tolerance must be a positive finite number; got {tolerance!r}.")
         num_queries = len(queries)
         results = np.empty(num_queries), np.empty(num_queries), np.empty(num_queries, np.int64)
-        regular = np.isfinite(queries).all(axis=1) & self._is_regular
+        regular = np.zeros(num_queries, bool)
+        if self._is_regular:
+            _in_threads(self._build.find_finite, num_queries, queries, regular)
         irregular = np.flatnonzero(~regular)
         if irregular.size:
             excluded = np.full(num_queries, -1) if excluded_index is None else excluded_index
@@ -283,11 +286,12 @@ class ComponentTree:
         self._slot = np.full(num_components, -1)
         self._slot[order] = np.arange(order.size)
         # Where nothing that counts is further below c than `depth`, scores can stay in float32.
-        # In units of rounding, c is off by 2, each square by 6, their sum by one for every
+        # In units of rounding, c is off by 2, each square by 7, their sum by one for every
         # addition that a square goes through, its two differences from c by one, and two more from
         # the reference, which is at most `reach` below the largest score.
-        head = min(self._search.HEAD, self._num_boxed)
-        sums = 6 + head / 2 + 2 + math.ceil((num_dims - head) / self._search.CHUNK) + 2
+        head, chunk = min(self._search.HEAD, self._num_boxed), self._search.CHUNK
+        longest = max(head, min(chunk, num_dims - head))
+        sums = 7 + longest / 2 + 2 + math.ceil((num_dims - head) / chunk) + 2
         reach = self._search.REACH + math.log2(order.size)
         units = _ROUNDING * _BITS / (eps / 2) - 2 * np.abs(constant).max()
         depth = min(units / (sums + 2), (units - 2 * reach) / sums)
@@ -322,7 +326,9 @@ class ComponentTree:
             (math.log(share) - math.log(tree.num_components) - _MARGIN) * _BITS,
             (2 * tree.num_dims + 32) * unit,
         )
-        leaves = np.empty(len(queries), np.int64)
+        num_leaves = -(-tree.num_components // self._build.WIDTH)
+        # NumPy sorts 16 bits by counting.
+        leaves = np.empty(len(queries), np.uint16 if num_leaves <= 2**16 else np.int64)
         distance = np.empty(len(queries))
         _in_threads(
             self._build.route,
@@ -405,3 +411,7 @@ def _in_threads(function: Callable[..., None], count: int, *arguments: Any) -> N
 @functools.cache
 def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="component_tree")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -225,6 +225,16 @@ def box_nodes(boxes: Any, first_child: Any, num_children: Any, start: int, stop:
 
 
 @compiled
+def find_finite(queries: Any, is_finite: Any, start: int, stop: int) -> None:
+    """Finds the queries start..stop whose coordinates are all finite."""
+    for m in range(start, stop):
+        finite = True
+        for d in range(queries.shape[1]):
+            finite &= np.isfinite(queries[m, d])
+        is_finite[m] = finite
+
+
+@compiled
 def route(
     queries: Any,
     split_dim: Any,

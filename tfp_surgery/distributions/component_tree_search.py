@@ -69,8 +69,8 @@ class Work(NamedTuple):
     threshold: Any  # [B]
     level: Any  # [B]: L of the threshold
     reference: Any  # [B]: scores are relative to it
-    mass: Any  # [B * 16]: sums of exp(score - reference)
-    moment: Any  # [B * 16]: sums of exp(score - reference) * (score - reference)
+    mass: Any  # [B * 16]: sums of 2^(score - reference)
+    moment: Any  # [B * 16]: sums of 2^(score - reference) * (score - reference)
     ceiling: Any  # [B]: when a lane of the mass exceeds it the threshold rises
     skipped: Any  # [B]: slot of the excluded component, or -1
     visited: Any  # [B]

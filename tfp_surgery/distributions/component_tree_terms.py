@@ -83,7 +83,7 @@ def ball_term(boxes: Any, at: int, distance: Any) -> Any:
 
 @inlined
 def exact_terms(data: Any, rates: Any, leaf: int, z: Any, first: int, dims: int) -> Any:
-    """sum_d ((z - loc) / scale)^2 for a leaf's components, in float64."""
+    """sum_d ((z - loc) * rate)^2 for a leaf's components, in float64."""
     total = tv.splat(0.0)
     at = leaf * (2 * dims + 1) * WIDTH + WIDTH
     rate = leaf * dims * WIDTH

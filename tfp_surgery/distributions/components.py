@@ -62,8 +62,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
 
     Distributions that a layer of `tfp.layers` made coercible to a tensor are unwrapped at every
     level, and parameters in float16 or bfloat16 are cast to float32: densities and log-sum-exps in
-    fewer bits are wrong by whole nats. NumPy arrays become tensors, which TFP would make of them
-    anew whenever it is asked for a shape.
+    fewer bits are wrong by whole nats. Its own NumPy arrays become tensors, which TFP would make of
+    them anew whenever it is asked for a shape.
 
     Args:
       distribution: A `tfd.Distribution` over single tensors that declares its parameters.

@@ -36,8 +36,8 @@ def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.T
 def diagonal_leaves(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.Tensor] | None:
     """Returns the parameters of Gaussians with independent dimensions as the kernels use them.
 
-    The kernels take logarithms and reciprocals block by block: nothing of the size of the
-    parameters is kept beside them.
+    The kernels take reciprocals block by block: nothing of the size of the parameters is kept
+    beside them.
 
     Args:
       distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.

@@ -88,41 +88,64 @@ class ScreenedPass:
         upstream: tuple[tf.Tensor, tf.Tensor],
     ) -> tuple[tf.Tensor, ...]:
         """Returns the gradients to queries, log weights and leaves."""
-        queries, components, chunks = _prepare(queries, log_weights, leaves)
-        scale = tf.abs(components.scale)
-        cutoff = screening.cutoff(components.loc.shape[0], queries.dtype)
-        cutoff += tf.math.log(tf.reduce_max(scale) / tf.reduce_min(scale))
 
-        # Blocks go to the lanes in turn: neighbours cost alike.
-        num_lanes = min(_MAX_LANES, _num_threads())
-        per_lane = -(-chunks.num_blocks // num_lanes)
+        def compute() -> tuple[tf.Tensor, ...]:
+            return _gradients(queries, log_weights, leaves, excluded_index, results, upstream)
 
-        def lane_grads(lane: int) -> tuple[tf.Tensor, ...]:
-            block = lane + num_lanes * tf.range(per_lane)
-            places = block[:, tf.newaxis] * _QUERY_BLOCK + tf.range(_QUERY_BLOCK)  # [blocks, m]
-            z, excluded, log_prob, *scalars = chunks.take(
-                places, queries, excluded_index, *results, *upstream
-            )
-            used = (places < chunks.num_queries) & ~tf.math.is_inf(log_prob)
-            # A query without use gives every component the probability 0, and passes none.
-            log_prob = tf.where(used, log_prob, tf.constant(math.inf, log_prob.dtype))
-            scalars = [tf.where(used, part, tf.zeros_like(part)) for part in scalars]
-            grads: tuple[tf.Tensor, ...] = _backward_blocks(
-                *(z, excluded, screening.features(components, z)),
-                *((log_prob, *scalars), log_prob - cutoff, components),
-            )
-            return grads
+        if queries.shape[0] is not None:
+            return compute()
 
-        z_grads, *grads = zip(*[lane_grads(lane) for lane in range(num_lanes)], strict=True)
-        place = chunks.place_of_each()  # [M]
-        block = place // _QUERY_BLOCK
-        row = (block % num_lanes) * per_lane + block // num_lanes
-        z_grad = tf.gather_nd(
-            tf.concat(z_grads, axis=0),  # [lanes * blocks, m, D]
-            tf.stack([row, place % _QUERY_BLOCK], axis=1),
+        def nothing() -> tuple[tf.Tensor, ...]:
+            return tuple(tf.zeros_like(part) for part in (queries, log_weights, *leaves))
+
+        # XLA compiles no loop over nothing.
+        grads: tuple[tf.Tensor, ...] = tf.cond(tf.shape(queries)[0] > 0, compute, nothing)
+        return grads
+
+
+def _gradients(
+    queries: tf.Tensor,
+    log_weights: tf.Tensor,
+    leaves: Sequence[tf.Tensor],
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor],
+    upstream: tuple[tf.Tensor, tf.Tensor],
+) -> tuple[tf.Tensor, ...]:
+    queries, components, chunks = _prepare(queries, log_weights, leaves)
+    scale = tf.abs(components.scale)
+    cutoff = screening.cutoff(components.loc.shape[0], queries.dtype)
+    cutoff += tf.math.log(tf.reduce_max(scale) / tf.reduce_min(scale))
+
+    # Blocks go to the lanes in turn: neighbours cost alike.
+    num_lanes = min(_MAX_LANES, _num_threads())
+    per_lane = chunks.blocks_per_lane(num_lanes)
+
+    def lane_grads(lane: int) -> tuple[tf.Tensor, ...]:
+        block = lane + num_lanes * tf.range(per_lane)
+        places = block[:, tf.newaxis] * _QUERY_BLOCK + tf.range(_QUERY_BLOCK)  # [blocks, m]
+        z, excluded, log_prob, *scalars = chunks.take(
+            places, queries, excluded_index, *results, *upstream
         )
-        constant, loc, scale = (tf.add_n(parts) for parts in grads)
-        return z_grad, constant, loc, scale
+        used = (places < chunks.num_queries) & ~tf.math.is_inf(log_prob)
+        # A query without use gives every component the probability 0, and passes none.
+        log_prob = tf.where(used, log_prob, tf.constant(math.inf, log_prob.dtype))
+        scalars = [tf.where(used, part, tf.zeros_like(part)) for part in scalars]
+        grads: tuple[tf.Tensor, ...] = _backward_blocks(
+            *(z, excluded, screening.features(components, z)),
+            *((log_prob, *scalars), log_prob - cutoff, components),
+        )
+        return grads
+
+    z_grads, *grads = zip(*[lane_grads(lane) for lane in range(num_lanes)], strict=True)
+    place = chunks.place_of_each()  # [M]
+    block = place // _QUERY_BLOCK
+    row = (block % num_lanes) * per_lane + block // num_lanes
+    z_grad = tf.gather_nd(
+        tf.concat(z_grads, axis=0),  # [lanes * blocks, m, D]
+        tf.stack([row, place % _QUERY_BLOCK], axis=1),
+    )
+    constant, loc, scale = (tf.add_n(parts) for parts in grads)
+    return z_grad, constant, loc, scale
 
 
 def _prepare(
@@ -149,6 +172,17 @@ class _Chunks:
         self.num_blocks = -(-self.num_queries // _QUERY_BLOCK)
         self.count = -(-self.num_queries // self.size)
         self._order = spatial_order(points, _QUERY_BLOCK)  # [M]
+
+    def blocks_per_lane(self, num_lanes: int) -> Any:
+        """How many blocks each of some lanes has, of which the last ones may be empty.
+
+        XLA compiles for each such number: where it is not known statically, for powers of two.
+        """
+        exact = -(-self.num_blocks // num_lanes)
+        if not tf.is_tensor(exact):
+            return exact
+        powers = tf.constant([2**k for k in range(31)], exact.dtype)
+        return tf.gather(powers, tf.searchsorted(powers, exact[tf.newaxis])[0])
 
     def take(self, places: tf.Tensor, *tensors: tf.Tensor | None) -> list[Any]:
         """What the queries at some places have in tensors `[M, ...]`; the last at those beyond."""

@@ -12,8 +12,8 @@ the components' parameters need no more memory either.
 
 Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
 independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
-gradients to the components for every thread); every other distribution is scored by its own
-`log_prob`.
+gradients to the components for each of up to eight threads); every other distribution is scored by
+its own `log_prob`.
 """
 
 from __future__ import annotations
