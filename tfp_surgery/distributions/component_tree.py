@@ -67,8 +67,6 @@ _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimensio
 _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MARGIN = 1e-4  # nats that L may be too large by rounding
-_BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
-_UNIT = math.sqrt(_BITS / 2)  # times 1 / s: squares are then in bits
 _TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
 _ROWS = 4096  # components whose normalisers are computed at a time
 
@@ -204,7 +202,7 @@ class ComponentTree:
         self._ball_center[self._num_boxed :] = wide[:, rest].mean(axis=0)
         # Downwards, by more than the rounding of a reciprocal.
         largest = scale.max(axis=0)[rest].astype(np.float64)
-        self._ball_rate[self._num_boxed :] = (1 - 1e-12) * _UNIT / largest
+        self._ball_rate[self._num_boxed :] = (1 - 1e-12) * self._build.UNIT / largest
 
     def _split(self, order: np.ndarray) -> list[int]:
         """Orders the components by leaf; returns where the levels' nodes start."""
@@ -221,9 +219,7 @@ class ComponentTree:
             children = -(-leaves // width ** (self._height - 1 - level))
             dims = np.zeros((leaves.size, width), np.int64)
             values = np.zeros((leaves.size, width), loc.dtype)
-            self._split_nodes(
-                *(loc, scale, order, keys, first_leaf, leaves, children, dims, values)
-            )
+            self._split_nodes(loc, scale, order, keys, first_leaf, leaves, children, dims, values)
             levels.append((children, dims, values))
             rank = np.arange(width)
             used = rank < children[:, None]
@@ -258,11 +254,11 @@ class ComponentTree:
         aligned = self._build.aligned
         leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
         exact_rates = aligned((num_leaves, num_dims, width), np.float64)
-        arguments = loc, scale, order, self._dims, _UNIT, leaf_data, exact_rates
+        arguments = loc, scale, order, self._dims, leaf_data, exact_rates
         _in_threads(self._build.fill_leaves, num_leaves, *arguments)
         exact_constant = aligned((num_leaves * width,), np.float64)
         exact_constant[order.size :] = -np.inf
-        constant = self._constant[order] * _BITS
+        constant = self._constant[order] * self._build.BITS
         exact_constant[: order.size] = constant
         upper = np.full(num_leaves * width, -np.inf, dtype)
         rounded = constant.astype(dtype)
@@ -293,7 +289,7 @@ class ComponentTree:
         longest = max(head, min(chunk, num_dims - head))
         sums = 7 + longest / 2 + 2 + math.ceil((num_dims - head) / chunk) + 2
         reach = self._search.REACH + math.log2(order.size)
-        units = _ROUNDING * _BITS / (eps / 2) - 2 * np.abs(constant).max()
+        units = _ROUNDING * self._build.BITS / (eps / 2) - 2 * np.abs(constant).max()
         depth = min(units / (sums + 2), (units - 2 * reach) / sums)
         self._tree = self._search.Tree(
             first_child,
@@ -323,7 +319,7 @@ class ComponentTree:
         share = omitted_share(tolerance, tree.num_components)
         unit = float(np.finfo(queries.dtype).eps) / 2
         budget = self._search.Budget(
-            (math.log(share) - math.log(tree.num_components) - _MARGIN) * _BITS,
+            (math.log(share) - math.log(tree.num_components) - _MARGIN) * self._build.BITS,
             (2 * tree.num_dims + 32) * unit,
         )
         num_leaves = -(-tree.num_components // self._build.WIDTH)
@@ -367,10 +363,12 @@ class ComponentTree:
         log_prob = results[0]
         # The dimensions without boxes move log q(z) by about half their squared distance.
         level = np.quantile(
-            log_prob[pilot] + distance[pilot] ** 2 / _BITS, _PILOT_QUANTILE, method="lower"
+            log_prob[pilot] + distance[pilot] ** 2 / self._build.BITS,
+            _PILOT_QUANTILE,
+            method="lower",
         )
         if np.isfinite(level):
-            start[others] = level - distance[others] ** 2 / _BITS
+            start[others] = level - distance[others] ** 2 / self._build.BITS
         search(others)
         again = others[log_prob[others] < start[others]]
         start[again] = log_prob[again]

@@ -16,6 +16,8 @@ import numpy as np
 
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
+BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
+UNIT = math.sqrt(BITS / 2)  # times 1 / s: squares are then in bits
 _SPLIT_SAMPLE = 64  # components of a node that vote on the dimension to split
 _ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 
@@ -146,13 +148,12 @@ def fill_leaves(
     scale: Any,
     order: Any,
     dims: Any,
-    unit: float,
     leaf_data: Any,
     exact_rates: Any,
     start: int,
     stop: int,
 ) -> None:
-    """Writes locations and inverse scales, times `unit`, of leaves start..stop, lane by lane.
+    """Writes locations and inverse scales, times `UNIT`, of leaves start..stop, lane by lane.
 
     leaf_data `[leaves, 1 + 2 D, 16]` has log weights in its first row, then location
     and rounded inverse scale of each dimension; exact_rates `[leaves, D, 16]` are float64.
@@ -161,7 +162,7 @@ def fill_leaves(
         for lane in range(min(WIDTH, order.size - leaf * WIDTH)):
             n = order[leaf * WIDTH + lane]
             for d in range(dims.size):
-                rate = unit / np.float64(scale[n, dims[d]])
+                rate = UNIT / np.float64(scale[n, dims[d]])
                 leaf_data[leaf, 1 + 2 * d, lane] = loc[n, dims[d]]
                 leaf_data[leaf, 2 + 2 * d, lane] = rate
                 exact_rates[leaf, d, lane] = rate

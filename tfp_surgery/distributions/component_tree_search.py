@@ -11,13 +11,12 @@ sqrt(log2(e) / 2), so that log2 w_n q_n(z) = c_n - sum_d ((z_d - mu_nd) rate_nd)
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfp_surgery.distributions import component_tree_vectors as tv
-from tfp_surgery.distributions.component_tree_build import aligned, compiled
+from tfp_surgery.distributions.component_tree_build import BITS, aligned, compiled
 from tfp_surgery.distributions.component_tree_terms import (
     ball_term,
     box_terms,
@@ -33,8 +32,6 @@ CHUNK = 8  # and between further looks
 _RAISE = 1.2  # S grows by this factor, lane by lane, before the threshold follows
 _HEADROOM = 14.0  # bits that a score may exceed the reference by before the sums are rescaled
 REACH = 100.0  # bits: no sum is rescaled where no score can exceed the reference by more
-
-_BITS = 1.0 / math.log(2.0)  # in a nat
 
 
 class Tree(NamedTuple):
@@ -163,7 +160,7 @@ def _prepare(
         scores = tv.subtract(tv.load(log_weights, node * WIDTH), squares)
         if work.skipped[i] // WIDTH == node:
             scores = tv.without_lane(scores, work.skipped[i] % WIDTH)
-        work.level[i] = max(start[row] * _BITS, tv.largest(scores))
+        work.level[i] = max(start[row] * BITS, tv.largest(scores))
         work.reference[i] = work.level[i]
         work.threshold[i] = _threshold(work.level[i], tree.top, budget, work.z)
 
@@ -265,7 +262,7 @@ def _rescale(i: int, reference: float, of: Any) -> None:
     if old == -np.inf:
         return
     shift = old - reference
-    factor = np.exp(shift / _BITS)
+    factor = np.exp(shift / BITS)
     at = i * WIDTH
     mass, moment = tv.load(of.mass, at), tv.load(of.moment, at)
     moment = tv.multiply_add(mass, tv.splat(shift), moment)
@@ -277,13 +274,15 @@ def _rescale(i: int, reference: float, of: Any) -> None:
 
 
 @inlined
-def _leaf_terms(leaf: int, rest: Any, limit: Any, i: int, of: Any) -> Any:
-    """The sums of squares of a leaf's components, and whether one is within the limit.
+def _leaf_terms(leaf: int, rest: Any, floor: Any, i: int, of: Any) -> Any:
+    """How far a leaf's components may lie from query i, their sums of squares, and if one is near.
 
-    Where none is, the sums may be over some of the dimensions only.
+    Where none is, the sums may be over some of the dimensions only. `rest` bounds those that are
+    not in the head.
     """
     dims, head = of.num_dims, of.head
     at = leaf * (2 * dims + 1) * WIDTH
+    limit = tv.subtract(tv.load(of.leaf_data, at), floor)
     terms = component_terms(of.leaf_data, at + WIDTH, of.z, i * dims, 0, head)
     alive = tv.any_less(tv.add(terms, tv.splat(rest)), limit)
     d = head
@@ -293,7 +292,15 @@ def _leaf_terms(leaf: int, rest: Any, limit: Any, i: int, of: Any) -> Any:
         terms = tv.add(terms, more)
         alive = tv.any_less(terms, limit)
         d = end
-    return terms, alive
+    return limit, terms, alive
+
+
+@inlined
+def _weigh(scores: Any, lowest: Any, sums: Any, products: Any) -> Any:
+    """Adds 2^scores to the sums, and the scores times that to the products."""
+    parts = tv.exp2(scores)
+    # Where a part is zero the score may be -inf.
+    return tv.add(sums, parts), tv.multiply_add(parts, tv.maximum(scores, lowest), products)
 
 
 @inlined
@@ -303,7 +310,6 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
     Returns the number of components added.
     """
     zero, lowest = tv.zeros(of.z), tv.narrow(tv.splat(tv.LOWEST), of.z)
-    dims = of.num_dims
     slot = tv.element(of.skipped, i)
     floor = tv.splat(tv.element(of.threshold, i))
     shift = np.float64(tv.element(of.threshold, i)) - tv.element(of.reference, i)
@@ -314,9 +320,8 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
         lane = tv.lowest_bit(mask)
         mask &= mask - 1
         leaf = first_leaf + lane
-        limit = tv.subtract(tv.load(of.leaf_data, leaf * (2 * dims + 1) * WIDTH), floor)
         rest = tv.element(of.rests, k * WIDTH + lane)
-        terms, alive = _leaf_terms(leaf, rest, limit, i, of)
+        limit, terms, alive = _leaf_terms(leaf, rest, floor, i, of)
         if not alive:
             continue
         count += min(WIDTH, of.num_components - leaf * WIDTH)
@@ -324,10 +329,7 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
         if slot // WIDTH == leaf:
             scores = tv.without_lane(scores, slot % WIDTH)
             count -= 1
-        parts = tv.exp2(scores)
-        sums = tv.add(sums, parts)
-        # Where a part is zero the score may be -inf.
-        products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+        sums, products = _weigh(scores, lowest, sums, products)
     if count:
         _add(i, sums, products, of)
     return count
@@ -347,9 +349,8 @@ def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
         lane = tv.lowest_bit(mask)
         mask &= mask - 1
         leaf = first_leaf + lane
-        limit = tv.subtract(tv.load(of.leaf_data, leaf * (2 * dims + 1) * WIDTH), floor)
         rest = tv.element(of.rests, k * WIDTH + lane)
-        _, alive = _leaf_terms(leaf, rest, limit, i, of)
+        _, _, alive = _leaf_terms(leaf, rest, floor, i, of)
         if not alive:
             continue
         squares = exact_terms(of.leaf_data, of.exact_rates, leaf, of.z, i * dims, dims)
@@ -367,10 +368,7 @@ def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
             base = largest
             _rescale(i, base, of)
         scores = tv.narrow(tv.subtract(wide, tv.splat(base)), of.z)
-        parts = tv.exp2(scores)
-        sums = tv.add(sums, parts)
-        # Where a part is zero the score may be -inf.
-        products = tv.multiply_add(parts, tv.maximum(scores, lowest), products)
+        sums, products = _weigh(scores, lowest, sums, products)
     if count:
         _add(i, sums, products, of)
     return count
@@ -419,7 +417,7 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
 def _raise_threshold(i: int, mass: float, lane: float, tree: Any, budget: Any, work: Any) -> None:
     """Raises the threshold of query i to what its sums allow."""
     work.ceiling[i] = _RAISE * lane
-    level = work.reference[i] + np.log(mass) * _BITS
+    level = work.reference[i] + np.log(mass) * BITS
     if level > work.level[i]:
         work.level[i] = level
         work.threshold[i] = _threshold(level, tree.top, budget, work.z)
@@ -494,5 +492,5 @@ def search(
         visited[row] = work.visited[i]
         log_prob[row], entropy[row] = -np.inf, np.nan
         if mass > 0.0:
-            log_prob[row] = work.reference[i] / _BITS + np.log(mass)
-            entropy[row] = max(0.0, np.log(mass) - moment / (mass * _BITS))
+            log_prob[row] = work.reference[i] / BITS + np.log(mass)
+            entropy[row] = max(0.0, np.log(mass) - moment / (mass * BITS))
