@@ -347,7 +347,7 @@ class ComponentTree:
                 for begin in range(first, stop, _BLOCK):
                     part = rows[begin : min(stop, begin + _BLOCK)]
                     self._search.search(
-                        *(queries, part, self._dims, distance, start, skipped),
+                        *(queries, part, self._dims, leaves, distance, start, skipped),
                         *(tree, budget, work, *results),
                     )
 

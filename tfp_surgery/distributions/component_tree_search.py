@@ -71,7 +71,6 @@ class Work(NamedTuple):
     ceiling: Any  # [B]: when a lane of the mass exceeds it the threshold rises
     skipped: Any  # [B]: slot of the excluded component, or -1
     visited: Any  # [B]
-    lanes: Any  # [16]
     # Per level of inner nodes and child, the queries that reach it.
     queues: Any  # [((height - 1) * 16 + 1) * B]
     sizes: Any  # [(height - 1) * 16]
@@ -95,7 +94,6 @@ def workspace(block: int, num_dims: int, height: int, dtype: Any) -> Work:
         ceiling=np.empty(block),
         skipped=np.empty(block, np.int64),
         visited=np.empty(block, np.int64),
-        lanes=aligned((WIDTH,), dtype),
         queues=np.empty((children + 1) * block, np.int32),
         sizes=np.empty(children, np.int64),
         heads=aligned((_BATCH * WIDTH,), dtype),
@@ -120,6 +118,7 @@ def _prepare(
     queries: Any,
     rows: Any,
     dims: Any,
+    leaves: Any,
     distance: Any,
     start: Any,
     skipped: Any,
@@ -127,11 +126,9 @@ def _prepare(
     budget: Any,
     work: Any,
 ) -> None:
-    """Fills the workspace and dives: the leaf that greedy descent by bounds reaches gives L."""
-    z, lanes = tv.pointer(work.z), tv.pointer(work.lanes)
-    boxes, data = tv.pointer(tree.boxes), tv.pointer(tree.leaf_data)
+    """Fills the workspace; the sum over the leaf that each query is routed to gives its first L."""
+    z, data = tv.pointer(work.z), tv.pointer(tree.leaf_data)
     rates, log_weights = tv.pointer(tree.exact_rates), tv.pointer(tree.exact_log_weights)
-    stride = (3 * tree.num_boxed + 2) * WIDTH
     # Downwards, by more than the rounding of the distance in float64 and to the dtype.
     shrink = 1.0 - (1e-6 if queries.itemsize == 4 else 1e-12)
     work.mass[:] = 0.0
@@ -145,22 +142,15 @@ def _prepare(
             work.z[first + d] = queries[row, dims[d]]
         work.distance[i] = distance[row] * shrink
         work.skipped[i] = skipped[row]
-        node = 0
-        for _ in range(tree.height):
-            at = node * stride
-            bound = ball_term(boxes, at, work.distance[i])
-            bound = tv.add(bound, box_terms(boxes, at + 2 * WIDTH, z, first, 0, tree.num_boxed))
-            tv.store(lanes, 0, tv.subtract(tv.load(boxes, at + WIDTH), bound))
-            lane = 0
-            for j in range(1, tree.num_children[node]):
-                if work.lanes[j] > work.lanes[lane]:
-                    lane = j
-            node = tree.first_child[node] + lane
-        squares = exact_terms(data, rates, node, z, first, tree.num_dims)
-        scores = tv.subtract(tv.load(log_weights, node * WIDTH), squares)
-        if work.skipped[i] // WIDTH == node:
+        leaf = np.int64(leaves[row])
+        squares = exact_terms(data, rates, leaf, z, first, tree.num_dims)
+        scores = tv.subtract(tv.load(log_weights, leaf * WIDTH), squares)
+        if work.skipped[i] // WIDTH == leaf:
             scores = tv.without_lane(scores, work.skipped[i] % WIDTH)
-        work.level[i] = max(start[row] * BITS, tv.largest(scores))
+        level = tv.largest(scores)
+        if level > -np.inf:
+            level += np.log(tv.total(tv.exp2(tv.subtract(scores, tv.splat(level))))) * BITS
+        work.level[i] = max(start[row] * BITS, level)
         work.reference[i] = work.level[i]
         work.threshold[i] = _threshold(work.level[i], tree.top, budget, work.z)
 
@@ -428,6 +418,7 @@ def search(
     queries: Any,
     rows: Any,
     dims: Any,
+    leaves: Any,
     distance: Any,
     start: Any,
     skipped: Any,
@@ -444,6 +435,7 @@ def search(
       queries: `[M, D]`.
       rows: `[m]`, at most as many as `work` has room for.
       dims: `[D]`, the tree's order of dimensions.
+      leaves: `[M]`, the leaf of each query, and
       distance: `[M]`, see `component_tree_build.route`.
       start: `[M]`, what log q(z) is assumed to be at least, in nats. The answer of a query is
         certified where its log_prob turns out to be at least that, or positive mass was found and
@@ -456,7 +448,7 @@ def search(
       entropy: `[M]` float64, in nats.
       visited: `[M]`, int64.
     """
-    _prepare(queries, rows, dims, distance, start, skipped, tree, budget, work)
+    _prepare(queries, rows, dims, leaves, distance, start, skipped, tree, budget, work)
     block = work.distance.size
     nodes = np.zeros(tree.height, np.int64)
     lanes = np.zeros(tree.height, np.int64)
