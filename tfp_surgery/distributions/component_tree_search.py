@@ -451,7 +451,6 @@ def search(
     _prepare(queries, rows, dims, leaves, distance, start, skipped, tree, budget, work)
     block = work.distance.size
     nodes = np.zeros(tree.height, np.int64)
-    lanes = np.zeros(tree.height, np.int64)
     everyone = (tree.height - 1) * WIDTH * block
     for i in range(rows.size):
         work.queues[everyone + i] = i
@@ -462,20 +461,22 @@ def search(
         level = 0
         _expand(0, 0, everyone, rows.size, tree, work)
     while level >= 0:
-        slot = level * WIDTH + lanes[level]
-        if lanes[level] == WIDTH:
-            level -= 1
-            continue
-        lanes[level] += 1
+        # Where most queries go is near most of them: L is then high for the rest.
+        slot = level * WIDTH
+        for other in range(slot + 1, (level + 1) * WIDTH):
+            if work.sizes[other] > work.sizes[slot]:
+                slot = other
         size = work.sizes[slot]
         if size == 0:
+            level -= 1
             continue
+        work.sizes[slot] = 0
         child = tree.first_child[nodes[level]] + slot - level * WIDTH
         if level == tree.height - 2:
             _score(child, slot * block, size, tree, budget, work)
         else:
             level += 1
-            nodes[level], lanes[level] = child, 0
+            nodes[level] = child
             _expand(child, level, slot * block, size, tree, work)
     for i in range(rows.size):
         row = rows[i]
