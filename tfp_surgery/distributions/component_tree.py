@@ -13,10 +13,10 @@ differences times the smallest 1 / s_nd of all components, m a centre, and R the
 
 #### Certificate
 
-Let S be the sum of exp t_n over the components visited, and L <= log q(z): the largest score in the
-leaf that a greedy descent reaches, raised as S grows. Components are left out whose bound is at
-most L + log a - log N, which together is at most a exp L. Hence the share d = 1 - S / q(z) left out
-is at most a, and
+Let S be the sum of exp t_n over the components visited, and L <= log q(z): at first the logarithm
+of the sum over one leaf, the one on whose side of every split z lies, raised as S grows. Components
+are left out whose bound is at most T = L + log a - log N, which together is at most a exp L. Hence
+the share d = 1 - S / q(z) left out is at most a, and
 
     0 <= log q(z) - log S = -log(1 - d),
     H(p) = h(d) + (1 - d) H(p_visited) + d H(p_omitted),   h(d) = -d log d - (1 - d) log(1 - d),
@@ -27,6 +27,14 @@ both errors are within the tolerance.
 
 For many queries L starts at a quantile of what some of them gave; a query whose sum turns out to be
 less is evaluated again, with that sum, a lower bound of q(z), as L.
+
+Then T is at least some F for all of them, and a small c_n makes up for a small inverse scale.
+Components with c_n <= F never count. For the others, with f_n = (c - F) / (c_n - F) >= 1 and
+r_d^2 = min_n f_n / s_nd^2, nodes whose bound is at most T can be left out as before: if the terms
+taken from c sum to at least c - T, those of a component, with its own 1 / s_nd, sum to at least
+(c - T) / f_n, and
+
+    (c - T) / f_n - (c_n - T) = (T - F) (c - c_n) / (c - F) >= 0.
 
 #### Rounding
 
@@ -63,6 +71,7 @@ import numpy as np
 _BLOCK = 8192  # queries that traverse the tree together
 _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
+_FLOOR_QUANTILE = 0.01  # of what L starts at for the others; none starts lower
 _BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
@@ -149,7 +158,8 @@ class ComponentTree:
         if not self._is_regular:
             return
         self._choose_dimensions(order)
-        self._fill(order, self._split(order))
+        self._split(order)
+        self._fill(order)
 
     def evaluate(
         self, queries: np.ndarray, tolerance: float, excluded_index: np.ndarray | None = None
@@ -204,15 +214,15 @@ class ComponentTree:
         largest = scale.max(axis=0)[rest].astype(np.float64)
         self._ball_rate[self._num_boxed :] = (1 - 1e-12) * self._build.UNIT / largest
 
-    def _split(self, order: np.ndarray) -> list[int]:
-        """Orders the components by leaf; returns where the levels' nodes start."""
+    def _split(self, order: np.ndarray) -> None:
+        """Orders the components by leaf."""
         loc, scale = self._parameters
         width = self._build.WIDTH
-        num_leaves = -(-order.size // width)
+        self._num_leaves = -(-order.size // width)
         self._height = 1
-        while width**self._height < num_leaves:
+        while width**self._height < self._num_leaves:
             self._height += 1
-        first_leaf, leaves = np.zeros(1, np.int64), np.full(1, num_leaves)
+        first_leaf, leaves = np.zeros(1, np.int64), np.full(1, self._num_leaves)
         keys = np.empty(order.size, loc.dtype)
         levels = []
         for level in range(self._height):
@@ -229,7 +239,8 @@ class ComponentTree:
         self._num_children, self._split_dim, self._split_value = (
             np.concatenate(parts) for parts in zip(*levels, strict=True)
         )
-        return [0, *np.cumsum([len(children) for children, _, _ in levels]).tolist()]
+        # Where the levels' nodes start, and the number of nodes.
+        self._starts = [0, *np.cumsum([len(children) for children, _, _ in levels]).tolist()]
 
     def _split_nodes(self, *arguments: np.ndarray) -> None:
         """Splits the nodes of a level; see `split` for the arguments."""
@@ -242,12 +253,12 @@ class ComponentTree:
             node, low, high = np.tile(node, 2), np.append(low, middle), np.append(middle, high)
         _in_threads(self._build.split, node.size, *arguments, node, low, high, True)
 
-    def _fill(self, order: np.ndarray, starts: list[int]) -> None:
-        """Fills leaves and boxes; `starts` are the first nodes of the levels, and their number."""
+    def _fill(self, order: np.ndarray) -> None:
+        """Fills leaves and boxes."""
         loc, scale = self._parameters
         num_components, num_dims = loc.shape
         dtype, eps = loc.dtype, float(np.finfo(loc.dtype).eps)
-        width, num_leaves = self._build.WIDTH, -(-order.size // self._build.WIDTH)
+        width, num_leaves, starts = self._build.WIDTH, self._num_leaves, self._starts
 
         first_child = np.cumsum(self._num_children) - self._num_children + 1
         first_child[starts[-2] :] -= starts[-1]  # a leaf's number counts leaves alone
@@ -267,18 +278,6 @@ class ComponentTree:
         )
         leaf_data[:, 0] = upper.reshape(num_leaves, width)
 
-        boxes = aligned((starts[-1], 2 + 3 * self._num_boxed, width), dtype)
-        boxes[:, 1] = -np.inf
-        bottom = slice(starts[-2], starts[-1])
-        _in_threads(
-            self._build.box_leaves,
-            starts[-1] - starts[-2],
-            *(leaf_data, self._ball_center, self._ball_rate, order.size),
-            *(first_child[bottom], self._num_children[bottom], boxes[bottom]),
-        )
-        for first, end in reversed(list(itertools.pairwise(starts[:-1]))):
-            self._build.box_nodes(boxes, first_child, self._num_children, first, end)
-
         self._slot = np.full(num_components, -1)
         self._slot[order] = np.arange(order.size)
         # Where nothing that counts is further below c than `depth`, scores can stay in float32.
@@ -291,10 +290,10 @@ class ComponentTree:
         reach = self._search.REACH + math.log2(order.size)
         units = _ROUNDING * self._build.BITS / (eps / 2) - 2 * np.abs(constant).max()
         depth = min(units / (sums + 2), (units - 2 * reach) / sums)
-        self._tree = self._search.Tree(
+        tree = self._search.Tree(
             first_child,
             self._num_children,
-            boxes.reshape(-1),
+            None,
             leaf_data.reshape(-1),
             exact_rates.reshape(-1),
             exact_constant,
@@ -305,6 +304,24 @@ class ComponentTree:
             upper.max(),
             upper.max() - depth if dtype == np.float32 else -math.inf,
         )
+        self._tree = tree._replace(boxes=self._boxes(tree, -math.inf))
+
+    def _boxes(self, tree: Any, floor: float) -> np.ndarray:
+        """The boxes of a tree, for thresholds of at least `floor` (F, in bits)."""
+        shape = self._starts[-1], 2 + 3 * tree.num_boxed, self._build.WIDTH
+        boxes = self._build.aligned(shape, tree.leaf_data.dtype)
+        boxes[:, 1] = -np.inf
+        bottom = slice(self._starts[-2], self._starts[-1])
+        leaf_data = tree.leaf_data.reshape(self._num_leaves, -1, self._build.WIDTH)
+        _in_threads(
+            self._build.box_leaves,
+            bottom.stop - bottom.start,
+            *(leaf_data, self._ball_center, self._ball_rate, tree.num_components),
+            *(tree.first_child[bottom], tree.num_children[bottom], boxes[bottom], floor),
+        )
+        for first, end in reversed(list(itertools.pairwise(self._starts[:-1]))):
+            self._build.box_nodes(boxes, tree.first_child, tree.num_children, floor, first, end)
+        return boxes.reshape(-1)
 
     def _search_tree(
         self,
@@ -322,9 +339,8 @@ class ComponentTree:
             (math.log(share) - math.log(tree.num_components) - _MARGIN) * self._build.BITS,
             (2 * tree.num_dims + 32) * unit,
         )
-        num_leaves = -(-tree.num_components // self._build.WIDTH)
         # NumPy sorts 16 bits by counting.
-        leaves = np.empty(len(queries), np.uint16 if num_leaves <= 2**16 else np.int64)
+        leaves = np.empty(len(queries), np.uint16 if self._num_leaves <= 2**16 else np.int64)
         distance = np.empty(len(queries))
         _in_threads(
             self._build.route,
@@ -340,7 +356,7 @@ class ComponentTree:
             skipped = self._slot[excluded_index]
         start = np.full(len(queries), -np.inf)
 
-        def search(rows: np.ndarray) -> None:
+        def search(rows: np.ndarray, tree: Any) -> None:
             def block(first: int, stop: int) -> None:
                 size = min(_BLOCK, stop - first)
                 work = self._search.workspace(size, tree.num_dims, self._height, queries.dtype)
@@ -354,12 +370,12 @@ class ComponentTree:
             _in_threads(block, len(rows))
 
         if len(rows) <= 4 * _PILOT:
-            search(rows)
+            search(rows, tree)
             return
         is_pilot = np.zeros(len(rows), bool)
         is_pilot[:: len(rows) // _PILOT] = True
         pilot, others = rows[is_pilot], rows[~is_pilot]
-        search(pilot)
+        search(pilot, tree)
         log_prob = results[0]
         # The dimensions without boxes move log q(z) by about half their squared distance.
         level = np.quantile(
@@ -367,12 +383,19 @@ class ComponentTree:
             _PILOT_QUANTILE,
             method="lower",
         )
-        if np.isfinite(level):
-            start[others] = level - distance[others] ** 2 / self._build.BITS
-        search(others)
+        if not np.isfinite(level):
+            search(others, tree)
+            return
+        levels = level - distance[others] ** 2 / self._build.BITS
+        lowest = np.quantile(levels, _FLOOR_QUANTILE, method="lower")
+        start[others] = np.maximum(levels, lowest)
+        # Less the rounding of thresholds, by more than it is.
+        floor = lowest * self._build.BITS + budget.log_share
+        floor -= budget.margin * max(tree.top - floor, 0.0) + 16 * unit * abs(floor) + 1e-3
+        search(others, tree._replace(boxes=self._boxes(tree, floor)))
         again = others[log_prob[others] < start[others]]
         start[again] = log_prob[again]
-        search(again)
+        search(again, tree)
 
 
 def _constants(loc: np.ndarray, scale: np.ndarray, log_weights: np.ndarray) -> np.ndarray:

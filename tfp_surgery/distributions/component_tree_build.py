@@ -169,6 +169,19 @@ def fill_leaves(
 
 
 @compiled
+def _rate_factor(log_weight: float, largest: float, floor: float) -> float:
+    """By how much inverse scales count for more than those of the largest log weight.
+
+    What is `floor` or below can be left out whatever its scales.
+    """
+    if log_weight <= floor:
+        return np.inf
+    if floor == -np.inf or log_weight == largest:
+        return 1.0
+    return math.sqrt((largest - floor) / (log_weight - floor))
+
+
+@compiled
 def box_leaves(
     leaf_data: Any,
     ball_center: Any,
@@ -177,6 +190,7 @@ def box_leaves(
     first_child: Any,
     num_children: Any,
     boxes: Any,
+    floor: float,
     start: int,
     stop: int,
 ) -> None:
@@ -184,20 +198,24 @@ def box_leaves(
 
     boxes `[nodes, 2 + 3 K, 16]` has for each child the radius of its ball over the last D - K
     dimensions, its largest log weight, then for each of the first K dimensions its smallest and
-    largest location and its smallest inverse scale.
+    largest location and its smallest inverse scale, which holds for thresholds from `floor` up.
     """
     num_boxed = (boxes.shape[1] - 2) // 3
     num_dims = (leaf_data.shape[1] - 1) // 2
+    factors = np.empty(WIDTH)
     for node in range(start, stop):
         for lane in range(num_children[node]):
             leaf = first_child[node] + lane
             count = min(WIDTH, num_components - leaf * WIDTH)
             data = leaf_data[leaf]
-            boxes[node, 1, lane] = data[0, :count].max()
+            largest = data[0, :count].max()
+            boxes[node, 1, lane] = largest
+            for i in range(count):
+                factors[i] = _rate_factor(data[0, i], largest, floor)
             for d in range(num_boxed):
                 boxes[node, 2 + 3 * d, lane] = data[1 + 2 * d, :count].min()
                 boxes[node, 3 + 3 * d, lane] = data[1 + 2 * d, :count].max()
-                boxes[node, 4 + 3 * d, lane] = data[2 + 2 * d, :count].min()
+                boxes[node, 4 + 3 * d, lane] = _smallest_rate(data[2 + 2 * d], factors, count)
             radius = 0.0
             for i in range(count):
                 square = 0.0
@@ -211,18 +229,37 @@ def box_leaves(
 
 
 @compiled
-def box_nodes(boxes: Any, first_child: Any, num_children: Any, start: int, stop: int) -> None:
+def _smallest_rate(rates: Any, factors: Any, count: int) -> float:
+    """The smallest inverse scale times its factor, rounded down; 0 where all factors are inf."""
+    smallest = np.inf
+    for i in range(count):
+        if factors[i] < np.inf:
+            smallest = min(smallest, rates[i] * factors[i])
+    if smallest == np.inf:
+        return 0.0
+    return smallest * (1.0 - np.finfo(rates.dtype).eps)
+
+
+@compiled
+def box_nodes(
+    boxes: Any, first_child: Any, num_children: Any, floor: float, start: int, stop: int
+) -> None:
     """Writes the boxes of nodes start..stop, whose children are nodes with boxes."""
     num_boxed = (boxes.shape[1] - 2) // 3
+    factors = np.empty(WIDTH)
     for node in range(start, stop):
         for lane in range(num_children[node]):
-            child = boxes[first_child[node] + lane, :, : num_children[first_child[node] + lane]]
+            count = num_children[first_child[node] + lane]
+            child = boxes[first_child[node] + lane, :, :count]
+            largest = child[1].max()
             boxes[node, 0, lane] = child[0].max()
-            boxes[node, 1, lane] = child[1].max()
+            boxes[node, 1, lane] = largest
+            for i in range(count):
+                factors[i] = _rate_factor(child[1, i], largest, floor)
             for d in range(num_boxed):
                 boxes[node, 2 + 3 * d, lane] = child[2 + 3 * d].min()
                 boxes[node, 3 + 3 * d, lane] = child[3 + 3 * d].max()
-                boxes[node, 4 + 3 * d, lane] = child[4 + 3 * d].min()
+                boxes[node, 4 + 3 * d, lane] = _smallest_rate(child[4 + 3 * d], factors, count)
 
 
 @compiled
