@@ -208,5 +208,26 @@ def test_many_queries_start_from_what_some_of_them_gave() -> None:
     _check(_evaluate(z, loc, scale, 1e-4), _scores(z, loc, scale), 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("event_size", [1, 4, 24])
+def test_many_queries_where_scales_and_weights_differ(
+    event_size: int, spread: float, dtype: type
+) -> None:
+    """A component may have a small scale in one dimension, or weigh little, but not in a box."""
+    rng = np.random.default_rng(event_size)
+    loc = rng.normal(size=(400, event_size))
+    log_scale = rng.normal(size=(400, 1)) + rng.normal(size=loc.shape)
+    loc, scale = loc.astype(dtype), (0.3 * np.exp(spread * log_scale)).astype(dtype)
+    log_weights = rng.normal(size=400, scale=spread)
+    log_weights -= np.logaddexp.reduce(log_weights)
+    drawn = rng.integers(400, size=2500)
+    z = (loc[drawn] + scale[drawn] * rng.normal(size=(2500, event_size))).astype(dtype)
+    log_weights = log_weights.astype(dtype)
+    scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights
+    for tolerance in (1e-6, 1e-2):
+        _check(_evaluate(z, loc, scale, tolerance, log_weights), scores, tolerance)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
