@@ -41,7 +41,8 @@ taken from c sum to at least c - T, those of a component, with its own 1 / s_nd,
 Bounds are computed in the dtype of the components, by sums of at most D + 1 squares; every square
 carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
 2002, section 4.2). What they are compared with is lowered by 2 D + 32 units of its distance from
-the largest c, which also pays for the rounding of the inverse scales; c is rounded up, L down. What
+the largest c, which also pays for the rounding of the inverse scales; c is rounded up, L and r_d
+down, and F is less than all that is compared with it by more than rounding. What
 is visited is scored in float64, or, where no score that counts can be off by more than 9.1e-5 for
 it, in float32, and exponentiated with the precision of the dtype, to which the results are rounded:
 beside the tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by
