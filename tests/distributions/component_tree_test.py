@@ -216,13 +216,14 @@ def test_many_queries_where_scales_and_weights_differ(
 ) -> None:
     """A component may have a small scale in one dimension, or weigh little, but not in a box."""
     rng = np.random.default_rng(event_size)
-    loc = rng.normal(size=(400, event_size))
+    loc: np.ndarray = rng.normal(size=(400, event_size)).astype(dtype)
     log_scale = rng.normal(size=(400, 1)) + rng.normal(size=loc.shape)
-    loc, scale = loc.astype(dtype), (0.3 * np.exp(spread * log_scale)).astype(dtype)
+    scale: np.ndarray = (0.3 * np.exp(spread * log_scale)).astype(dtype)
     log_weights = rng.normal(size=400, scale=spread)
     log_weights -= np.logaddexp.reduce(log_weights)
     drawn = rng.integers(400, size=2500)
-    z = (loc[drawn] + scale[drawn] * rng.normal(size=(2500, event_size))).astype(dtype)
+    noise = rng.normal(size=(2500, event_size))
+    z: np.ndarray = (loc[drawn] + scale[drawn] * noise).astype(dtype)
     log_weights = log_weights.astype(dtype)
     scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights
     for tolerance in (1e-6, 1e-2):

@@ -310,7 +310,7 @@ class ComponentTree:
     def _boxes(self, tree: Any, floor: float) -> np.ndarray:
         """The boxes of a tree, for thresholds of at least `floor` (F, in bits)."""
         shape = self._starts[-1], 2 + 3 * tree.num_boxed, self._build.WIDTH
-        boxes = self._build.aligned(shape, tree.leaf_data.dtype)
+        boxes: np.ndarray = self._build.aligned(shape, tree.leaf_data.dtype)
         boxes[:, 1] = -np.inf
         bottom = slice(self._starts[-2], self._starts[-1])
         leaf_data = tree.leaf_data.reshape(self._num_leaves, -1, self._build.WIDTH)

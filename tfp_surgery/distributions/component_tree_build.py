@@ -237,7 +237,7 @@ def _smallest_rate(rates: Any, factors: Any, count: int) -> float:
             smallest = min(smallest, rates[i] * factors[i])
     if smallest == np.inf:
         return 0.0
-    return smallest * (1.0 - np.finfo(rates.dtype).eps)
+    return float(smallest * (1.0 - np.finfo(rates.dtype).eps))
 
 
 @compiled
