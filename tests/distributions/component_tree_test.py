@@ -230,5 +230,48 @@ def test_many_queries_where_scales_and_weights_differ(
         _check(_evaluate(z, loc, scale, tolerance, log_weights), scores, tolerance)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weight", [105.0, 107.5, 109.0])
+def test_a_broad_component_beside_heavy_ones_in_its_leaf(weight: float, dtype: type) -> None:
+    """Heavy components are far off in the first ten dimensions, one is broad in the next four.
+
+    Half of the density may be the broad one's: its own terms in the first dimensions are small, and
+    what bounds the others for its leaf must not count for more than its own.
+    """
+    rng = np.random.default_rng(0)
+    loc, scale, log_weights = np.zeros((32, 15)), np.ones((32, 15)), np.zeros(32)
+    for n in range(15):
+        loc[n, 1 + n % 9] = 13.5 if n < 9 else -13.5
+    scale[15, 10:14] = 2.0
+    log_weights[15] = 4 * math.log(2) - 97.5
+    loc[16:, 0], loc[16:, 10:14] = 12.0, 4.47
+    log_weights[16:] = 72.0 - math.log(16) - weight
+    log_weights -= np.logaddexp.reduce(log_weights)
+    loc += 1e-3 * rng.normal(size=loc.shape)
+    loc[:, 14] = rng.choice([-0.5, 0.5], 32)
+    queries = 1e-4 * rng.normal(size=(3000, 15))
+    queries[:, 10:14] += 4.47
+    queries[rng.random(3000) < 0.05, 14] += 5.0  # some of low density, so that L starts low
+    z, loc, scale = (part.astype(dtype) for part in (queries, loc, scale))
+    scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights.astype(dtype)
+    _check(_evaluate(z, loc, scale, 1e-2, log_weights), scores, 1e-2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_many_queries_where_components_are_left_out_or_weigh_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    event_size = int(rng.choice([3, 14, 20]))
+    loc = rng.normal(size=(150, event_size)) * np.exp(rng.normal(size=event_size))
+    scale = np.exp(rng.choice([0.5, 1.0]) * rng.normal(size=loc.shape))
+    log_weights = rng.normal(size=150, scale=rng.choice([3.0, 30.0]))
+    log_weights[rng.uniform(size=150) < 0.05] = -np.inf
+    log_weights -= np.logaddexp.reduce(log_weights)
+    z = loc[:1] + 0.3 * rng.normal(size=(2300, event_size))
+    excluded = rng.integers(150, size=2300)
+    scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights
+    scores[np.arange(2300), excluded] = -np.inf
+    _check(_evaluate(z, loc, scale, 0.1, log_weights, excluded), scores, 0.1)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -9,7 +9,8 @@ components in a node are at most
 where c is their largest c_n, [l_d, h_d] the range of their locations, r_d their smallest 1 / s_nd
 and, over the dimensions that tell components apart too little to be in K, |.| the norm of
 differences times the smallest 1 / s_nd of all components, m a centre, and R the largest |mu_n - m|
-(triangle inequality). A component in a leaf is bounded likewise by parts of its own sum.
+(triangle inequality). A component in a leaf is bounded likewise: by some terms of its own sum, and
+what bounds the others for all of the leaf.
 
 #### Certificate
 
@@ -28,13 +29,16 @@ both errors are within the tolerance.
 For many queries L starts at a quantile of what some of them gave; a query whose sum turns out to be
 less is evaluated again, with that sum, a lower bound of q(z), as L.
 
-Then T is at least some F for all of them, and a small c_n makes up for a small inverse scale.
-Components with c_n <= F never count. For the others, with f_n = (c - F) / (c_n - F) >= 1 and
-r_d^2 = min_n f_n / s_nd^2, nodes whose bound is at most T can be left out as before: if the terms
-taken from c sum to at least c - T, those of a component, with its own 1 / s_nd, sum to at least
-(c - T) / f_n, and
+In the first evaluation of these queries T is at least some F, and a small c_n makes up for a small
+inverse scale. Components with c_n <= F never count. For the others, with f_n = (c - F) / (c_n - F),
+which is at least 1, and r_d^2 = min_n f_n / s_nd^2, nodes whose bound is at most T can be left out
+as before: if the terms taken from c sum to at least c - T, those of a component, with its own
+1 / s_nd, sum to at least (c - T) / f_n, and
 
     (c - T) / f_n - (c_n - T) = (T - F) (c - c_n) / (c - F) >= 0.
+
+This compares with the c of the node. In a leaf a component is compared with its own c_n: r_d of
+the dimensions that are bounded for all of the leaf there has no f_n.
 
 #### Rounding
 

@@ -18,6 +18,7 @@ from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
 BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
 UNIT = math.sqrt(BITS / 2)  # times 1 / s: squares are then in bits
+HEAD = 10  # dimensions that are compared before the first look
 _SPLIT_SAMPLE = 64  # components of a node that vote on the dimension to split
 _ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
 
@@ -199,6 +200,7 @@ def box_leaves(
     boxes `[nodes, 2 + 3 K, 16]` has for each child the radius of its ball over the last D - K
     dimensions, its largest log weight, then for each of the first K dimensions its smallest and
     largest location and its smallest inverse scale, which holds for thresholds from `floor` up.
+    Beyond the head it is that of the components themselves, each of which is compared with it.
     """
     num_boxed = (boxes.shape[1] - 2) // 3
     num_dims = (leaf_data.shape[1] - 1) // 2
@@ -215,6 +217,8 @@ def box_leaves(
             for d in range(num_boxed):
                 boxes[node, 2 + 3 * d, lane] = data[1 + 2 * d, :count].min()
                 boxes[node, 3 + 3 * d, lane] = data[1 + 2 * d, :count].max()
+                if d == HEAD:
+                    factors[:] = 1.0
                 boxes[node, 4 + 3 * d, lane] = _smallest_rate(data[2 + 2 * d], factors, count)
             radius = 0.0
             for i in range(count):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfp_surgery.distributions import component_tree_vectors as tv
-from tfp_surgery.distributions.component_tree_build import BITS, aligned, compiled
+from tfp_surgery.distributions.component_tree_build import BITS, HEAD, aligned, compiled
 from tfp_surgery.distributions.component_tree_terms import (
     ball_term,
     box_terms,
@@ -26,7 +26,6 @@ from tfp_surgery.distributions.component_tree_terms import (
 )
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
-HEAD = 10  # dimensions of a leaf's components that are compared before the first look
 _BATCH = 64
 CHUNK = 8  # and between further looks
 _RAISE = 1.2  # S grows by this factor, lane by lane, before the threshold follows
@@ -268,7 +267,7 @@ def _leaf_terms(leaf: int, rest: Any, floor: Any, i: int, of: Any) -> Any:
     """How far a leaf's components may lie from query i, their sums of squares, and if one is near.
 
     Where none is, the sums may be over some of the dimensions only. `rest` bounds those that are
-    not in the head.
+    not in the head from below, for each component.
     """
     dims, head = of.num_dims, of.head
     at = leaf * (2 * dims + 1) * WIDTH
@@ -435,8 +434,8 @@ def search(
       queries: `[M, D]`.
       rows: `[m]`, at most as many as `work` has room for.
       dims: `[D]`, the tree's order of dimensions.
-      leaves: `[M]`, the leaf of each query, and
-      distance: `[M]`, see `component_tree_build.route`.
+      leaves: `[M]`, the leaf of each query; see `component_tree_build.route`.
+      distance: `[M]`, see there.
       start: `[M]`, what log q(z) is assumed to be at least, in nats. The answer of a query is
         certified where its log_prob turns out to be at least that, or positive mass was found and
         it is -inf.
