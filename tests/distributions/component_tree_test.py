@@ -252,9 +252,9 @@ def test_a_broad_component_beside_heavy_ones_in_its_leaf(weight: float, dtype: t
     queries = 1e-4 * rng.normal(size=(3000, 15))
     queries[:, 10:14] += 4.47
     queries[rng.random(3000) < 0.05, 14] += 5.0  # some of low density, so that L starts low
-    z, loc, scale = (part.astype(dtype) for part in (queries, loc, scale))
-    scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights.astype(dtype)
-    _check(_evaluate(z, loc, scale, 1e-2, log_weights), scores, 1e-2)
+    loc, scale, queries = loc.astype(dtype), scale.astype(dtype), queries.astype(dtype)
+    scores = oracles.gaussian_log_densities(queries, loc, scale) + log_weights.astype(dtype)
+    _check(_evaluate(queries, loc, scale, 1e-2, log_weights), scores, 1e-2)
 
 
 @pytest.mark.parametrize("seed", range(10))
