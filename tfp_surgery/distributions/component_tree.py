@@ -40,6 +40,9 @@ as before: if the terms taken from c sum to at least c - T, those of a component
 This compares with the c of the node. In a leaf a component is compared with its own c_n: r_d of
 the dimensions that are bounded for all of the leaf there has no f_n.
 
+In one or two dimensions, where nearly all components near a query count, many queries in a small
+cell share one sum over the components instead: see `local_expansion`.
+
 #### Rounding
 
 Bounds are computed in the dtype of the components, by sums of at most D + 1 squares; every square
@@ -62,16 +65,15 @@ Nicholas J. Higham. Accuracy and Stability of Numerical Algorithms. SIAM, second
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import importlib.util
 import itertools
 import math
-import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from tfp_surgery.distributions import local_expansion
+from tfp_surgery.distributions.component_tree_threads import in_threads
 
 _BLOCK = 8192  # queries that traverse the tree together
 _PILOT = 512  # queries that tell where L starts for the others
@@ -82,6 +84,8 @@ _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MARGIN = 1e-4  # nats that L may be too large by rounding
 _TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
+_FEWEST_IN_SERIES = 2048  # queries that pay for cells
+_CENTRE_TOLERANCE = 0.1  # nats, of log q at the centres of cells, on which no certificate depends
 _ROWS = 4096  # components whose normalisers are computed at a time
 
 
@@ -190,7 +194,7 @@ class ComponentTree:
         results = np.empty(num_queries), np.empty(num_queries), np.empty(num_queries, np.int64)
         regular = np.zeros(num_queries, bool)
         if self._is_regular:
-            _in_threads(self._build.find_finite, num_queries, queries, regular)
+            in_threads(self._build.find_finite, num_queries, queries, regular)
         irregular = np.flatnonzero(~regular)
         if irregular.size:
             excluded = np.full(num_queries, -1) if excluded_index is None else excluded_index
@@ -198,7 +202,14 @@ class ComponentTree:
                 *(queries, irregular, excluded.astype(np.int64)),
                 *(*self._parameters, self._constant, *results),
             )
-        if irregular.size < num_queries:
+        in_series = (
+            excluded_index is None
+            and queries.shape[1] <= local_expansion.MAX_DIMENSIONS
+            and num_queries - irregular.size >= _FEWEST_IN_SERIES
+        )
+        if in_series:
+            regular &= ~self._expand(queries, np.flatnonzero(regular), tolerance, results)
+        if regular.any():
             self._search_tree(queries, regular, tolerance, excluded_index, results)
         log_prob, entropy, num_visited = results
         return log_prob.astype(queries.dtype), entropy.astype(queries.dtype), num_visited
@@ -253,10 +264,10 @@ class ComponentTree:
         # Parts of nodes, from one child to another.
         node, low, high = np.arange(children.size), np.zeros_like(children), children
         while node.size < _TASKS and (high - low > 1).any():
-            _in_threads(self._build.split, node.size, *arguments, node, low, high, False)
+            in_threads(self._build.split, node.size, *arguments, node, low, high, False)
             middle = (low + high) // 2
             node, low, high = np.tile(node, 2), np.append(low, middle), np.append(middle, high)
-        _in_threads(self._build.split, node.size, *arguments, node, low, high, True)
+        in_threads(self._build.split, node.size, *arguments, node, low, high, True)
 
     def _fill(self, order: np.ndarray) -> None:
         """Fills leaves and boxes."""
@@ -271,7 +282,7 @@ class ComponentTree:
         leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
         exact_rates = aligned((num_leaves, num_dims, width), np.float64)
         arguments = loc, scale, order, self._dims, leaf_data, exact_rates
-        _in_threads(self._build.fill_leaves, num_leaves, *arguments)
+        in_threads(self._build.fill_leaves, num_leaves, *arguments)
         exact_constant = aligned((num_leaves * width,), np.float64)
         exact_constant[order.size :] = -np.inf
         constant = self._constant[order] * self._build.BITS
@@ -318,7 +329,7 @@ class ComponentTree:
         boxes[:, 1] = -np.inf
         bottom = slice(self._starts[-2], self._starts[-1])
         leaf_data = tree.leaf_data.reshape(self._num_leaves, -1, self._build.WIDTH)
-        _in_threads(
+        in_threads(
             self._build.box_leaves,
             bottom.stop - bottom.start,
             *(leaf_data, self._ball_center, self._ball_rate, tree.num_components),
@@ -327,6 +338,43 @@ class ComponentTree:
         for first, end in reversed(list(itertools.pairwise(self._starts[:-1]))):
             self._build.box_nodes(boxes, tree.first_child, tree.num_children, floor, first, end)
         return boxes.reshape(-1)
+
+    def _expand(
+        self,
+        queries: np.ndarray,
+        rows: np.ndarray,
+        tolerance: float,
+        results: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        """Writes the results of the queries that local series answer; which these are."""
+
+        def at_points(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            parts = np.empty(len(points)), np.empty(len(points)), np.empty(len(points), np.int64)
+            self._search_tree(points, np.ones(len(points), bool), _CENTRE_TOLERANCE, None, parts)
+            return parts[:2]
+
+        # Half of the tolerance for what is left out, half for where series end.
+        share = omitted_share(tolerance / 2, self._tree.num_components)
+        leaves, _ = self._route(queries)
+        return local_expansion.evaluate(
+            local_expansion.Mixture(self._tree, self._dims, self._starts[-2]),
+            *(queries, rows, leaves, at_points, share, tolerance / 2, results),
+        )
+
+    def _route(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The leaf of each query, and its distance to the balls; see `route`."""
+        # NumPy sorts 16 bits by counting.
+        leaves = np.empty(len(queries), np.uint16 if self._num_leaves <= 2**16 else np.int64)
+        distance = np.empty(len(queries))
+        in_threads(
+            self._build.route,
+            len(queries),
+            *(queries, self._split_dim, self._split_value),
+            *(self._tree.first_child, self._num_children),
+            *(self._height, self._dims, self._ball_center, self._ball_rate, self._num_boxed),
+            *(leaves, distance),
+        )
+        return leaves, distance
 
     def _search_tree(
         self,
@@ -344,16 +392,7 @@ class ComponentTree:
             (math.log(share) - math.log(tree.num_components) - _MARGIN) * self._build.BITS,
             (2 * tree.num_dims + 32) * unit,
         )
-        # NumPy sorts 16 bits by counting.
-        leaves = np.empty(len(queries), np.uint16 if self._num_leaves <= 2**16 else np.int64)
-        distance = np.empty(len(queries))
-        _in_threads(
-            self._build.route,
-            len(queries),
-            *(queries, self._split_dim, self._split_value, tree.first_child, tree.num_children),
-            *(self._height, self._dims, self._ball_center, self._ball_rate, self._num_boxed),
-            *(leaves, distance),
-        )
+        leaves, distance = self._route(queries)
         rows = np.argsort(leaves, kind="stable")
         rows = rows[regular[rows]]
         skipped = np.full(len(queries), -1)
@@ -372,7 +411,7 @@ class ComponentTree:
                         *(tree, budget, work, *results),
                     )
 
-            _in_threads(block, len(rows))
+            in_threads(block, len(rows))
 
         if len(rows) <= 4 * _PILOT:
             search(rows, tree)
@@ -414,30 +453,6 @@ def _constants(loc: np.ndarray, scale: np.ndarray, log_weights: np.ndarray) -> n
                 log_scale = np.log(scale[rows], dtype=np.float64).sum(axis=1)
                 constants[rows] = log_weights[rows] - log_scale
 
-    _in_threads(fill, len(loc))
+    in_threads(fill, len(loc))
     constants -= 0.5 * loc.shape[1] * math.log(2 * math.pi)
     return constants
-
-
-def _in_threads(function: Callable[..., None], count: int, *arguments: Any) -> None:
-    """Calls function(*arguments, start, stop) over ranges that cover 0..count."""
-    import numba
-
-    threads = numba.get_num_threads()
-    step = max(1, -(-count // (4 * threads)))
-    ranges = [(start, min(count, start + step)) for start in range(0, count, step)]
-    if threads == 1 or len(ranges) == 1:
-        for each in ranges:
-            function(*arguments, *each)
-        return
-    for done in [_pool(threads).submit(function, *arguments, *each) for each in ranges]:
-        done.result()
-
-
-@functools.cache
-def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="component_tree")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork
-    os.register_at_fork(after_in_child=_pool.cache_clear)

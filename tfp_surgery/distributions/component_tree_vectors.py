@@ -222,6 +222,17 @@ def any_less(typing_context: Any, first: Any, second: Any) -> Any:
 
 
 @intrinsic
+def where_less(typing_context: Any, first: Any, second: Any, chosen: Any, other: Any) -> Any:
+    """chosen[j] where first[j] < second[j], else other[j]."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, chosen, other = arguments
+        return builder.select(builder.fcmp_ordered("<", first, second), chosen, other)
+
+    return chosen(first, second, chosen, other), codegen
+
+
+@intrinsic
 def lowest_bit(typing_context: Any, mask: Any) -> Any:
     """The position of the lowest bit set in a mask that is not zero."""
 

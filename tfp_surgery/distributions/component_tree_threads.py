@@ -1,0 +1,36 @@
+"""Threads in which compiled functions, which hold no lock of the interpreter, share their work."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+def in_threads(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Calls function(*arguments, start, stop) over ranges that cover 0..count.
+
+    As many run at a time as numba is set to use threads.
+    """
+    import numba
+
+    threads = numba.get_num_threads()
+    step = max(1, -(-count // (4 * threads)))
+    ranges = [(start, min(count, start + step)) for start in range(0, count, step)]
+    if threads == 1 or len(ranges) == 1:
+        for each in ranges:
+            function(*arguments, *each)
+        return
+    for done in [_pool(threads).submit(function, *arguments, *each) for each in ranges]:
+        done.result()
+
+
+@functools.cache
+def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="component_tree")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
