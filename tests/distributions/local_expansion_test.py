@@ -127,6 +127,30 @@ def test_queries_far_off_and_queries_that_are_all_the_same(answered: list[float]
     assert answered[0] > 0.5
 
 
+@pytest.mark.parametrize("distance", [20.0, 100.0, 3000.0])
+def test_cells_far_from_all_components_but_a_narrow_one(
+    distance: float, answered: list[float]
+) -> None:
+    """At the centre of a cell q is so small that what is near to it has no place beside it."""
+    rng = np.random.default_rng(0)
+    z, loc, scale = _mixture(rng, 2, np.float64)
+    z[:2000] = distance + 0.1 * rng.normal(size=(2000, 2))
+    loc[0], scale[0] = distance + 0.03, 1e-4
+    z[:50] = loc[0] + 1e-4 * rng.normal(size=(50, 2))
+    _check(z, loc, scale, 1e-4)
+    assert answered[0] > 0.0
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5, 1e6])
+def test_locations_far_from_the_origin(offset: float, answered: list[float]) -> None:
+    """The centres of cells are rounded to float32."""
+    z, loc, scale = _mixture(np.random.default_rng(0), 2, np.float64)
+    _check(
+        *((part + offset).astype(np.float32) for part in (z, loc)), scale.astype(np.float32), 1e-4
+    )
+    assert len(answered) == 1
+
+
 def test_duplicated_components(answered: list[float]) -> None:
     rng = np.random.default_rng(0)
     loc = np.repeat(rng.normal(size=(10, 2)), 150, axis=0)

@@ -18,6 +18,7 @@ from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
 _BATCH = 4  # leaves whose coefficients are added up at a time: they stay in the first cache
 _NAT = 1.0 / BITS
+_HIGHEST = 900.0  # bits above q at the centre
 _FEWEST_TERMS = 4
 _CRAMER = 1.0864**2  # of two dimensions
 
@@ -226,7 +227,9 @@ def _weigh(leaf: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
         tv.store(of.batch, to + WIDTH, square)
     score = tv.subtract(tv.subtract(score, squares), tv.splat(cell.level))
     weight = tv.exp2(score)
-    broad = tv.exp2(tv.multiply_add(squares, tv.splat(0.5), score))
+    # What has no place beside q at the centre makes E infinite.
+    exponent = tv.multiply_add(squares, tv.splat(0.5), score)
+    broad = tv.where_less(tv.splat(_HIGHEST), exponent, tv.splat(np.inf), tv.exp2(exponent))
     nats = tv.multiply(tv.maximum(score, tv.splat(tv.LOWEST)), tv.splat(_NAT))
     nats = tv.subtract(nats, tv.splat(cell.mean))
     tv.store(of.batch, k * 6 * WIDTH, weight)
@@ -338,7 +341,7 @@ def _add_narrow(z: Any, cell: Any, count: int, num_dims: int, work: Any) -> Any:
             x = tv.subtract(tv.splat(z[d]), tv.load(narrow, 2 * d * length + at))
             x = tv.multiply(x, tv.load(narrow, (2 * d + 1) * length + at))
             score = tv.subtract(score, tv.multiply(x, x))
-        part = tv.exp2(score)
+        part = tv.where_less(tv.splat(_HIGHEST), score, tv.splat(np.inf), tv.exp2(score))
         sums = tv.add(sums, part)
         nats = tv.multiply(tv.maximum(score, tv.splat(tv.LOWEST)), tv.splat(_NAT))
         nats = tv.subtract(nats, tv.splat(cell.mean))
