@@ -145,9 +145,8 @@ def test_cells_far_from_all_components_but_a_narrow_one(
 def test_locations_far_from_the_origin(offset: float, answered: list[float]) -> None:
     """The centres of cells are rounded to float32."""
     z, loc, scale = _mixture(np.random.default_rng(0), 2, np.float64)
-    _check(
-        *((part + offset).astype(np.float32) for part in (z, loc)), scale.astype(np.float32), 1e-4
-    )
+    z, loc = (z + offset).astype(np.float32), (loc + offset).astype(np.float32)
+    _check(z, loc, scale.astype(np.float32), 1e-4)
     assert len(answered) == 1
 
 
@@ -156,6 +155,23 @@ def test_duplicated_components(answered: list[float]) -> None:
     loc = np.repeat(rng.normal(size=(10, 2)), 150, axis=0)
     z = loc[::-1] + rng.normal(size=loc.shape)
     _check(np.concatenate([z, z + 0.1]), loc, np.ones_like(loc), 1e-4)
+    assert answered[0] > 0.5
+
+
+def test_leaves_that_are_groups(answered: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some leaves have more than one vector, and vectors have empty lanes."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 40, size=60)
+    loc = np.repeat(3 * rng.normal(size=(60, 2)), sizes, axis=0)
+    loc += 0.1 * rng.normal(size=loc.shape)
+    scale = np.full_like(loc, 0.5)
+    z = (loc + scale * rng.normal(size=loc.shape))[rng.integers(len(loc), size=_M)]
+    build = component_tree.ComponentTree
+    monkeypatch.setattr(
+        build, "_find_groups", lambda *_: (np.arange(len(loc)), np.append(0, np.cumsum(sizes)))
+    )
+    assert np.diff(build(loc, scale, np.zeros(len(loc)))._tree.first_vector).max() > 1
+    _check(z, loc, scale, 1e-4)
     assert answered[0] > 0.5
 
 

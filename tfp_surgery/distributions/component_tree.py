@@ -1,6 +1,7 @@
 r"""Mixtures of diagonal Gaussians within a certified tolerance, at less than quadratic cost.
 
-A k-d tree over the components (Bentley 1975) has up to 16 children a node and 16 components a leaf.
+A k-d tree over the components (Bentley 1975) has up to 16 children a node and 16 components a leaf;
+where the data has tight groups of components it is a tree over these groups, which are its leaves.
 With c_n = log w_n - sum_d log s_nd - D/2 log 2 pi, the scores t_n(z) = log w_n + log q_n(z) of the
 components in a node are at most
 
@@ -79,10 +80,11 @@ _BLOCK = 8192  # queries that traverse the tree together
 _PILOT = 512  # queries that tell where L starts for the others
 _PILOT_QUANTILE = 0.03
 _FLOOR_QUANTILE = 0.01  # of what L starts at for the others; none starts lower
-_BOXED_SPREAD = 0.4  # of locations, in units of the scale: less, and a dimension is not in K
+_BOXED_SPREAD = 0.7  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MARGIN = 1e-4  # nats that L may be too large by rounding
+_GROUP_SAMPLE = 256  # components that tell whether there are groups
 _TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
 _FEWEST_IN_SERIES = 2048  # queries that pay for cells
 _CENTRE_TOLERANCE = 0.1  # nats, of log q at the centres of cells, on which no certificate depends
@@ -94,10 +96,11 @@ def is_available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _kernels() -> tuple[Any, Any, Any]:
+def _kernels() -> tuple[Any, Any, Any, Any]:
     try:
         from tfp_surgery.distributions import (
             component_tree_build,
+            component_tree_groups,
             component_tree_scan,
             component_tree_search,
         )
@@ -106,7 +109,12 @@ def _kernels() -> tuple[Any, Any, Any]:
             "a ComponentTree is compiled by numba, which cannot be imported: "
             "pip install 'tfp-surgery[fast]'."
         ) from error
-    return component_tree_build, component_tree_scan, component_tree_search
+    return (
+        component_tree_build,
+        component_tree_groups,
+        component_tree_scan,
+        component_tree_search,
+    )
 
 
 def omitted_share(tolerance: float, num_components: int) -> float:
@@ -152,7 +160,7 @@ class ComponentTree:
         Raises:
           ImportError: if numba is not installed.
         """
-        self._build, self._scan, self._search = _kernels()
+        self._build, self._groups, self._scan, self._search = _kernels()
         self._parameters = loc, scale
         self._constant = _constants(loc, scale, log_weights)
         order = np.flatnonzero(log_weights > -np.inf)
@@ -167,8 +175,15 @@ class ComponentTree:
         if not self._is_regular:
             return
         self._choose_dimensions(order)
-        self._split(order)
-        self._fill(order)
+        self._split(loc, scale, order, self._build.WIDTH)
+        members = np.full((self._num_leaves, self._build.WIDTH), -1)
+        members.reshape(-1)[: order.size] = order
+        self._fill(members, np.arange(len(members) + 1))
+        groups = self._find_groups(members.reshape(-1))
+        if groups is not None:
+            members, first_vector = self._split_groups(*groups)
+            self._fill(members, first_vector)
+        self._fill_exact(members)
 
     def evaluate(
         self, queries: np.ndarray, tolerance: float, excluded_index: np.ndarray | None = None
@@ -230,22 +245,23 @@ class ComponentTree:
         largest = scale.max(axis=0)[rest].astype(np.float64)
         self._ball_rate[self._num_boxed :] = (1 - 1e-12) * self._build.UNIT / largest
 
-    def _split(self, order: np.ndarray) -> None:
-        """Orders the components by leaf."""
-        loc, scale = self._parameters
+    def _split(self, loc: np.ndarray, scale: np.ndarray, order: np.ndarray, per_leaf: int) -> None:
+        """Orders components, or groups that are leaves, by leaf."""
         width = self._build.WIDTH
-        self._num_leaves = -(-order.size // width)
+        self._num_leaves = num_leaves = -(-order.size // per_leaf)
         self._height = 1
-        while width**self._height < self._num_leaves:
+        while width**self._height < num_leaves:
             self._height += 1
-        first_leaf, leaves = np.zeros(1, np.int64), np.full(1, self._num_leaves)
+        first_leaf, leaves = np.zeros(1, np.int64), np.full(1, num_leaves)
         keys = np.empty(order.size, loc.dtype)
         levels = []
         for level in range(self._height):
             children = -(-leaves // width ** (self._height - 1 - level))
             dims = np.zeros((leaves.size, width), np.int64)
             values = np.zeros((leaves.size, width), loc.dtype)
-            self._split_nodes(loc, scale, order, keys, first_leaf, leaves, children, dims, values)
+            self._split_nodes(
+                *(loc, scale, order, keys, first_leaf, leaves, children, dims, values, per_leaf)
+            )
             levels.append((children, dims, values))
             rank = np.arange(width)
             used = rank < children[:, None]
@@ -258,9 +274,9 @@ class ComponentTree:
         # Where the levels' nodes start, and the number of nodes.
         self._starts = [0, *np.cumsum([len(children) for children, _, _ in levels]).tolist()]
 
-    def _split_nodes(self, *arguments: np.ndarray) -> None:
+    def _split_nodes(self, *arguments: Any) -> None:
         """Splits the nodes of a level; see `split` for the arguments."""
-        *_, children, _, _ = arguments
+        *_, children, _, _, _ = arguments
         # Parts of nodes, from one child to another.
         node, low, high = np.arange(children.size), np.zeros_like(children), children
         while node.size < _TASKS and (high - low > 1).any():
@@ -269,33 +285,44 @@ class ComponentTree:
             node, low, high = np.tile(node, 2), np.append(low, middle), np.append(middle, high)
         in_threads(self._build.split, node.size, *arguments, node, low, high, True)
 
-    def _fill(self, order: np.ndarray) -> None:
-        """Fills leaves and boxes."""
+    def _fill(self, members: np.ndarray, first_vector: np.ndarray) -> None:
+        """Fills leaves and boxes.
+
+        Args:
+          members: `[vectors, 16]`, components lane by lane; after a vector's last ones -1.
+          first_vector: `[leaves + 1]`, the first vector of each leaf, and the number of vectors.
+        """
         loc, scale = self._parameters
         num_components, num_dims = loc.shape
         dtype, eps = loc.dtype, float(np.finfo(loc.dtype).eps)
-        width, num_leaves, starts = self._build.WIDTH, self._num_leaves, self._starts
+        width, starts = self._build.WIDTH, self._starts
+        num_vectors = len(members)
+        slots = np.flatnonzero(members.reshape(-1) >= 0)
+        order = members.reshape(-1)[slots]
+        sizes = np.count_nonzero(members >= 0, axis=1)
 
         first_child = np.cumsum(self._num_children) - self._num_children + 1
         first_child[starts[-2] :] -= starts[-1]  # a leaf's number counts leaves alone
         aligned = self._build.aligned
-        leaf_data = aligned((num_leaves, 1 + 2 * num_dims, width), dtype)
-        exact_rates = aligned((num_leaves, num_dims, width), np.float64)
-        arguments = loc, scale, order, self._dims, leaf_data, exact_rates
-        in_threads(self._build.fill_leaves, num_leaves, *arguments)
-        exact_constant = aligned((num_leaves * width,), np.float64)
-        exact_constant[order.size :] = -np.inf
+        leaf_data = aligned((num_vectors, 1 + 2 * num_dims, width), dtype)
+        in_threads(
+            self._build.fill_leaves,
+            num_vectors,
+            *(loc, scale, members, sizes, self._dims, leaf_data),
+        )
+        exact_constant = aligned((num_vectors * width,), np.float64)
+        exact_constant[:] = -np.inf
         constant = self._constant[order] * self._build.BITS
-        exact_constant[: order.size] = constant
-        upper = np.full(num_leaves * width, -np.inf, dtype)
+        exact_constant[slots] = constant
+        upper = np.full(num_vectors * width, -np.inf, dtype)
         rounded = constant.astype(dtype)
-        upper[: order.size] = np.where(
+        upper[slots] = np.where(
             rounded < constant, np.nextafter(rounded, dtype.type(np.inf)), rounded
         )
-        leaf_data[:, 0] = upper.reshape(num_leaves, width)
+        leaf_data[:, 0] = upper.reshape(num_vectors, width)
 
         self._slot = np.full(num_components, -1)
-        self._slot[order] = np.arange(order.size)
+        self._slot[order] = slots
         # Where nothing that counts is further below c than `depth`, scores can stay in float32.
         # In units of rounding, c is off by 2, each square by 7, their sum by one for every
         # addition that a square goes through, its two differences from c by one, and two more from
@@ -311,8 +338,10 @@ class ComponentTree:
             self._num_children,
             None,
             leaf_data.reshape(-1),
-            exact_rates.reshape(-1),
+            np.empty(0),
             exact_constant,
+            first_vector,
+            sizes,
             order.size,
             num_dims,
             self._num_boxed,
@@ -322,17 +351,66 @@ class ComponentTree:
         )
         self._tree = tree._replace(boxes=self._boxes(tree, -math.inf))
 
+    def _find_groups(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Finds groups of close components, if leaves are not such groups but could be.
+
+        Args:
+          members: the components of all lanes, -1 after the last.
+
+        Returns:
+          order: components, group by group.
+          starts: where groups start in it, and its size.
+        """
+        tree, groups = self._tree, self._groups
+        free, room = groups.all_free(tree), groups.room(tree)
+        num_components = tree.num_components
+        sample = np.arange(0, num_components, max(1, num_components // _GROUP_SAMPLE))
+        if not groups.is_grouped(sample, free, tree, room):
+            return None
+        taken, sizes = np.empty((2, num_components), np.int64)
+        num_groups = groups.gather(free, tree, room, taken, sizes)
+        if num_groups > 2 * self._num_leaves:
+            return None
+        return members[taken], np.append(0, np.cumsum(sizes[:num_groups]))
+
+    def _split_groups(self, order: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Makes a tree whose leaves are groups; see `_find_groups` and `_fill`."""
+        width, num_groups = self._build.WIDTH, starts.size - 1
+        loc, scale = (
+            np.empty((num_groups, part.shape[1]), part.dtype) for part in self._parameters
+        )
+        for values, means in zip(self._parameters, (loc, scale), strict=True):
+            in_threads(self._groups.average, num_groups, values, order, starts, means)
+        leaves = np.arange(num_groups)
+        self._split(loc, scale, leaves, 1)
+        sizes = np.diff(starts)[leaves]
+        first_vector = np.append(0, np.cumsum(-(-sizes // width)))
+        rank = np.arange(order.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        members = np.full(first_vector[-1] * width, -1)
+        slots = np.repeat(width * first_vector[:-1], sizes) + rank
+        members[slots] = order[np.repeat(starts[leaves], sizes) + rank]
+        return members.reshape(-1, width), first_vector
+
+    def _fill_exact(self, members: np.ndarray) -> None:
+        """Fills the inverse scales in float64, which only the search needs."""
+        scale, sizes = self._parameters[1], self._tree.sizes
+        shape = sizes.size, scale.shape[1], self._build.WIDTH
+        exact_rates = self._build.aligned(shape, np.float64)
+        arguments = scale, members, sizes, self._dims, exact_rates
+        in_threads(self._build.fill_exact_rates, sizes.size, *arguments)
+        self._tree = self._tree._replace(exact_rates=exact_rates.reshape(-1))
+
     def _boxes(self, tree: Any, floor: float) -> np.ndarray:
         """The boxes of a tree, for thresholds of at least `floor` (F, in bits)."""
         shape = self._starts[-1], 2 + 3 * tree.num_boxed, self._build.WIDTH
         boxes: np.ndarray = self._build.aligned(shape, tree.leaf_data.dtype)
         boxes[:, 1] = -np.inf
         bottom = slice(self._starts[-2], self._starts[-1])
-        leaf_data = tree.leaf_data.reshape(self._num_leaves, -1, self._build.WIDTH)
+        leaf_data = tree.leaf_data.reshape(tree.sizes.size, -1, self._build.WIDTH)
         in_threads(
             self._build.box_leaves,
             bottom.stop - bottom.start,
-            *(leaf_data, self._ball_center, self._ball_rate, tree.num_components),
+            *(leaf_data, self._ball_center, self._ball_rate, tree.first_vector, tree.sizes),
             *(tree.first_child[bottom], tree.num_children[bottom], boxes[bottom], floor),
         )
         for first, end in reversed(list(itertools.pairwise(self._starts[:-1]))):

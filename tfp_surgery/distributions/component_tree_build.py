@@ -1,8 +1,10 @@
 """What numba compiles for building a `component_tree`: splits, leaves and boxes.
 
-The tree has one kind of node, with up to 16 children, and its leaves hold 16 components each: the
-width of the vectors in `component_tree_vectors`, one lane a child or component. Nodes are numbered
-level by level, the root first; children of a node, and so the components below it, are consecutive.
+The tree has one kind of node, with up to 16 children: the width of the vectors in
+`component_tree_vectors`, one lane a child. A leaf has a vector of 16 components, or, if it is a
+group (see `component_tree_groups`), one to four, the last of which may have empty lanes. Nodes are
+numbered level by level, the root first; children of a node, and so the components below it, are
+consecutive.
 Every function works on a range of nodes, leaves or queries, so that threads can share the work.
 """
 
@@ -101,6 +103,7 @@ def split(
     num_children: Any,
     split_dim: Any,
     split_value: Any,
+    per_leaf: int,
     nodes: Any,
     lows: Any,
     highs: Any,
@@ -111,8 +114,9 @@ def split(
     """Splits parts start..stop of nodes of one level by halves, once or down to their children.
 
     Part i is made of the children lows[i]..highs[i] of nodes[i]. A node owns the components
-    order[16 * first_leaf[node] :][: 16 * num_leaves[node]]; child i gets its i-th part in equal
-    numbers of leaves. The split between children i - 1 and i is kept in column i, for `route`.
+    order[per_leaf * first_leaf[node] :][: per_leaf * num_leaves[node]]; child i gets its i-th part
+    in equal numbers of leaves. The split between children i - 1 and i is kept in column i, for
+    `route`.
     """
     moments = np.empty((loc.shape[1], 3))
     pending = np.empty((2 * WIDTH, 2), np.int64)
@@ -127,9 +131,9 @@ def split(
             if high - low < 2:
                 continue
             middle = (low + high) // 2
-            begin = (leaf + leaves * low // children) * WIDTH
-            end = min(order.size, (leaf + leaves * high // children) * WIDTH)
-            rank = (leaf + leaves * middle // children) * WIDTH
+            begin = (leaf + leaves * low // children) * per_leaf
+            end = min(order.size, (leaf + leaves * high // children) * per_leaf)
+            rank = (leaf + leaves * middle // children) * per_leaf
             dim = _widest_dimension(loc, scale, order, begin, end, moments)
             if dim >= 0:
                 for position in range(begin, end):
@@ -147,26 +151,35 @@ def split(
 def fill_leaves(
     loc: Any,
     scale: Any,
-    order: Any,
+    members: Any,
+    sizes: Any,
     dims: Any,
     leaf_data: Any,
-    exact_rates: Any,
     start: int,
     stop: int,
 ) -> None:
-    """Writes locations and inverse scales, times `UNIT`, of leaves start..stop, lane by lane.
+    """Writes locations and inverse scales, times `UNIT`, of vectors start..stop, lane by lane.
 
-    leaf_data `[leaves, 1 + 2 D, 16]` has log weights in its first row, then location
-    and rounded inverse scale of each dimension; exact_rates `[leaves, D, 16]` are float64.
+    Vector i has the components members[i, : sizes[i]]. leaf_data `[vectors, 1 + 2 D, 16]` has log
+    weights in its first row, then location and rounded inverse scale of each dimension.
     """
-    for leaf in range(start, stop):
-        for lane in range(min(WIDTH, order.size - leaf * WIDTH)):
-            n = order[leaf * WIDTH + lane]
+    for i in range(start, stop):
+        for lane in range(sizes[i]):
+            n = members[i, lane]
             for d in range(dims.size):
-                rate = UNIT / np.float64(scale[n, dims[d]])
-                leaf_data[leaf, 1 + 2 * d, lane] = loc[n, dims[d]]
-                leaf_data[leaf, 2 + 2 * d, lane] = rate
-                exact_rates[leaf, d, lane] = rate
+                leaf_data[i, 1 + 2 * d, lane] = loc[n, dims[d]]
+                leaf_data[i, 2 + 2 * d, lane] = UNIT / np.float64(scale[n, dims[d]])
+
+
+@compiled
+def fill_exact_rates(
+    scale: Any, members: Any, sizes: Any, dims: Any, exact_rates: Any, start: int, stop: int
+) -> None:
+    """Writes the inverse scales of vectors start..stop to exact_rates `[vectors, D, 16]`."""
+    for i in range(start, stop):
+        for lane in range(sizes[i]):
+            for d in range(dims.size):
+                exact_rates[i, d, lane] = UNIT / np.float64(scale[members[i, lane], dims[d]])
 
 
 @compiled
@@ -187,7 +200,8 @@ def box_leaves(
     leaf_data: Any,
     ball_center: Any,
     ball_rate: Any,
-    num_components: int,
+    first_vector: Any,
+    sizes: Any,
     first_child: Any,
     num_children: Any,
     boxes: Any,
@@ -203,44 +217,56 @@ def box_leaves(
     Beyond the head it is that of the components themselves, each of which is compared with it.
     """
     num_boxed = (boxes.shape[1] - 2) // 3
-    num_dims = (leaf_data.shape[1] - 1) // 2
     factors = np.empty(WIDTH)
     for node in range(start, stop):
         for lane in range(num_children[node]):
             leaf = first_child[node] + lane
-            count = min(WIDTH, num_components - leaf * WIDTH)
-            data = leaf_data[leaf]
-            largest = data[0, :count].max()
-            boxes[node, 1, lane] = largest
-            for i in range(count):
-                factors[i] = _rate_factor(data[0, i], largest, floor)
-            for d in range(num_boxed):
-                boxes[node, 2 + 3 * d, lane] = data[1 + 2 * d, :count].min()
-                boxes[node, 3 + 3 * d, lane] = data[1 + 2 * d, :count].max()
-                if d == HEAD:
-                    factors[:] = 1.0
-                boxes[node, 4 + 3 * d, lane] = _smallest_rate(data[2 + 2 * d], factors, count)
+            vectors = range(first_vector[leaf], first_vector[leaf + 1])
+            box = boxes[node, :, lane]
+            for i in vectors:
+                box[1] = max(box[1], leaf_data[i, 0, : sizes[i]].max())
+            box[2::3], box[3::3], box[4::3] = np.inf, -np.inf, np.inf
             radius = 0.0
-            for i in range(count):
-                square = 0.0
-                for d in range(num_boxed, num_dims):
-                    part = (np.float64(data[1 + 2 * d, i]) - ball_center[d]) * ball_rate[d]
-                    square += part * part
-                radius = max(radius, square)
+            for i in vectors:
+                data = leaf_data[i, :, : sizes[i]]
+                for j in range(sizes[i]):
+                    factors[j] = _rate_factor(data[0, j], box[1], floor)
+                for d in range(num_boxed):
+                    box[2 + 3 * d] = min(box[2 + 3 * d], data[1 + 2 * d].min())
+                    box[3 + 3 * d] = max(box[3 + 3 * d], data[1 + 2 * d].max())
+                    if d == HEAD:
+                        factors[:] = 1.0
+                    rate = _smallest_rate(data[2 + 2 * d], factors, sizes[i])
+                    box[4 + 3 * d] = min(box[4 + 3 * d], rate)
+                radius = max(radius, _square_radius(data, ball_center, ball_rate, num_boxed))
+            for d in range(num_boxed):
+                if box[4 + 3 * d] == np.inf:
+                    box[4 + 3 * d] = 0.0
             # Upwards: float32 rounding is below 1e-6, float64 rounding below 1e-12.
-            slack = 1e-6 if data.itemsize == 4 else 1e-12
-            boxes[node, 0, lane] = np.sqrt(radius) * (1.0 + slack)
+            slack = 1e-6 if leaf_data.itemsize == 4 else 1e-12
+            box[0] = np.sqrt(radius) * (1.0 + slack)
+
+
+@compiled
+def _square_radius(data: Any, ball_center: Any, ball_rate: Any, num_boxed: int) -> float:
+    """The largest squared distance of a vector's components from the centre of the balls."""
+    radius = 0.0
+    for i in range(data.shape[1]):
+        square = 0.0
+        for d in range(num_boxed, ball_center.size):
+            part = (np.float64(data[1 + 2 * d, i]) - ball_center[d]) * ball_rate[d]
+            square += part * part
+        radius = max(radius, square)
+    return radius
 
 
 @compiled
 def _smallest_rate(rates: Any, factors: Any, count: int) -> float:
-    """The smallest inverse scale times its factor, rounded down; 0 where all factors are inf."""
+    """The smallest inverse scale times its factor, rounded down; inf where all factors are."""
     smallest = np.inf
     for i in range(count):
         if factors[i] < np.inf:
             smallest = min(smallest, rates[i] * factors[i])
-    if smallest == np.inf:
-        return 0.0
     return float(smallest * (1.0 - np.finfo(rates.dtype).eps))
 
 
@@ -263,7 +289,8 @@ def box_nodes(
             for d in range(num_boxed):
                 boxes[node, 2 + 3 * d, lane] = child[2 + 3 * d].min()
                 boxes[node, 3 + 3 * d, lane] = child[3 + 3 * d].max()
-                boxes[node, 4 + 3 * d, lane] = _smallest_rate(child[4 + 3 * d], factors, count)
+                rate = _smallest_rate(child[4 + 3 * d], factors, count)
+                boxes[node, 4 + 3 * d, lane] = rate if rate < np.inf else 0.0
 
 
 @compiled

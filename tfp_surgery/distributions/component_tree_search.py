@@ -42,6 +42,8 @@ class Tree(NamedTuple):
     leaf_data: Any
     exact_rates: Any
     exact_log_weights: Any
+    first_vector: Any  # of each leaf, and the number of vectors
+    sizes: Any  # of vectors, in components
     num_components: Any
     num_dims: Any
     num_boxed: Any
@@ -141,10 +143,10 @@ def _prepare(
             work.z[first + d] = queries[row, dims[d]]
         work.distance[i] = distance[row] * shrink
         work.skipped[i] = skipped[row]
-        leaf = np.int64(leaves[row])
-        squares = exact_terms(data, rates, leaf, z, first, tree.num_dims)
-        scores = tv.subtract(tv.load(log_weights, leaf * WIDTH), squares)
-        if work.skipped[i] // WIDTH == leaf:
+        vector = tree.first_vector[np.int64(leaves[row])]
+        squares = exact_terms(data, rates, vector, z, first, tree.num_dims)
+        scores = tv.subtract(tv.load(log_weights, vector * WIDTH), squares)
+        if work.skipped[i] // WIDTH == vector:
             scores = tv.without_lane(scores, work.skipped[i] % WIDTH)
         level = tv.largest(scores)
         if level > -np.inf:
@@ -230,7 +232,8 @@ class Leaves(NamedTuple):
     mass: Any
     moment: Any
     ceiling: Any
-    num_components: Any
+    first_vector: Any
+    sizes: Any
     num_dims: Any
     head: Any
 
@@ -263,14 +266,14 @@ def _rescale(i: int, reference: float, of: Any) -> None:
 
 
 @inlined
-def _leaf_terms(leaf: int, rest: Any, floor: Any, i: int, of: Any) -> Any:
-    """How far a leaf's components may lie from query i, their sums of squares, and if one is near.
+def _leaf_terms(vector: int, rest: Any, floor: Any, i: int, of: Any) -> Any:
+    """How far components may lie from query i, their sums of squares, and whether one is near.
 
     Where none is, the sums may be over some of the dimensions only. `rest` bounds those that are
     not in the head from below, for each component.
     """
     dims, head = of.num_dims, of.head
-    at = leaf * (2 * dims + 1) * WIDTH
+    at = vector * (2 * dims + 1) * WIDTH
     limit = tv.subtract(tv.load(of.leaf_data, at), floor)
     terms = component_terms(of.leaf_data, at + WIDTH, of.z, i * dims, 0, head)
     alive = tv.any_less(tv.add(terms, tv.splat(rest)), limit)
@@ -310,15 +313,17 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
         mask &= mask - 1
         leaf = first_leaf + lane
         rest = tv.element(of.rests, k * WIDTH + lane)
-        limit, terms, alive = _leaf_terms(leaf, rest, floor, i, of)
-        if not alive:
-            continue
-        count += min(WIDTH, of.num_components - leaf * WIDTH)
-        scores = tv.add(tv.subtract(limit, terms), shift)
-        if slot // WIDTH == leaf:
-            scores = tv.without_lane(scores, slot % WIDTH)
-            count -= 1
-        sums, products = _weigh(scores, lowest, sums, products)
+        end = tv.element(of.first_vector, leaf + 1)
+        for vector in range(tv.element(of.first_vector, leaf), end):
+            limit, terms, alive = _leaf_terms(vector, rest, floor, i, of)
+            if not alive:
+                continue
+            count += tv.element(of.sizes, vector)
+            scores = tv.add(tv.subtract(limit, terms), shift)
+            if slot // WIDTH == vector:
+                scores = tv.without_lane(scores, slot % WIDTH)
+                count -= 1
+            sums, products = _weigh(scores, lowest, sums, products)
     if count:
         _add(i, sums, products, of)
     return count
@@ -339,25 +344,27 @@ def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
         mask &= mask - 1
         leaf = first_leaf + lane
         rest = tv.element(of.rests, k * WIDTH + lane)
-        _, _, alive = _leaf_terms(leaf, rest, floor, i, of)
-        if not alive:
-            continue
-        squares = exact_terms(of.leaf_data, of.exact_rates, leaf, of.z, i * dims, dims)
-        wide = tv.subtract(tv.load(of.exact_log_weights, leaf * WIDTH), squares)
-        count += min(WIDTH, of.num_components - leaf * WIDTH)
-        if slot // WIDTH == leaf:
-            wide = tv.without_lane(wide, slot % WIDTH)
-            count -= 1
-        if base == -np.inf or tv.any_less(tv.splat(base + _HEADROOM), wide):
-            largest = tv.largest(wide)
-            if largest == -np.inf:
+        end = tv.element(of.first_vector, leaf + 1)
+        for vector in range(tv.element(of.first_vector, leaf), end):
+            _, _, alive = _leaf_terms(vector, rest, floor, i, of)
+            if not alive:
                 continue
-            _add(i, sums, products, of)
-            sums, products = zero, zero
-            base = largest
-            _rescale(i, base, of)
-        scores = tv.narrow(tv.subtract(wide, tv.splat(base)), of.z)
-        sums, products = _weigh(scores, lowest, sums, products)
+            squares = exact_terms(of.leaf_data, of.exact_rates, vector, of.z, i * dims, dims)
+            wide = tv.subtract(tv.load(of.exact_log_weights, vector * WIDTH), squares)
+            count += tv.element(of.sizes, vector)
+            if slot // WIDTH == vector:
+                wide = tv.without_lane(wide, slot % WIDTH)
+                count -= 1
+            if base == -np.inf or tv.any_less(tv.splat(base + _HEADROOM), wide):
+                largest = tv.largest(wide)
+                if largest == -np.inf:
+                    continue
+                _add(i, sums, products, of)
+                sums, products = zero, zero
+                base = largest
+                _rescale(i, base, of)
+            scores = tv.narrow(tv.subtract(wide, tv.splat(base)), of.z)
+            sums, products = _weigh(scores, lowest, sums, products)
     if count:
         _add(i, sums, products, of)
     return count
@@ -378,7 +385,8 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
         tv.pointer(work.mass),
         tv.pointer(work.moment),
         tv.pointer(work.ceiling),
-        tree.num_components,
+        tv.pointer(tree.first_vector),
+        tv.pointer(tree.sizes),
         tree.num_dims,
         min(HEAD, tree.num_boxed),
     )

@@ -16,10 +16,10 @@ b_k = u rho a_{k-1} - rho^2 / 2 a_{k-2} are the coefficients of the exponent tim
 #### Certificate
 
 Components are left out for a whole cell by the bounds of a `component_tree`, taken over all z of
-the cell. What is left out of a leaf is counted, 16 times the exponential of its bound; nodes are
-left out where all N components at their bound would add less than a share to be neglected. A query
-is answered only if the sum of both is at most d Q(z), where d = `omitted_share` of half of the
-tolerance.
+the cell. What is left out of a leaf is counted: its size times the exponential of its bound. Nodes
+are left out where all N components at their bound would add less than a share to be neglected. A
+query is answered only if the sum of both is at most d Q(z), where d = `omitted_share` of half of
+the tolerance.
 
 By Cramér's inequality |He_k(u)| <= 1.0864 sqrt(k!) e^{u^2 / 4} (Abramowitz and Stegun 1964,
 22.14.17), and by that of Cauchy and Schwarz
@@ -35,7 +35,8 @@ and those of sum_n t_n exp t_n, with |u_d| rho_d <= (u_d^2 + rho_d^2) / 2, to at
 
     1.0864^2 V_n (|t_n(c)| R_p + (|u_n|^2 + |rho_n|^2) / 2 R_{p-1} + |rho_n|^2 / 2 R_{p-2}).
 
-The sums of both, E and F, are computed with the coefficients; p is chosen for each leaf. With
+The sums of both, E and F, are computed with the coefficients; p is chosen for 16 components at a
+time. With
 Q and M the polynomials' values and m = M / Q, -log(1 - E / Q) <= E / (Q - E) bounds the error of
 log q(z), and
 
@@ -76,11 +77,11 @@ _CELL_REACH = 1.2  # |rho| of an average component near a cell
 _REACH = 1.8  # |rho| of a component whose series is used
 _TERMS = 28  # the most p there is
 _LEAST = 1e-2  # how much less q(z) may be than at the centre of its cell, for nodes left out
-_LEAVES = 4000  # of a cell, about
+_VECTORS = 4000  # that a cell meets, about
 _BORDER = 400  # leaves that may be left out though their bounds are as large as may be
 _EXCESS = 1e-2  # of the tolerance: E, relative to Q at the centre
 _STEPS = 64  # of the table of R_p
-_SAMPLE = 256  # leaves that tell how many queries a cell will have
+_SAMPLE = 256  # vectors that tell how many queries a cell will have
 _ROUNDING = 1e-9  # of coefficients, relative to V
 _LEAST_TOLERANCE = 1e-6  # nats: less, and rounding alone may exceed it
 
@@ -137,9 +138,10 @@ def evaluate(
     leaf_data = tree.leaf_data.reshape(-1, 1 + 2 * len(dims), WIDTH)
     if _company(leaf_data, UNIT) * len(rows) < _FEWEST * tree.num_components:
         return answered
+    vectors = tree.first_vector[leaves]
     rows = rows[np.argsort(leaves[rows], kind="stable")]
     cells = np.zeros((len(rows) // _FEWEST, 6))
-    count = kernels.divide(queries, dims, leaves, leaf_data, _CELL_REACH, _FEWEST, rows, cells)
+    count = kernels.divide(queries, dims, vectors, leaf_data, _CELL_REACH, _FEWEST, rows, cells)
     if count == 0:
         return answered
     cells = cells[:count]
@@ -150,8 +152,9 @@ def evaluate(
         far=-math.log2(0.5 * _LEAST * share / tree.num_components),
         far_share=0.5 * _LEAST * share,
         depth=math.log2(WIDTH * min(_BORDER, len(leaf_data)) / share),
+        leaf_size=WIDTH * np.diff(tree.first_vector).max(),
         excess=_EXCESS * tolerance,
-        least=1 / min(_LEAVES, len(leaf_data)),
+        least=1 / min(_VECTORS, len(leaf_data)),
         tolerance=tolerance,
         reach=_REACH,
         tails=_tails() + _ROUNDING,
@@ -166,7 +169,7 @@ def evaluate(
 
 
 def _company(leaf_data: np.ndarray, unit: float) -> float:
-    """About how many components lie in a cell: the median over some leaves."""
+    """About how many components lie in a cell: the median over some vectors."""
     sample = leaf_data[:: max(1, len(leaf_data) // _SAMPLE)]
     location, rate = sample[:, 1::2], sample[:, 2::2] / unit  # each [sample, D, 16]
     rho = 0.5 * np.ptp(location, axis=-1) * np.median(rate, axis=-1)

@@ -16,7 +16,7 @@ from tfp_surgery.distributions.component_tree_build import BITS, UNIT, compiled
 from tfp_surgery.distributions.component_tree_terms import inlined
 from tfp_surgery.distributions.component_tree_vectors import WIDTH
 
-_BATCH = 4  # leaves whose coefficients are added up at a time: they stay in the first cache
+_BATCH = 4  # vectors whose coefficients are added up at a time: they stay in the first cache
 _NAT = 1.0 / BITS
 _HIGHEST = 900.0  # bits above q at the centre
 _FEWEST_TERMS = 4
@@ -31,18 +31,21 @@ class Rule(NamedTuple):
     # together add at most `far_share` to the sum
     far_share: Any
     depth: Any  # bits below it from which leaves are left out, and counted
-    excess: Any  # what terms left out may add to the sum over a leaf, relative to it
-    least: Any  # and to 1, where the sum over the leaf is small
+    leaf_size: Any  # components of a leaf, at most
+    excess: Any  # what terms left out may add to the sum over a vector, relative to it
+    least: Any  # and to 1, where the sum over the vector is small
     tolerance: Any  # of the series, in nats
     reach: Any  # the largest rho of a component whose series is used
     tails: Any  # [steps + 1, terms + 1]: R_p at rho = reach * sqrt(step / steps)
 
 
 class _Work(NamedTuple):
-    leaves: Any  # [leaves of the tree]: those of a cell
+    vectors: Any  # [vectors of the tree]: those of a cell
     pending: Any  # [nodes of the tree]
     batch: Any  # [4, 6, 16]: w, t, then u rho and rho^2 of two dimensions
-    series: Any  # [4, 4, P, 16]: w a and w (t a + b) of one dimension, a and b of the other; leaves
+    series: (
+        Any  # [4, 4, P, 16]: w a and w (t a + b) of one dimension, a and b of the other; vectors
+    )
     lanes: Any  # [2, P, P, 16]: sums and moments of each lane
     lost: Any  # [2, 16]: E and F of each lane
     sums: Any  # [P, P]
@@ -51,7 +54,7 @@ class _Work(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """What is used leaf by leaf: addresses, and numbers."""
+    """What is used vector by vector: addresses, and numbers."""
 
     leaf_data: Any
     rates: Any
@@ -77,7 +80,7 @@ class _Cell(NamedTuple):
 def divide(
     queries: Any,
     dims: Any,
-    leaves: Any,
+    vectors: Any,
     leaf_data: Any,
     reach: float,
     fewest: int,
@@ -89,8 +92,8 @@ def divide(
     Args:
       queries: `[M, D]`.
       dims: `[D]`, the tree's order of dimensions.
-      leaves: `[M]`, a leaf near each query.
-      leaf_data: `[leaves, 1 + 2 D, 16]`.
+      vectors: `[M]`, a vector of components near each query.
+      leaf_data: `[vectors, 1 + 2 D, 16]`.
       reach: what |rho| of components near a cell may be.
       fewest: queries of a cell; fewer make none.
       rows: `[m]`, reordered.
@@ -108,7 +111,7 @@ def divide(
         start, stop = pending.pop()
         if stop - start < fewest:
             continue
-        data = leaf_data[leaves[rows[(start + stop) // 2]]]
+        data = leaf_data[vectors[rows[(start + stop) // 2]]]
         square, widest, width = 0.0, 0, 0.0
         for d in range(num_dims):
             low[d] = high[d] = queries[rows[start], dims[d]]
@@ -144,10 +147,10 @@ def divide(
 
 
 @inlined
-def _find_leaves(
+def _find_vectors(
     cell: Any, level: float, rule: Any, tree: Any, bottom: int, work: Any
 ) -> tuple[int, float]:
-    """Finds the leaves that may count in a cell.
+    """Finds the vectors of the leaves that may count in a cell.
 
     Returns their number, and at most what the others add to the sum, relative to 2^level.
     """
@@ -179,14 +182,15 @@ def _find_leaves(
         else:
             limit = tv.splat(-rule.depth)
             mask = tv.less(limit, bound)
-            part = tv.multiply(tv.exp2(bound), tv.splat(float(WIDTH)))
+            part = tv.multiply(tv.exp2(bound), tv.splat(float(rule.leaf_size)))
             omitted = tv.add(omitted, tv.where_less(limit, bound, tv.splat(0.0), part))
         while mask:
             child = tree.first_child[node] + tv.lowest_bit(mask)
             mask &= mask - 1
             if node >= bottom:
-                work.leaves[count] = child
-                count += 1
+                for vector in range(tree.first_vector[child], tree.first_vector[child + 1]):
+                    work.vectors[count] = vector
+                    count += 1
             else:
                 work.pending[depth] = child
                 depth += 1
@@ -194,13 +198,13 @@ def _find_leaves(
 
 
 @inlined
-def _weigh(leaf: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
-    """Prepares a leaf, the k-th of its batch, and adds what its series leaves out to E and F.
+def _weigh(vector: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
+    """Prepares a vector, the k-th of its batch, and adds what its series vectors out to E and F.
 
     Returns how many terms the series has, and which components are too narrow for it.
     """
     dims, zero = of.num_dims, tv.splat(0.0)
-    at, rate_at = leaf * (2 * dims + 1) * WIDTH, leaf * dims * WIDTH
+    at, rate_at = vector * (2 * dims + 1) * WIDTH, vector * dims * WIDTH
     rate = tv.load(of.rates, rate_at)
     rho = tv.multiply(rate, tv.splat(cell.half / UNIT))
     rho_2 = tv.multiply(rho, rho)
@@ -209,7 +213,7 @@ def _weigh(leaf: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
         rho_2 = tv.multiply_add(other, other, rho_2)
     squared_reach = tv.splat(rule.reach * rule.reach)
     narrow = tv.less(squared_reach, rho_2)
-    score = tv.load(of.log_weights, leaf * WIDTH)
+    score = tv.load(of.log_weights, vector * WIDTH)
     score = tv.where_less(squared_reach, rho_2, tv.splat(-np.inf), score)
     squares, kept_rho_2 = zero, zero
     for d in range(dims):
@@ -258,11 +262,11 @@ def _weigh(leaf: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
 
 
 @inlined
-def _coefficients(leaf: int, terms: int, work: Any) -> None:
-    """Stores the coefficients a_k and b_k of a leaf of the batch, of both dimensions."""
+def _coefficients(vector: int, terms: int, work: Any) -> None:
+    """Stores the coefficients a_k and b_k of a vector of the batch, of both dimensions."""
     batch, series = tv.pointer(work.batch), tv.pointer(work.series)
     plane, zero = _BATCH * terms * WIDTH, tv.splat(0.0)
-    at, to = leaf * 6 * WIDTH, leaf * terms * WIDTH
+    at, to = vector * 6 * WIDTH, vector * terms * WIDTH
     weight, nats = tv.load(batch, at), tv.load(batch, at + WIDTH)
     for second in range(2):
         linear = tv.load(batch, at + (2 + 2 * second) * WIDTH)
@@ -284,12 +288,12 @@ def _coefficients(leaf: int, terms: int, work: Any) -> None:
 
 @compiled
 def _add_batch(count: int, terms: int, num_dims: int, work: Any) -> None:
-    """Adds the series of the leaves of a batch to those of the cell, an even number of terms."""
+    """Adds the series of the vectors of a batch to those of the cell, an even number of terms."""
     series, lanes = tv.pointer(work.series), tv.pointer(work.lanes)
     most = work.sums.shape[0]
     plane, square = _BATCH * terms * WIDTH, most * most * WIDTH
-    for leaf in range(count):
-        _coefficients(leaf, terms, work)
+    for vector in range(count):
+        _coefficients(vector, terms, work)
     for i in range(terms):
         # In pairs: the last of a row may be one too many, which is not used.
         for j in range(0, terms - i if num_dims == 2 else 1, 2):
@@ -297,9 +301,9 @@ def _add_batch(count: int, terms: int, num_dims: int, work: Any) -> None:
             sums, moments = tv.load(lanes, at), tv.load(lanes, square + at)
             sums_2 = tv.load(lanes, at + WIDTH)
             moments_2 = tv.load(lanes, square + at + WIDTH)
-            for leaf in range(count):
-                first = (leaf * terms + i) * WIDTH
-                second = 2 * plane + (leaf * terms + j) * WIDTH
+            for vector in range(count):
+                first = (vector * terms + i) * WIDTH
+                second = 2 * plane + (vector * terms + j) * WIDTH
                 a, b = tv.load(series, first), tv.load(series, plane + first)
                 c, d = tv.load(series, second), tv.load(series, plane + second)
                 sums = tv.multiply_add(a, c, sums)
@@ -315,17 +319,17 @@ def _add_batch(count: int, terms: int, num_dims: int, work: Any) -> None:
 
 
 @inlined
-def _set_aside(leaf: int, narrow: int, count: int, tree: Any, work: Any) -> int:
-    """Copies the narrow components of a leaf behind the `count` that are there."""
+def _set_aside(vector: int, narrow: int, count: int, tree: Any, work: Any) -> int:
+    """Copies the narrow components of a vector behind the `count` that are there."""
     dims = tree.num_dims
     while narrow:
         lane = tv.lowest_bit(narrow)
         narrow &= narrow - 1
         for d in range(dims):
-            at = (leaf * (2 * dims + 1) + 1 + 2 * d) * WIDTH + lane
+            at = (vector * (2 * dims + 1) + 1 + 2 * d) * WIDTH + lane
             work.narrow[2 * d, count] = tree.leaf_data[at]
-            work.narrow[2 * d + 1, count] = tree.exact_rates[(leaf * dims + d) * WIDTH + lane]
-        work.narrow[4, count] = tree.exact_log_weights[leaf * WIDTH + lane]
+            work.narrow[2 * d + 1, count] = tree.exact_rates[(vector * dims + d) * WIDTH + lane]
+        work.narrow[4, count] = tree.exact_log_weights[vector * WIDTH + lane]
         count += 1
     return count
 
@@ -399,9 +403,9 @@ def expand(
       stop: one past the last.
     """
     most = rule.tails.shape[1] - 1
-    num_leaves = tree.exact_log_weights.size // WIDTH
+    num_vectors = tree.sizes.size
     work = _Work(
-        np.empty(num_leaves, np.int64),
+        np.empty(num_vectors, np.int64),
         np.empty(tree.num_children.size, np.int64),
         np.zeros(_BATCH * 6 * WIDTH),
         np.empty(4 * _BATCH * most * WIDTH),
@@ -409,7 +413,7 @@ def expand(
         np.empty(2 * WIDTH),
         np.empty((most, most)),
         np.empty((most, most)),
-        np.zeros((5, (num_leaves + 1) * WIDTH)),
+        np.zeros((5, (num_vectors + 1) * WIDTH)),
     )
     data = _Data(
         tv.pointer(tree.leaf_data),
@@ -428,18 +432,18 @@ def expand(
         if not level > -np.inf:
             continue
         cell = _Cell(cells[c, 2], cells[c, 3], cells[c, 4], cells[c, 5], level, -entropies[c])
-        count, omitted = _find_leaves(cells[c], level, rule, tree, bottom, work)
+        count, omitted = _find_vectors(cells[c], level, rule, tree, bottom, work)
         work.lanes[:] = 0.0
         work.lost[:] = 0.0
         terms, num_narrow, num_components = 0, 0, 0
         for first in range(0, count, _BATCH):
             size, most_terms = min(_BATCH, count - first), 0
             for k in range(size):
-                leaf = work.leaves[first + k]
-                num, narrow = _weigh(leaf, k, cell, rule, data)
+                vector = work.vectors[first + k]
+                num, narrow = _weigh(vector, k, cell, rule, data)
                 most_terms = max(most_terms, num)
-                num_narrow = _set_aside(leaf, narrow, num_narrow, tree, work)
-                num_components += min(WIDTH, tree.num_components - leaf * WIDTH)
+                num_narrow = _set_aside(vector, narrow, num_narrow, tree, work)
+                num_components += tree.sizes[vector]
             _add_batch(size, most_terms, tree.num_dims, work)
             terms = max(terms, most_terms)
         _add_lanes(terms, work)
