@@ -188,9 +188,8 @@ def test_queries_without_company_are_left_to_the_tree() -> None:
 
     mixture = local_expansion.Mixture(tree._tree, tree._dims, tree._starts[-2])
     results = np.empty(2500), np.empty(2500), np.empty(2500, np.int64)
-    leaves, _ = tree._route(loc)
     found = local_expansion.evaluate(
-        mixture, loc, np.arange(2500), leaves, at_points, 1e-6, 1e-4, results
+        mixture, loc, np.arange(2500), tree._route, at_points, 1e-6, 1e-4, results
     )
     assert not found.any()
     assert not asked

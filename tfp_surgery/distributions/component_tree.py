@@ -433,10 +433,9 @@ class ComponentTree:
 
         # Half of the tolerance for what is left out, half for where series end.
         share = omitted_share(tolerance / 2, self._tree.num_components)
-        leaves, _ = self._route(queries)
         return local_expansion.evaluate(
             local_expansion.Mixture(self._tree, self._dims, self._starts[-2]),
-            *(queries, rows, leaves, at_points, share, tolerance / 2, results),
+            *(queries, rows, self._route, at_points, share, tolerance / 2, results),
         )
 
     def _route(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

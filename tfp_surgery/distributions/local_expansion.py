@@ -36,9 +36,8 @@ and those of sum_n t_n exp t_n, with |u_d| rho_d <= (u_d^2 + rho_d^2) / 2, to at
     1.0864^2 V_n (|t_n(c)| R_p + (|u_n|^2 + |rho_n|^2) / 2 R_{p-1} + |rho_n|^2 / 2 R_{p-2}).
 
 The sums of both, E and F, are computed with the coefficients; p is chosen for 16 components at a
-time. With
-Q and M the polynomials' values and m = M / Q, -log(1 - E / Q) <= E / (Q - E) bounds the error of
-log q(z), and
+time. With Q and M the polynomials' values and m = M / Q, -log(1 - E / Q) <= E / (Q - E) bounds the
+error of log q(z), and
 
     |H - (log Q - m)| <= E / (Q - E) + (F + |m| E) / (Q - E)
 
@@ -104,7 +103,7 @@ def evaluate(
     mixture: Mixture,
     queries: np.ndarray,
     rows: np.ndarray,
-    leaves: np.ndarray,
+    route: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     at_points: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     share: float,
     tolerance: float,
@@ -116,7 +115,8 @@ def evaluate(
       mixture: of at most `MAX_DIMENSIONS` dimensions.
       queries: of the dtype of the components, shape `[M, D]`.
       rows: integers: the finite queries among them.
-      leaves: integers, shape `[M]`: a leaf near each query.
+      route: of points of shape `[M, D]` a leaf near each, integers of shape `[M]`, and the distance
+        to the balls, which is not used.
       at_points: log q and H of points of shape `[cells, D]`, in nats, about: the certificate does
         not depend on them.
       share: of q(z), that may be left out.
@@ -138,6 +138,7 @@ def evaluate(
     leaf_data = tree.leaf_data.reshape(-1, 1 + 2 * len(dims), WIDTH)
     if _company(leaf_data, UNIT) * len(rows) < _FEWEST * tree.num_components:
         return answered
+    leaves, _ = route(queries)
     vectors = tree.first_vector[leaves]
     rows = rows[np.argsort(leaves[rows], kind="stable")]
     cells = np.zeros((len(rows) // _FEWEST, 6))

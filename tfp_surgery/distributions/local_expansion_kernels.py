@@ -199,7 +199,7 @@ def _find_vectors(
 
 @inlined
 def _weigh(vector: int, k: int, cell: Any, rule: Any, of: Any) -> Any:
-    """Prepares a vector, the k-th of its batch, and adds what its series vectors out to E and F.
+    """Prepares a vector, the k-th of its batch, and adds what its series leaves out to E and F.
 
     Returns how many terms the series has, and which components are too narrow for it.
     """
