@@ -97,7 +97,7 @@ def _look(leaf: int, among: int, limit: float, count: int, tree: Any, mates: Any
     """Adds the components of a leaf that are in a mask and close; returns how many there are."""
     at = leaf * (2 * tree.num_dims + 1) * WIDTH
     z = tv.pointer(mates.z)
-    terms = component_terms(tv.pointer(tree.leaf_data), at + WIDTH, z, 0, 0, tree.num_boxed)
+    terms = component_terms(tv.pointer(tree.leaf_data), at + WIDTH, z, 0, tree.num_boxed)
     tv.store(tv.pointer(mates.terms), 0, terms)
     among &= tv.less(terms, tv.splat(mates.z.dtype.type(limit)))
     while among:
@@ -128,9 +128,10 @@ def _reach(node: int, limit: float, tree: Any, mates: Any) -> int:
     least = tv.splat(mates.z.dtype.type(limit))
     at = node * (3 * tree.num_boxed + 2) * WIDTH
     head = min(HEAD, tree.num_boxed)
-    terms = box_terms(boxes, at + 2 * WIDTH, z, 0, 0, head)
+    terms = box_terms(boxes, at + 2 * WIDTH, z, 0, head)
     if tv.any_less(terms, least) and head < tree.num_boxed:
-        rest = box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, 0, head, tree.num_boxed)
+        rest_at = at + (2 + 3 * head) * WIDTH
+        rest = box_terms(boxes, rest_at, z, head, tree.num_boxed - head)
         terms = tv.add(terms, rest)
     mask: int = tv.less(terms, least)
     return mask

@@ -176,17 +176,21 @@ def _reach(node: int, batch: int, stop: int, tree: Any, work: Any) -> int:
     for k in range(batch, stop):
         i = np.int64(tv.element(queues, k))
         limit = tv.subtract(log_weight, tv.splat(tv.element(threshold, i)))
-        near = box_terms(boxes, at + 2 * WIDTH, z, i * dims, 0, head)
+        if head == HEAD:
+            near = box_terms(boxes, at + 2 * WIDTH, z, i * dims, HEAD)
+        else:
+            near = box_terms(boxes, at + 2 * WIDTH, z, i * dims, head)
         tail = ball_term(boxes, at, tv.element(distance, i))
         tv.store(heads, count * WIDTH, near)
         tv.store(rests, count * WIDTH, tail)
         tv.put(survivors, count, i)
         count += tv.any_less(tv.add(near, tail), limit)
     left = 0
+    rest_at = at + (2 + 3 * head) * WIDTH
     for k in range(count):
         i = tv.element(survivors, k)
         limit = tv.subtract(log_weight, tv.splat(tv.element(threshold, i)))
-        rest = box_terms(boxes, at + (2 + 3 * head) * WIDTH, z, i * dims, head, boxed)
+        rest = box_terms(boxes, rest_at, z, i * dims + head, boxed - head)
         rest = tv.add(rest, tv.load(rests, k * WIDTH))
         mask = tv.less(tv.add(rest, tv.load(heads, k * WIDTH)), limit)
         tv.store(rests, left * WIDTH, rest)
@@ -275,15 +279,22 @@ def _leaf_terms(vector: int, rest: Any, floor: Any, i: int, of: Any) -> Any:
     dims, head = of.num_dims, of.head
     at = vector * (2 * dims + 1) * WIDTH
     limit = tv.subtract(tv.load(of.leaf_data, at), floor)
-    terms = component_terms(of.leaf_data, at + WIDTH, of.z, i * dims, 0, head)
+    first = i * dims
+    if head == HEAD:
+        terms = component_terms(of.leaf_data, at + WIDTH, of.z, first, HEAD)
+    else:
+        terms = component_terms(of.leaf_data, at + WIDTH, of.z, first, head)
     alive = tv.any_less(tv.add(terms, tv.splat(rest)), limit)
     d = head
-    while alive and d < dims:
-        end = min(dims, d + CHUNK)
-        more = component_terms(of.leaf_data, at + (2 * d + 1) * WIDTH, of.z, i * dims, d, end)
+    while alive and d + CHUNK <= dims:
+        more = component_terms(of.leaf_data, at + (2 * d + 1) * WIDTH, of.z, first + d, CHUNK)
         terms = tv.add(terms, more)
         alive = tv.any_less(terms, limit)
-        d = end
+        d += CHUNK
+    if alive and d < dims:
+        last = component_terms(of.leaf_data, at + (2 * d + 1) * WIDTH, of.z, first + d, dims - d)
+        terms = tv.add(terms, last)
+        alive = tv.any_less(terms, limit)
     return limit, terms, alive
 
 

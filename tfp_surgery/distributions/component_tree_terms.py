@@ -18,41 +18,35 @@ inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 @inlined
-def box_terms(boxes: Any, at: int, z: Any, first: int, start: int, stop: int) -> Any:
-    """sum_d (max(low - z, z - high, 0) * rate)^2 over dims start..stop, for 16 children."""
-    zero = tv.zeros(z)
-    even, odd = zero, zero
-    for d in range(start, stop - 1, 2):
-        x = tv.splat(tv.element(z, first + d))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at), x), tv.subtract(x, tv.load(boxes, at + WIDTH))
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 2 * WIDTH))
+def _outside(boxes: Any, at: int, x: Any) -> Any:
+    """How far x is from 16 intervals, in units of their scales, up to the sign."""
+    inside = tv.minimum(tv.maximum(x, tv.load(boxes, at)), tv.load(boxes, at + WIDTH))
+    return tv.multiply(tv.subtract(x, inside), tv.load(boxes, at + 2 * WIDTH))
+
+
+@inlined
+def box_terms(boxes: Any, at: int, z: Any, first: int, count: int) -> Any:
+    """sum_d (max(low - z, z - high, 0) * rate)^2 over `count` dims, for 16 children."""
+    even = tv.zeros(z)
+    odd = even
+    for d in range(0, count - 1, 2):
+        t = _outside(boxes, at, tv.splat(tv.element(z, first + d)))
         even = tv.multiply_add(t, t, even)
-        x = tv.splat(tv.element(z, first + d + 1))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at + 3 * WIDTH), x),
-            tv.subtract(x, tv.load(boxes, at + 4 * WIDTH)),
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 5 * WIDTH))
+        t = _outside(boxes, at + 3 * WIDTH, tv.splat(tv.element(z, first + d + 1)))
         odd = tv.multiply_add(t, t, odd)
         at += 6 * WIDTH
-    if (stop - start) % 2:
-        x = tv.splat(tv.element(z, first + stop - 1))
-        t = tv.maximum(
-            tv.subtract(tv.load(boxes, at), x), tv.subtract(x, tv.load(boxes, at + WIDTH))
-        )
-        t = tv.multiply(tv.maximum(t, zero), tv.load(boxes, at + 2 * WIDTH))
+    if count % 2:
+        t = _outside(boxes, at, tv.splat(tv.element(z, first + count - 1)))
         even = tv.multiply_add(t, t, even)
     return tv.add(even, odd)
 
 
 @inlined
-def component_terms(data: Any, at: int, z: Any, first: int, start: int, stop: int) -> Any:
-    """sum_d ((z - loc) * rate)^2 over dims start..stop, for 16 components."""
+def component_terms(data: Any, at: int, z: Any, first: int, count: int) -> Any:
+    """sum_d ((z - loc) * rate)^2 over `count` dims, for 16 components."""
     even = tv.zeros(z)
     odd = even
-    for d in range(start, stop - 1, 2):
+    for d in range(0, count - 1, 2):
         t = tv.multiply(
             tv.subtract(tv.splat(tv.element(z, first + d)), tv.load(data, at)),
             tv.load(data, at + WIDTH),
@@ -64,9 +58,9 @@ def component_terms(data: Any, at: int, z: Any, first: int, start: int, stop: in
         )
         odd = tv.multiply_add(t, t, odd)
         at += 4 * WIDTH
-    if (stop - start) % 2:
+    if count % 2:
         t = tv.multiply(
-            tv.subtract(tv.splat(tv.element(z, first + stop - 1)), tv.load(data, at)),
+            tv.subtract(tv.splat(tv.element(z, first + count - 1)), tv.load(data, at)),
             tv.load(data, at + WIDTH),
         )
         even = tv.multiply_add(t, t, even)

@@ -174,10 +174,15 @@ def _binary(emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any
 add = _binary(lambda builder, first, second: builder.fadd(first, second))
 subtract = _binary(lambda builder, first, second: builder.fsub(first, second))
 multiply = _binary(lambda builder, first, second: builder.fmul(first, second))
-# No NaN reaches it: the comparison is one instruction where maxnum is three.
+# No NaN reaches these: the comparison is one instruction where maxnum is three.
 maximum = _binary(
     lambda builder, first, second: builder.select(
         builder.fcmp_ordered(">", first, second), first, second
+    )
+)
+minimum = _binary(
+    lambda builder, first, second: builder.select(
+        builder.fcmp_ordered("<", first, second), first, second
     )
 )
 
