@@ -479,16 +479,14 @@ class ComponentTree:
 
         def search(rows: np.ndarray, tree: Any) -> None:
             def block(first: int, stop: int) -> None:
-                size = min(_BLOCK, stop - first)
-                work = self._search.workspace(size, tree.num_dims, self._height, queries.dtype)
-                for begin in range(first, stop, _BLOCK):
-                    part = rows[begin : min(stop, begin + _BLOCK)]
-                    self._search.search(
-                        *(queries, part, self._dims, leaves, distance, start, skipped),
-                        *(tree, budget, work, *results),
-                    )
+                part = rows[first:stop]
+                shape = part.size, tree.num_dims, self._height
+                self._search.search(
+                    *(queries, part, self._dims, leaves, distance, start, skipped),
+                    *(tree, budget, self._search.workspace(*shape, queries.dtype), *results),
+                )
 
-            in_threads(block, len(rows))
+            in_threads(block, len(rows), most=_BLOCK)
 
         if len(rows) <= 4 * _PILOT:
             search(rows, tree)

@@ -9,15 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 
-def in_threads(function: Callable[..., None], count: int, *arguments: Any) -> None:
+def in_threads(
+    function: Callable[..., None], count: int, *arguments: Any, most: int | None = None
+) -> None:
     """Calls function(*arguments, start, stop) over ranges that cover 0..count.
 
-    As many run at a time as numba is set to use threads.
+    As many run at a time as numba is set to use threads; each gets a few ranges, of `most` at most.
     """
     import numba
 
     threads = numba.get_num_threads()
     step = max(1, -(-count // (4 * threads)))
+    if most is not None:
+        step = min(step, most)
     ranges = [(start, min(count, start + step)) for start in range(0, count, step)]
     if threads == 1 or len(ranges) == 1:
         for each in ranges:
