@@ -82,7 +82,8 @@ _PILOT_QUANTILE = 0.03
 _FLOOR_QUANTILE = 0.01  # of what L starts at for the others; none starts lower
 _BOXED_SPREAD = 0.7  # of locations, in units of the scale: less, and a dimension is not in K
 _SAMPLE = 4096  # components that the choice of K looks at
-_ROUNDING = 9.1e-5  # nats; where rounding in float32 could exceed them scores are float64
+_ROUNDING = 8.8e-5  # nats; where rounding in float32 could exceed them scores are float64
+_MINOR = 6  # bits: scores that together weigh 2^-6 at most may be rounded twice as much
 _MARGIN = 1e-4  # nats that L may be too large by rounding
 _GROUP_SAMPLE = 256  # components that tell whether there are groups
 _TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
@@ -468,6 +469,7 @@ class ComponentTree:
         budget = self._search.Budget(
             (math.log(share) - math.log(tree.num_components) - _MARGIN) * self._build.BITS,
             (2 * tree.num_dims + 32) * unit,
+            -math.log2(share) - _MINOR,
         )
         leaves, distance = self._route(queries)
         rows = np.argsort(leaves, kind="stable")

@@ -49,7 +49,7 @@ class Tree(NamedTuple):
     num_boxed: Any
     height: Any
     top: Any  # the largest c_n
-    near: Any  # a threshold above which scores are rounded little enough in the dtype
+    near: Any  # scores from here up are rounded little enough in the dtype
 
 
 class Budget(NamedTuple):
@@ -57,6 +57,7 @@ class Budget(NamedTuple):
 
     log_share: Any  # log2(a / N)
     margin: Any  # of the rounding of a bound, relative to its distance from `top`
+    minor: Any  # bits: components less than this above a threshold count for 2^-6 at most, together
 
 
 class Work(NamedTuple):
@@ -240,6 +241,8 @@ class Leaves(NamedTuple):
     sizes: Any
     num_dims: Any
     head: Any
+    near: Any
+    minor: Any
 
 
 @inlined
@@ -310,13 +313,18 @@ def _weigh(scores: Any, lowest: Any, sums: Any, products: Any) -> Any:
 def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
     """Adds the leaves in a mask to the sums of query i, survivor k, in the dtype.
 
-    Returns the number of components added.
+    Scores that it rounds too much, and that may count, are computed in float64. Returns the number
+    of components added.
     """
     zero, lowest = tv.zeros(of.z), tv.narrow(tv.splat(tv.LOWEST), of.z)
     slot = tv.element(of.skipped, i)
     floor = tv.splat(tv.element(of.threshold, i))
     shift = np.float64(tv.element(of.threshold, i)) - tv.element(of.reference, i)
     shift = tv.narrow(tv.splat(shift), of.z)
+    minor = tv.narrow(tv.splat(of.minor), of.z)
+    height = of.near - np.float64(tv.element(of.threshold, i))
+    is_rough = height > of.minor
+    near = tv.narrow(tv.splat(height), of.z)
     sums, products = zero, zero
     count = 0
     while mask:
@@ -330,7 +338,11 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
             if not alive:
                 continue
             count += tv.element(of.sizes, vector)
-            scores = tv.add(tv.subtract(limit, terms), shift)
+            scores = tv.subtract(limit, terms)
+            if is_rough and tv.less(minor, scores) & tv.less(scores, near):
+                scores = _exact_scores(vector, tv.element(of.reference, i), i, of)
+            else:
+                scores = tv.add(scores, shift)
             if slot // WIDTH == vector:
                 scores = tv.without_lane(scores, slot % WIDTH)
                 count -= 1
@@ -338,6 +350,15 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
     if count:
         _add(i, sums, products, of)
     return count
+
+
+@inlined
+def _exact_scores(vector: int, reference: float, i: int, of: Any) -> Any:
+    """Scores of query i relative to a reference, computed in float64 and rounded to the dtype."""
+    dims = of.num_dims
+    squares = exact_terms(of.leaf_data, of.exact_rates, vector, of.z, i * dims, dims)
+    wide = tv.subtract(tv.load(of.exact_log_weights, vector * WIDTH), squares)
+    return tv.narrow(tv.subtract(wide, tv.splat(reference)), of.z)
 
 
 @inlined
@@ -400,6 +421,8 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
         tv.pointer(tree.sizes),
         tree.num_dims,
         min(HEAD, tree.num_boxed),
+        tree.near,
+        budget.minor,
     )
     survivors, masks = tv.pointer(work.survivors), tv.pointer(work.masks)
     visited = tv.pointer(work.visited)
@@ -409,7 +432,8 @@ def _score(node: int, queue: int, size: int, tree: Any, budget: Any, work: Any) 
         for k in range(_reach(node, batch, stop, tree, work)):
             i = tv.element(survivors, k)
             mask = tv.element(masks, k)
-            is_near = tv.element(of.threshold, i) > tree.near
+            # Scores just above the threshold are rounded at most twice as much as at `near`.
+            is_near = tv.element(of.threshold, i) > 2 * tree.near - tree.top
             if is_near and tree.top - tv.element(of.reference, i) < REACH:
                 count = _score_near(leaf, i, mask, k, of)
             else:
