@@ -257,6 +257,29 @@ def test_a_broad_component_beside_heavy_ones_in_its_leaf(weight: float, dtype: t
     _check(_evaluate(queries, loc, scale, 1e-2, log_weights), scores, 1e-2)
 
 
+def test_scores_that_count_are_not_rounded_in_float32() -> None:
+    """Scores 97 bits below the largest possible one, that are all of q(z), are in float64."""
+    rng = np.random.default_rng(0)
+    num, event_size = 3000, 50
+    # Of scales whose inverse, in the tree's unit, is just above eight, where float32 is coarsest.
+    candidates = np.linspace(0.105, 0.106, 500, dtype=np.float32)
+    exact = math.sqrt(0.5 / math.log(2)) / candidates.astype(np.float64)
+    scale = np.full((num, event_size), candidates[np.argmax(exact.astype(np.float32) / exact)])
+    loc = (0.02 * scale * rng.normal(size=scale.shape)).astype(np.float32)
+    z = loc[:5] + scale[:5] * np.float32(math.sqrt(2 * 67 / event_size))
+    components = tree.ComponentTree(loc, scale, np.full(num, -math.log(num), np.float32))
+    expected = np.logaddexp.reduce(_scores(z, loc, scale), axis=1)
+    bound = 1e-6 + 2.0**-21 + 2.0**-24 * np.abs(expected)  # truncation, 2^x, rounding of results
+    log_prob, _, num_visited = components.evaluate(z, 1e-6)
+    assert num_visited.min() == num
+    assert np.all(np.abs(log_prob - expected) <= bound)
+    # Were float32 taken to be good enough:
+    components._tree = components._tree._replace(near=-math.inf)
+    log_prob, _, _ = components.evaluate(z, 1e-6)
+    assert np.all(np.abs(log_prob - expected) <= 1e-4)
+    assert np.any(np.abs(log_prob - expected) > 2 * bound)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_many_queries_where_components_are_left_out_or_weigh_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -50,11 +50,12 @@ Bounds are computed in the dtype of the components, by sums of at most D + 1 squ
 carries a relative error of at most 8 units in the last place and the sum one of D more (Higham
 2002, section 4.2). What they are compared with is lowered by 2 D + 32 units of its distance from
 the largest c, which also pays for the rounding of the inverse scales; c is rounded up, L and r_d
-down, and F is less than all that is compared with it by more than rounding. What
-is visited is scored in float64, or, where no score that counts can be off by more than 9.1e-5 for
-it, in float32, and exponentiated with the precision of the dtype, to which the results are rounded:
-beside the tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in float32, and H by
-that times 1 + log N.
+down, and F is less than all that is compared with it by more than rounding. What is visited is
+scored in float32 where that rounds by at most 8.8e-5 nats and in float64 otherwise, except for
+scores up to T - log a - log 64: even all components together would weigh at most 1/64 there, and
+may be rounded twice as much. Scores are exponentiated with the precision of the dtype, to which the
+results are rounded: beside the tolerance, log q(z) is off by at most max(1e-4, 4 eps |log q(z)|) in
+float32, and H by that times 1 + log N.
 
 #### References
 
@@ -84,7 +85,7 @@ _BOXED_SPREAD = 0.7  # of locations, in units of the scale: less, and a dimensio
 _SAMPLE = 4096  # components that the choice of K looks at
 _ROUNDING = 8.8e-5  # nats; where rounding in float32 could exceed them scores are float64
 _MINOR = 6  # bits: scores that together weigh 2^-6 at most may be rounded twice as much
-_MARGIN = 1e-4  # nats that L may be too large by rounding
+_MARGIN = 2e-4  # nats that L may be too large by rounding
 _GROUP_SAMPLE = 256  # components that tell whether there are groups
 _TASKS = 64  # that nodes are cut into, so that all threads are at work on the first ones too
 _FEWEST_IN_SERIES = 2048  # queries that pay for cells
@@ -324,10 +325,10 @@ class ComponentTree:
 
         self._slot = np.full(num_components, -1)
         self._slot[order] = slots
-        # Where nothing that counts is further below c than `depth`, scores can stay in float32.
-        # In units of rounding, c is off by 2, each square by 7, their sum by one for every
-        # addition that a square goes through, its two differences from c by one, and two more from
-        # the reference, which is at most `reach` below the largest score.
+        # Scores down to `depth` below c can stay in float32. In units of rounding, c is off by 2,
+        # each square by 7 and their sum by one for every addition that a square goes through. The
+        # differences from T, which is at most 2 `depth` below c, and from the reference, which is
+        # at most `reach` below the largest score, are off by 2 `depth` or by 2 `reach` at most.
         head, chunk = min(self._search.HEAD, self._num_boxed), self._search.CHUNK
         longest = max(head, min(chunk, num_dims - head))
         sums = 7 + longest / 2 + 2 + math.ceil((num_dims - head) / chunk) + 2

@@ -359,8 +359,16 @@ def _backward_blocks(
             score_grad = online_softmax.score_gradient(scores, results, block_upstream)
             return index, is_valid, score_grad, state
 
+        # What passes need not count, and a score costs less than gradients.
+        def is_below(index: tf.Tensor) -> tf.Tensor:
+            is_valid = tf.ones_like(index, tf.bool)
+            standardised, _ = block.standardised(index, is_valid)
+            scores = block.scores(_sum_over_events(standardised**2), index, is_valid)
+            return tf.reduce_all(scores <= threshold[i], axis=1)
+
         far = screen.box_bounds(i) <= tf.reduce_min(threshold[i])
         passing = screening.without(screening.listed(~far), screen.below(i, threshold[i]))
+        passing = screening.without(passing, is_below, screening.BATCH)
         state = (
             tf.zeros([screening.BATCH], tf.int32),
             tf.zeros([screening.BATCH], tf.bool),

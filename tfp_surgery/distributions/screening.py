@@ -218,14 +218,16 @@ def _append(to: Listed, index: tf.Tensor, mask: tf.Tensor) -> Listed:
     )
 
 
-def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> Listed:
-    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false."""
+def without(
+    components: Listed, fails: Callable[[tf.Tensor], tf.Tensor], size: int = _TILE
+) -> Listed:
+    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false; R is `size`."""
 
     def step(index: tf.Tensor, is_valid: tf.Tensor, passing: Listed) -> Listed:
         return _append(passing, index, is_valid & ~fails(index))
 
     nothing = Listed(tf.zeros_like(components.index), tf.constant(0))
-    passing: Listed = in_parts(components, _TILE, step, nothing)
+    passing: Listed = in_parts(components, size, step, nothing)
     return passing
 
 
