@@ -137,13 +137,9 @@ def _gradients(
         return grads
 
     z_grads, *grads = zip(*[lane_grads(lane) for lane in range(num_lanes)], strict=True)
-    place = chunks.place_of_each()  # [M]
-    block = place // _QUERY_BLOCK
-    row = (block % num_lanes) * per_lane + block // num_lanes
-    z_grad = tf.gather_nd(
-        tf.concat(z_grads, axis=0),  # [lanes * blocks, m, D]
-        tf.stack([row, place % _QUERY_BLOCK], axis=1),
-    )
+    # [blocks, m, D] of each lane -> [blocks * lanes * m, D]
+    z_grad = tf.reshape(tf.stack(z_grads, axis=1), [-1, queries.shape[1]])
+    z_grad = tf.gather(z_grad, chunks.place_of_each())
     constant, loc, scale = (tf.add_n(parts) for parts in grads)
     return z_grad, constant, loc, scale
 
@@ -348,35 +344,43 @@ def _backward_blocks(
                 for total, part in zip(totals, parts, strict=True)
             )
 
-        # The contribution of a batch is added when the next one is met: carried through the loop,
-        # the gradient to its scores is computed once. XLA would fuse it into all that it enters.
+        # Of what the bounds let pass only some counts, and gradients cost more than a score: they
+        # are added for a full batch of what counts. XLA would fuse into them what is not carried.
         def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
-            last_index, last_is_valid, last_score_grad, state = state
-            state = add(last_index, last_is_valid, last_score_grad, state)
+            waiting, grads, sums = state
             standardised, _ = block.standardised(index, is_valid)
             squares = tf.reduce_sum(standardised**2, axis=1)
             scores = block.scores(squares, index, is_valid)
             score_grad = online_softmax.score_gradient(scores, results, block_upstream)
-            return index, is_valid, score_grad, state
+            counts = is_valid & ~tf.reduce_all(scores <= threshold[i], axis=1)
+            waiting, places = screening.append(waiting, index, counts)
+            grads = tf.tensor_scatter_nd_update(grads, places[:, tf.newaxis], score_grad)
+            least = tf.where(is_valid[0], screening.BATCH, 1)  # the last call has nothing valid
 
-        # What passes need not count, and a score costs less than gradients.
-        def is_below(index: tf.Tensor) -> tf.Tensor:
-            is_valid = tf.ones_like(index, tf.bool)
-            standardised, _ = block.standardised(index, is_valid)
-            scores = block.scores(_sum_over_events(standardised**2), index, is_valid)
-            return tf.reduce_all(scores <= threshold[i], axis=1)
+            def add_waiting(waiting: screening.Listed, grads: tf.Tensor, sums: Any) -> Any:
+                is_waiting = tf.range(screening.BATCH) < waiting.count
+                first = tf.where(is_waiting[:, tf.newaxis], grads[: screening.BATCH], 0.0)
+                sums = add(waiting.index[: screening.BATCH], is_waiting, first, sums)
+                left = screening.Listed(
+                    tf.roll(waiting.index, -screening.BATCH, axis=0),
+                    tf.maximum(waiting.count - screening.BATCH, 0),
+                )
+                return left, tf.roll(grads, -screening.BATCH, axis=0), sums
+
+            return tf.while_loop(
+                lambda waiting, *_: waiting.count >= least, add_waiting, (waiting, grads, sums)
+            )
 
         far = screen.box_bounds(i) <= tf.reduce_min(threshold[i])
         passing = screening.without(screening.listed(~far), screen.below(i, threshold[i]))
-        passing = screening.without(passing, is_below, screening.BATCH)
+        room = 2 * screening.BATCH + 1  # the last place is not read
         state = (
-            tf.zeros([screening.BATCH], tf.int32),
-            tf.zeros([screening.BATCH], tf.bool),
-            tf.zeros([screening.BATCH, _QUERY_BLOCK], dtype),
+            screening.Listed(tf.zeros([room], tf.int32), tf.constant(0)),
+            tf.zeros([room, _QUERY_BLOCK], dtype),
             (tf.zeros([event_size, _QUERY_BLOCK], dtype), *totals),
         )
         state = screening.in_parts(passing, screening.BATCH, visit_batch, state, lag=1)
-        z_grad, *totals = state[3]
+        z_grad, *totals = state[2]
         return i + 1, outputs.write(i, tf.transpose(z_grad)), tuple(totals)
 
     outputs = tf.TensorArray(dtype, size=num_blocks, element_shape=[_QUERY_BLOCK, event_size])

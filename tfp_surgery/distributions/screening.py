@@ -205,29 +205,27 @@ class Listed(NamedTuple):
 def listed(mask: tf.Tensor) -> Listed:
     """The components of a mask `[N]`."""
     num = mask.shape[0]
-    return _append(Listed(tf.zeros([num + _TILE], tf.int32), tf.constant(0)), tf.range(num), mask)
+    nothing = Listed(tf.zeros([num + _TILE], tf.int32), tf.constant(0))
+    return append(nothing, tf.range(num), mask)[0]
 
 
-def _append(to: Listed, index: tf.Tensor, mask: tf.Tensor) -> Listed:
-    """Appends those of `index` `[R]` that are in a mask `[R]`."""
+def append(to: Listed, index: tf.Tensor, mask: tf.Tensor) -> tuple[Listed, tf.Tensor]:
+    """Appends those of `index` `[R]` that are in a mask `[R]`; also returns their places, `[R]`."""
     ranks = tf.cast(_running_count(tf.cast(mask, tf.float32)), tf.int32)
     # What is not in the mask goes to a place that is not read.
     places = tf.where(mask, to.count + ranks - 1, to.index.shape[0] - 1)
-    return Listed(
-        tf.tensor_scatter_nd_update(to.index, places[:, tf.newaxis], index), to.count + ranks[-1]
-    )
+    longer = tf.tensor_scatter_nd_update(to.index, places[:, tf.newaxis], index)
+    return Listed(longer, to.count + ranks[-1]), places
 
 
-def without(
-    components: Listed, fails: Callable[[tf.Tensor], tf.Tensor], size: int = _TILE
-) -> Listed:
-    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false; R is `size`."""
+def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> Listed:
+    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false."""
 
     def step(index: tf.Tensor, is_valid: tf.Tensor, passing: Listed) -> Listed:
-        return _append(passing, index, is_valid & ~fails(index))
+        return append(passing, index, is_valid & ~fails(index))[0]
 
     nothing = Listed(tf.zeros_like(components.index), tf.constant(0))
-    passing: Listed = in_parts(components, size, step, nothing)
+    passing: Listed = in_parts(components, _TILE, step, nothing)
     return passing
 
 
