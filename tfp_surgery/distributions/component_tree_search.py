@@ -340,7 +340,9 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
             count += tv.element(of.sizes, vector)
             scores = tv.subtract(limit, terms)
             if is_rough and tv.less(minor, scores) & tv.less(scores, near):
-                scores = _exact_scores(vector, tv.element(of.reference, i), i, of)
+                wide = _exact_scores(vector, i, of)
+                wide = tv.subtract(wide, tv.splat(tv.element(of.reference, i)))
+                scores = tv.narrow(wide, of.z)
             else:
                 scores = tv.add(scores, shift)
             if slot // WIDTH == vector:
@@ -353,19 +355,17 @@ def _score_near(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
 
 
 @inlined
-def _exact_scores(vector: int, reference: float, i: int, of: Any) -> Any:
-    """Scores of query i relative to a reference, computed in float64 and rounded to the dtype."""
+def _exact_scores(vector: int, i: int, of: Any) -> Any:
+    """Scores of query i, in float64."""
     dims = of.num_dims
     squares = exact_terms(of.leaf_data, of.exact_rates, vector, of.z, i * dims, dims)
-    wide = tv.subtract(tv.load(of.exact_log_weights, vector * WIDTH), squares)
-    return tv.narrow(tv.subtract(wide, tv.splat(reference)), of.z)
+    return tv.subtract(tv.load(of.exact_log_weights, vector * WIDTH), squares)
 
 
 @inlined
 def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
     """The same, with scores in float64 and a reference that may have to rise."""
     zero, lowest = tv.zeros(of.z), tv.narrow(tv.splat(tv.LOWEST), of.z)
-    dims = of.num_dims
     slot = tv.element(of.skipped, i)
     floor = tv.splat(tv.element(of.threshold, i))
     base = tv.element(of.reference, i)
@@ -381,8 +381,7 @@ def _score_far(first_leaf: int, i: int, mask: int, k: int, of: Any) -> int:
             _, _, alive = _leaf_terms(vector, rest, floor, i, of)
             if not alive:
                 continue
-            squares = exact_terms(of.leaf_data, of.exact_rates, vector, of.z, i * dims, dims)
-            wide = tv.subtract(tv.load(of.exact_log_weights, vector * WIDTH), squares)
+            wide = _exact_scores(vector, i, of)
             count += tv.element(of.sizes, vector)
             if slot // WIDTH == vector:
                 wide = tv.without_lane(wide, slot % WIDTH)
