@@ -120,7 +120,7 @@ def gain(vae: VAE, dataset: Dataset, prior: tfd.Distribution, seed: int) -> Esti
     """
     z = _codes(vae, dataset, seed)
     standard = tfd.MultivariateNormalDiag(tf.zeros([z.shape[-1]], z.dtype))
-    return stratified_estimate(_scored(prior, z) - _scored(standard, z), len(dataset))
+    return stratified_estimate([_scored(prior, z), -_scored(standard, z)], len(dataset))
 
 
 def leave_one_out_marginal_kl(
@@ -145,12 +145,12 @@ def leave_one_out_marginal_kl(
     z = _draws(aggregate, seed)
     # Of one shape, so that kernels compile once: what repeats the end is cut off.
     block = min(len(dataset), _BLOCK // _NUM_DRAWS)
-    left_out = np.empty(z.shape[:2], np.float64)
+    left_out = np.empty(z.shape[:2], z.dtype.as_numpy_dtype)
     for start in range(0, len(dataset), block):
         rows = slice(max(0, min(start, len(dataset) - block)), min(start + block, len(dataset)))
         index = np.arange(rows.start, rows.stop, dtype=np.int32)
         left_out[:, rows] = leave_one_out(index).log_prob(z[:, rows])
-    return stratified_estimate(_scored(aggregate, z) - left_out, len(dataset))
+    return stratified_estimate([_scored(aggregate, z), -left_out], len(dataset))
 
 
 def normalizer_error(vae: VAE, prior: tfd.Distribution, dataset: Dataset, seed: int) -> float:
@@ -212,7 +212,7 @@ def _draws(aggregate: AggregatePosterior, seed: int) -> tf.Tensor:
 
 
 def _scored(distribution: tfd.Distribution, z: tf.Tensor) -> np.ndarray:
-    """log p(z) of codes `[S, N, D]`, float64 `[S, N]`, a block at a time."""
+    """log p(z) of codes `[S, N, D]`, `[S, N]`, a block at a time."""
     flat = tf.reshape(z, [-1, z.shape[-1]])  # [S N, D]
     if isinstance(distribution, AggregatePosterior):  # streams on its own
         parts: Sequence[Any] = [distribution.log_prob(flat)]
@@ -221,7 +221,7 @@ def _scored(distribution: tfd.Distribution, z: tf.Tensor) -> np.ndarray:
             distribution.log_prob(flat[start : start + _BLOCK])
             for start in range(0, len(flat), _BLOCK)
         ]
-    scores: np.ndarray = np.concatenate(parts).astype(np.float64).reshape(z.shape[:2])
+    scores: np.ndarray = np.concatenate(parts).reshape(z.shape[:2])
     return scores
 
 

@@ -6,9 +6,9 @@ import pytest
 from tfp_surgery.surgery.draws import checked_draws
 
 
-def test_draws_become_float64() -> None:
+def test_draws_keep_the_dtype_they_were_computed_in() -> None:
     draws = checked_draws("log q(z)", np.ones([2, 3], np.float32), (2, 3))
-    assert draws.dtype == np.float64
+    assert draws.dtype == np.float32
     np.testing.assert_array_equal(draws, np.ones([2, 3]))
 
 

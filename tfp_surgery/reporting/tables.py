@@ -41,7 +41,9 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
       ValueError: if there are no records.
     """
     lines = aligned_lines(_rows(records))
-    return "\n".join([*_data_lines(records), "", *lines, "", *_reading(records)])
+    return "\n".join(
+        [*_data_lines(records), "", *lines, "", *_reading(records), *warning_lines(records)]
+    )
 
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -59,7 +61,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
     header, *rows = _rows(records)
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---:"] * len(header), *rows)]
     data = [f"- {line}" for line in _data_lines(records)]
-    return "\n".join([*data, "", *lines, "", *_reading(records)])
+    return "\n".join([*data, "", *lines, "", *_reading(records), *warning_lines(records)])
 
 
 def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -96,6 +98,16 @@ def format_estimate(record: Mapping[str, Any], name: str) -> str:
         math.nan if entry[key] is None else entry[key] for key in ("value", "standard_error")
     )
     return str(Estimate(value, error, record["num_query"] * record["num_samples"]))
+
+
+def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the surgeries of some records warn of, a line each, the model and split first."""
+    return [
+        f"WARNING, D = {record['latent_size']}, {split}: {sentence}"
+        for record in records
+        for split, surgery in _splits(record).items()
+        for sentence in surgery.get("warnings", ())
+    ]
 
 
 def _splits(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

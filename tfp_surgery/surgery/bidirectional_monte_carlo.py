@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.annealed_chains import (
     AnnealedChains,
     Annealing,
@@ -47,6 +48,8 @@ class BidirectionalMonteCarlo:
         that over z_n too seldom. Averages over observations are for `upper`.
       x: The simulated observations, `[N, *event_shape]`.
       z: The codes that they were simulated from, `[N, *code_shape]`.
+      warnings: What to doubt, in sentences, where the lower bound lies above the upper one. Empty
+        elsewhere.
     """
 
     lower: Estimate
@@ -56,12 +59,14 @@ class BidirectionalMonteCarlo:
     reverse: LogEvidence
     x: np.ndarray
     z: np.ndarray
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values, without the simulated data."""
+        parts = ("lower", "upper", "gap", "forward", "reverse")
         return {
-            name: getattr(self, name).to_dict()
-            for name in ("lower", "upper", "gap", "forward", "reverse")
+            **{name: getattr(self, name).to_dict() for name in parts},
+            "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
@@ -73,6 +78,7 @@ class BidirectionalMonteCarlo:
                 f"  lower bound  {self.lower}",
                 f"  upper bound  {self.upper}",
                 f"  difference   {self.gap}",
+                *consistency.warning_lines(self.warnings),
             ]
         )
 
@@ -148,14 +154,20 @@ def bidirectional_monte_carlo(
         )
         for name, prefix in (("lower", ""), ("upper", "reverse "))
     )
+    gap = pair_average(upper.per_observation - lower.per_observation, num_chains)
+    sentences = consistency.explained(
+        consistency.negative("The upper bound less the lower bound of the log evidence", gap)
+    )
+    consistency.warn(sentences, stacklevel=3)
     return BidirectionalMonteCarlo(
         lower=pair_average(lower.per_observation, num_chains),
         upper=pair_average(upper.per_observation, num_chains),
-        gap=pair_average(upper.per_observation - lower.per_observation, num_chains),
+        gap=gap,
         forward=lower,
         reverse=upper,
         x=x,
         z=z,
+        warnings=sentences,
     )
 
 
@@ -167,7 +179,7 @@ def pair_average(values: np.ndarray, num_chains: int) -> Estimate:
       num_chains: Behind each.
     """
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Estimate(float(values.mean()), error, len(values) * num_chains)
+    return Estimate(float(values.mean()), error, len(values) * num_chains, len(values) - 1.0)
 
 
 def _simulate(

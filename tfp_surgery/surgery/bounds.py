@@ -73,20 +73,23 @@ class Bound:
         return f"{text}, ceiling {self.ceiling:.4f}{reached}"
 
 
-def batch_estimate(means: np.ndarray, batch_size: int) -> Estimate:
+def batch_estimate(means: np.ndarray, batch_size: int, rounding: float = 0.0) -> Estimate:
     """Estimates an expectation from independent batches whose draws depend on each other.
 
     Args:
       means: Floating array, shape `[K]`: the mean of each batch.
       batch_size: Number of draws in each.
+      rounding: That of the mean, below which no standard error is given.
 
     Returns:
       The mean of all draws; its standard error is that of the mean of the K batch means, NaN where
       K = 1.
     """
     means = np.asarray(means, np.float64)
-    error = means.std(ddof=1) / math.sqrt(means.size) if means.size > 1 else math.nan
-    return Estimate(float(means.mean()), float(error), means.size * batch_size)
+    if means.size == 1:
+        return Estimate(float(means[0]), math.nan, batch_size)
+    error = max(float(means.std(ddof=1)) / math.sqrt(means.size), rounding)
+    return Estimate(float(means.mean()), error, means.size * batch_size, means.size - 1.0)
 
 
 def lines(rows: Mapping[str, Bound | Estimate | None], absent: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,7 +17,13 @@ from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.divergence import closed_form_kl
-from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.estimate import (
+    Estimate,
+    exact_strata_estimate,
+    rounding,
+    stratified_estimate,
+)
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.full_detail import full_detail
 from tfp_surgery.surgery.model import (
@@ -26,10 +34,12 @@ from tfp_surgery.surgery.model import (
     traced,
 )
 from tfp_surgery.surgery.result import ElboSurgery
+from tfp_surgery.surgery.rounded_draws import rounding_of_draws
 
 tfd = tfp.distributions
 
 _EAGER_STEPS = 4  # up to which a graph costs more than it saves
+_RARE_ENTROPY = 0.5  # of q(n|z): below, one component has more than four fifths
 
 
 def elbo_surgery(
@@ -143,34 +153,48 @@ def elbo_surgery(
     )
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
-    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob)
-    samples["index_entropy"] = checked_draws("index entropy", evaluated.index_entropy)
+    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob, z=z)
+    samples["index_entropy"] = checked_draws("index entropy", evaluated.index_entropy, z=z)
     if training_aggregate_posterior is not None:
         samples["log_training_aggregate"] = checked_draws(
-            "log training aggregate", training_aggregate_posterior.log_prob(z, tolerance=tolerance)
+            "log training aggregate",
+            training_aggregate_posterior.log_prob(z, tolerance=tolerance),
+            z=z,
         )
 
-    def estimate(values: np.ndarray) -> Estimate:
-        return stratified_estimate(values, num_observations)
+    def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
+        return stratified_estimate(terms, num_observations, truncation)
 
     log_posterior, log_aggregate, log_prior = (
         samples[name] for name in ("log_posterior", "log_aggregate", "log_prior")
     )
+    left_out = tolerance or 0.0  # of log q(z) and of H[q(n|z)]
+    log_num_observations = np.full_like(log_aggregate, np.log(num_observations))
     surgery = ElboSurgery(
-        elbo=estimate(samples["reconstruction"] - log_posterior + log_prior),
+        elbo=estimate(samples["reconstruction"], -log_posterior, log_prior),
         average_reconstruction=estimate(samples["reconstruction"]),
-        average_kl=estimate(log_posterior - log_prior),
-        index_code_mutual_information=estimate(log_posterior - log_aggregate),
-        marginal_kl=estimate(log_aggregate - log_prior),
+        average_kl=estimate(log_posterior, -log_prior),
+        index_code_mutual_information=estimate(log_posterior, -log_aggregate, truncation=left_out),
+        marginal_kl=estimate(log_aggregate, -log_prior, truncation=left_out),
         average_kl_analytic=None if kl is None else exact_strata_estimate(kl, num_observations),
         index_code_mutual_information_from_entropy=estimate(
-            np.log(num_observations) - samples["index_entropy"]
+            log_num_observations,
+            -samples["index_entropy"],
+            # Of the scores that the entropy is one of.
+            truncation=left_out + rounding(log_aggregate),
         ),
         index_code_mutual_information_by_subtraction=(
-            None if kl is None else estimate(kl - (log_aggregate - log_prior))
+            None
+            if kl is None
+            else estimate(
+                np.broadcast_to(kl, log_prior.shape),
+                -log_aggregate,
+                log_prior,
+                truncation=left_out,
+            )
         ),
         cross_term=(
-            estimate(samples["log_training_aggregate"] - log_prior)
+            estimate(samples["log_training_aggregate"], -log_prior, truncation=left_out)
             if "log_training_aggregate" in samples
             else None
         ),
@@ -181,6 +205,13 @@ def elbo_surgery(
         data=data,
         evaluation=describe_evaluation(evaluated, num_observations, tolerance),
     )
+    surgery = dataclasses.replace(
+        surgery,
+        warnings=consistency.explained(
+            disagreements(surgery, samples["index_entropy"]), rounding_of_draws(z.numpy())
+        ),
+    )
+    consistency.warn(surgery.warnings, stacklevel=3)
     if detail == "terms":
         return surgery
     likelihood = decoder(z[0, :1])
@@ -204,7 +235,7 @@ def _sample_terms(
     """Draws z, and scores it by the model.
 
     Returns:
-      Log densities as float64 `[S, Q]` by name, z `[S, Q, *code_shape]`, the analytic KL `[Q]`.
+      Log densities `[S, Q]` by name, z `[S, Q, *code_shape]`, the analytic KL `[Q]`.
     """
     posteriors = aggregate.components_distribution
     per_step = min(len(queries), max(1, batch_size // num_samples))
@@ -238,14 +269,59 @@ def _sample_terms(
         z_parts.append(z[:, new])
         if kl is not None:
             kl_parts.append(kl.numpy()[new])
+    codes = tf.concat(z_parts, axis=1)
     samples = {
         name: checked_draws(
-            name.replace("_", " "), np.concatenate([part[name] for part in parts], axis=1)
+            name.replace("_", " "),
+            np.concatenate([part[name] for part in parts], axis=1),
+            z=None if name == "reconstruction" else codes,
         )
         for name in parts[0]
     }
-    kl = np.concatenate(kl_parts).astype(np.float64) if kl_parts else None
-    return samples, tf.concat(z_parts, axis=1), kl
+    kl = np.concatenate(kl_parts) if kl_parts else None
+    return samples, codes, kl
+
+
+def disagreements(surgery: ElboSurgery, index_entropy: np.ndarray) -> list[str]:
+    """Sentences on terms that cannot all be right.
+
+    Args:
+      surgery: The terms.
+      index_entropy: H[q(n|z)] of its draws, `[S, Q]`.
+    """
+    information = surgery.index_code_mutual_information
+    information_name = "Index-code mutual information"
+    ceiling = Estimate(surgery.log_num_observations, 0.0, 0)
+    # Where one component has nearly all of q(n|z), log q(n|z) rests on draws from the others, which
+    # may be too rare to have occurred. Its variance given z is about H (log N - log H).
+    rare = np.asarray(index_entropy, np.float64)
+    rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)
+    variance = 2.0 * rare * (1.0 + ceiling.value - np.log(np.maximum(rare, 1e-300)))
+    unseen = math.sqrt(variance.mean() / variance.size)
+    found = consistency.apart(
+        "Average KL",
+        "by Monte Carlo",
+        surgery.average_kl,
+        "in closed form",
+        surgery.average_kl_analytic,
+    )
+    for way, other in (
+        ("from the entropy of q(n|z)", surgery.index_code_mutual_information_from_entropy),
+        ("by subtraction", surgery.index_code_mutual_information_by_subtraction),
+    ):
+        found += consistency.apart(
+            information_name, "from log q(z)", information, way, other, unseen
+        )
+    found += consistency.negative(information_name, information)
+    found += consistency.above(information_name, information, "log N", ceiling)
+    found += consistency.negative("Marginal KL", surgery.marginal_kl)
+    found += consistency.negative("Average KL", surgery.average_kl)
+    found += consistency.negative("Average KL in closed form", surgery.average_kl_analytic)
+    if surgery.cross_term is not None:  # the marginal KL less KL(q(z) || q_train(z))
+        found += consistency.above(
+            "Cross term", surgery.cross_term, "the marginal KL", surgery.marginal_kl
+        )
+    return found
 
 
 def describe_evaluation(

@@ -6,28 +6,37 @@ from typing import Any
 
 import numpy as np
 
+from tfp_surgery.surgery import rounded_draws
 
-def checked_draws(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Returns log densities as float64, once they are known to be finite.
+
+def checked_draws(
+    name: str, values: Any, shape: tuple[int, ...] | None = None, z: Any = None
+) -> np.ndarray:
+    """Returns log densities as an array, once they are known to be finite.
 
     Args:
       name: What they are, for the message.
       values: Array-like of floats, shape `[S, Q, ...]`.
       shape: The shape that is expected, if there is one.
+      z: The draws `[S, Q, ..., *code_shape]` that were scored, if they can tell why a value is not
+        finite.
 
     Returns:
-      The values, float64.
+      The values in the dtype they were computed in, which tells their rounding.
 
     Raises:
       ValueError: If the shape is another, or a value is not finite.
     """
-    draws: np.ndarray = np.asarray(values, np.float64)
+    draws: np.ndarray = np.asarray(values)
+    if not np.issubdtype(draws.dtype, np.floating):
+        draws = draws.astype(np.float64)
     if shape is not None and draws.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(draws.shape)}.")
     finite = np.isfinite(draws)
     if not finite.all():
+        cause = None if z is None else rounded_draws.explain(np.asarray(z), ~finite)
         raise ValueError(
-            f"{name} is not finite in {np.sum(~finite)} of {draws.size} draws: the model gives no "
-            "density there."
+            f"{name} is not finite in {np.sum(~finite)} of {draws.size} draws: "
+            f"{cause or 'the model gives no density there.'}"
         )
     return draws

@@ -16,8 +16,10 @@ from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.importance_weights import log_weight_chunks
 from tfp_surgery.surgery.model import check_model, observations_of
+from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -64,6 +66,7 @@ class LogEvidence:
       seed: The seed of the draws.
       acceptance_rates: Of the Metropolis-Hastings steps at each temperature, averaged over the
         chains, float64 `[num_temperatures, N]`; None for a method without them.
+      warnings: Sentences on draws that rounding moved. Empty where nothing was found.
 
     #### References
 
@@ -79,13 +82,18 @@ class LogEvidence:
     data: str
     seed: int
     acceptance_rates: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def estimate(self) -> Estimate:
         """1/N sum_n of the bounds; the standard error is that of the draws given the data."""
         error = math.sqrt(float(np.sum(self.standard_errors**2))) / len(self.standard_errors)
         value = float(self.per_observation.mean())
-        return Estimate(value, error, self.per_observation.size * self.num_samples)
+        # Of a sum of jackknife variances of as many as 100 groups each; NaN adds nothing.
+        shares = self.standard_errors**2 / np.sum(self.standard_errors**2)
+        degrees = (min(self.num_samples, _NUM_GROUPS) - 1) / float(np.sum(shares**2))
+        size = self.per_observation.size * self.num_samples
+        return Estimate(value, error, size, degrees)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values; what is NaN (errors at m = 1) becomes None."""
@@ -106,6 +114,7 @@ class LogEvidence:
             "per_observation": plain(self.per_observation),
             "standard_errors": plain(self.standard_errors),
             "effective_sample_sizes": plain(self.effective_sample_sizes),
+            "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
@@ -119,7 +128,7 @@ class LogEvidence:
         ]
         if self.acceptance_rates is not None:
             lines.append(f"  acceptance rate {self.acceptance_rates.mean():.2f}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *consistency.warning_lines(self.warnings)])
 
 
 class RunningWeights:
@@ -173,7 +182,7 @@ class RunningWeights:
 
         Args:
           bound: "lower", or "upper" if the weights are of mean 1 / p(x_n).
-          **fields: Of `LogEvidence`: method, data, seed, acceptance_rates.
+          **fields: Of `LogEvidence`: method, data, seed, acceptance_rates, warnings.
 
         Returns:
           The `LogEvidence`.
@@ -277,7 +286,9 @@ def log_evidence_by_importance_sampling(
     ):
         weights.add(rows, log_weights)
     method = f"importance sampling, m = {num_importance_samples}"
-    result = weights.log_evidence("lower", method=method, data=data, seed=seed)
+    sentences = consistency.explained([], rounding_of_posteriors(posteriors))
+    result = weights.log_evidence("lower", method=method, data=data, seed=seed, warnings=sentences)
+    consistency.warn(sentences, stacklevel=3)
     warn_of_few_samples(result, stacklevel=3)
     return result
 

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
 from tfp_surgery.surgery.presentation import record
 
@@ -38,6 +39,8 @@ class GenerativeMutualInformation:
       num_inner: m, the number of fresh codes that estimate log p(x).
       seed: The seed of the draws.
       absent: Why a field is None, by its name.
+      warnings: What to doubt, in sentences, where the lower bound lies above the upper one. Empty
+        elsewhere.
     """
 
     lower: Bound
@@ -46,6 +49,7 @@ class GenerativeMutualInformation:
     num_inner: int
     seed: int
     absent: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values; a bound that is absent is None."""
@@ -58,7 +62,9 @@ class GenerativeMutualInformation:
             f"{self.num_inner} inner codes, seed {self.seed}"
         )
         rows = {"lower": self.lower, "upper": self.upper}
-        return "\n".join([header, *lines(rows, self.absent)])
+        return "\n".join(
+            [header, *lines(rows, self.absent), *consistency.warning_lines(self.warnings)]
+        )
 
 
 def generative_mutual_information(
@@ -157,7 +163,13 @@ def generative_mutual_information(
         )
     else:
         absent["upper"] = "infinite: no fresh code can have given one of the observations"
-    return GenerativeMutualInformation(lower, upper, own.size, num_inner, seed, absent)
+    sentences: tuple[str, ...] = ()
+    if upper is not None:
+        sentences = consistency.explained(
+            consistency.above("The lower bound", lower.estimate, "the upper one", upper.estimate)
+        )
+        consistency.warn(sentences, stacklevel=3)
+    return GenerativeMutualInformation(lower, upper, own.size, num_inner, seed, absent, sentences)
 
 
 def _draw(

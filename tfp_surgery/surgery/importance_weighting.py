@@ -13,10 +13,12 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.importance_weights import log_weight_chunks
 from tfp_surgery.surgery.model import check_model, check_no_nan, observations_of
+from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -41,6 +43,7 @@ class ImportanceWeightedElbo:
       num_observations: N.
       seed: The seed of the draws.
       data: What data set this is: its name, N and binarization.
+      warnings: Sentences on draws that rounding moved. Empty where nothing was found.
     """
 
     estimate: Estimate
@@ -51,6 +54,7 @@ class ImportanceWeightedElbo:
     num_observations: int
     seed: int
     data: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def observation_values(self) -> np.ndarray:
@@ -77,17 +81,19 @@ class ImportanceWeightedElbo:
             "num_observations": self.num_observations,
             "seed": self.seed,
             "data": self.data,
+            "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
-        """Two lines: of what, and the bound with its standard error."""
+        """Two lines, of what and the bound with its standard error, and what to doubt."""
         draws, samples = self.num_samples, self.num_importance_samples
         ess = self.effective_sample_size
-        return (
+        text = (
             f"Importance-weighted ELBO of {self.data}\n"
             f"  MC_{draws}-IW_{samples} = {self.estimate} nats per observation; effective sample "
             f"size {ess.mean():.1f} of {samples} on average, {ess.min():.1f} at least"
         )
+        return "\n".join([text, *consistency.warning_lines(self.warnings)])
 
 
 def importance_weighted_elbo(
@@ -177,8 +183,13 @@ def importance_weighted_elbo(
         batch_size,
     )
     values = checked_draws("log mean importance weight", log_sum - np.log(num_importance_samples))
+    posteriors = aggregate.components_distribution
+    sentences = consistency.explained([], rounding_of_posteriors(posteriors))
+    consistency.warn(sentences, stacklevel=3)
     return ImportanceWeightedElbo(
-        estimate=stratified_estimate(values, len(x)),
+        estimate=stratified_estimate(
+            values, len(x), rounding(values.astype(posteriors.dtype.as_numpy_dtype))
+        ),
         values=values,
         effective_sample_size=np.exp(2.0 * log_sum - log_sum_of_squares),
         num_importance_samples=num_importance_samples,
@@ -186,6 +197,7 @@ def importance_weighted_elbo(
         num_observations=len(x),
         seed=seed,
         data=data,
+        warnings=sentences,
     )
 
 

@@ -14,6 +14,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import checks
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.evidence import LogEvidence
 from tfp_surgery.surgery.importance_weights import log_weight_chunks
 from tfp_surgery.surgery.model import observations_of
@@ -46,6 +47,7 @@ class InferenceGaps:
       num_steps: Of the refinement.
       data: What data set this is.
       seed: The seed of the draws.
+      warnings: Sentences on gaps that are negative, which no gap is. Empty where none is.
     """
 
     log_evidence: Estimate
@@ -57,6 +59,7 @@ class InferenceGaps:
     num_steps: int
     data: str
     seed: int
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
@@ -73,6 +76,7 @@ class InferenceGaps:
                 f"  ELBO               {self.elbo}",
                 f"  approximation gap  {self.approximation_gap}",
                 f"  amortization gap   {self.amortization_gap}",
+                *consistency.warning_lines(self.warnings),
             ]
         )
 
@@ -155,11 +159,11 @@ def inference_gaps(
         )
     }
 
-    def estimate(values: np.ndarray) -> Estimate:
-        return stratified_estimate(values, len(x))
+    def estimate(*terms: np.ndarray) -> Estimate:
+        return stratified_estimate(terms, len(x))
 
     optimal = estimate(samples["optimal_elbo"])
-    return InferenceGaps(
+    gaps = InferenceGaps(
         log_evidence=evidence,
         elbo=estimate(samples["elbo"]),
         optimal_elbo=optimal,
@@ -167,13 +171,33 @@ def inference_gaps(
             evidence.value - optimal.value,
             math.hypot(evidence.standard_error, optimal.standard_error),
             optimal.num_samples,
+            min(evidence.degrees_of_freedom, optimal.degrees_of_freedom),
         ),
-        amortization_gap=estimate(samples["optimal_elbo"] - samples["elbo"]),
+        amortization_gap=estimate(samples["optimal_elbo"], -samples["elbo"]),
         num_observations=len(x),
         num_steps=num_steps,
         data=data,
         seed=seed,
     )
+    sentences = _negative_gaps(gaps)
+    consistency.warn(sentences, stacklevel=3)
+    return dataclasses.replace(gaps, warnings=sentences)
+
+
+def _negative_gaps(gaps: InferenceGaps) -> tuple[str, ...]:
+    below = consistency.negative("The approximation gap", gaps.approximation_gap)
+    if below:
+        below.append(
+            "The log evidence as given lies below an ELBO: it is not that of these observations "
+            "under this model, or a lower bound that is too loose (more samples or temperatures)."
+        )
+    lost = consistency.negative("The amortization gap", gaps.amortization_gap)
+    if lost:
+        lost.append(
+            "The refinement ended below where it began: a smaller learning_rate or more num_steps "
+            "may help."
+        )
+    return (*below, *lost)
 
 
 def _elbo_draws(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery.consistency import above, negative, warning_lines
 from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, record
 
 
@@ -79,6 +81,8 @@ class MarginalKLSplit:
       num_observations: N.
       num_query: Number of observations the expectations were taken over.
       num_samples: Draws of z an observation.
+      warnings: Sentences on what cannot be right: values that their quantity cannot have, draws
+        that rounding moved. Empty where nothing was found.
     """
 
     marginal_kl: Estimate
@@ -92,10 +96,34 @@ class MarginalKLSplit:
     num_observations: int
     num_query: int
     num_samples: int
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
         return record(self)
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on values that their quantity cannot have, by many standard errors."""
+        log_num_observations = Estimate(math.log(self.num_observations), 0.0, 0)
+        divergences = {
+            "Marginal KL": self.marginal_kl,
+            "Total correlation": self.total_correlation,
+        }
+        for j, value in enumerate(self.dimension_wise_kl or ()):
+            divergences[f"KL(q(z_{j}) || p(z_{j}))"] = value
+        for j, value in enumerate(self.dimension_wise_mutual_information):
+            divergences[f"I(n; z_{j})"] = value
+        if self.groups is not None:
+            # E[log p] parts are no divergences.
+            divergences |= {
+                label: value
+                for label, value in self.groups.rows()
+                if not label.endswith("prior factorization")
+            }
+        found = [text for name, value in divergences.items() for text in negative(name, value)]
+        for j, value in enumerate(self.dimension_wise_mutual_information):
+            found += above(f"I(n; z_{j})", value, "log N", log_num_observations)
+        return found
 
     def __str__(self) -> str:
         """A table: the parts, the groups' parts, and a row for each dimension."""
@@ -126,4 +154,4 @@ class MarginalKLSplit:
             "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in (header, *cells)
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *warning_lines(self.warnings)])

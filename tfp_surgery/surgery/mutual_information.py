@@ -14,11 +14,14 @@ import tensorflow_probability as tfp
 from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate
+from tfp_surgery.estimate import Estimate, rounding
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.bounds import Bound, batch_estimate, lines
 from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_ceiling
+from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import traced
 from tfp_surgery.surgery.presentation import record
+from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -58,6 +61,8 @@ class MutualInformationBounds:
       num_batches: Number of batches.
       seed: The seed of batches and draws.
       absent: Why a field is None, by its name.
+      warnings: Sentences on bounds that lie above what they bound, on values that their quantity
+        cannot have, on draws that rounding moved. Empty where nothing was found.
     """
 
     index_code_mutual_information: Bound
@@ -73,6 +78,27 @@ class MutualInformationBounds:
     num_batches: int
     seed: int
     absent: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on bounds on the wrong side of what they bound, by many standard errors."""
+        name, information = "Index-code mutual information", self.index_code_mutual_information
+        found = consistency.negative(name, information.estimate)
+        # Nguyen-Wainwright-Jordan is left out: draws that miss rare terms put it too high.
+        limits = [("InfoNCE", self.info_nce, name, information)]
+        for limit_name, limit in (
+            ("leave one out", self.leave_one_out),
+            ("Barber-Agakov", self.barber_agakov),
+        ):
+            if limit is not None:
+                limits.append((name, information, limit_name, limit))
+        for label, bound, limit_name, limit in limits:
+            found += consistency.above(label, bound.estimate, limit_name, limit.estimate)
+        for label, bound in ((name, information), ("InfoNCE", self.info_nce)):
+            if bound.ceiling is not None:
+                ceiling = Estimate(bound.ceiling, 0.0, 0)
+                found += consistency.above(label, bound.estimate, "its ceiling", ceiling)
+        return found
 
     @property
     def ceilings_reached(self) -> tuple[str, ...]:
@@ -98,7 +124,7 @@ class MutualInformationBounds:
             f"(log N = {math.log(self.num_observations):.4f}), {self.num_batches} batches of "
             f"{self.batch_size}, seed {self.seed}"
         )
-        return "\n".join([header, *lines(rows, reasons)])
+        return "\n".join([header, *lines(rows, reasons), *consistency.warning_lines(self.warnings)])
 
 
 def mutual_information_bounds(
@@ -195,20 +221,26 @@ def mutual_information_bounds(
 
     batches = _batches(num_observations, batch_size, num_batches, seed)
     z, log_posterior = _draw_codes(posteriors, batches, seed)
-    _check_finite("log q(z|x) at its own draws", log_posterior)
-    log_aggregate = np.asarray(aggregate_posterior.log_prob(z), np.float64)
-    _check_finite("log q(z)", log_aggregate)
-    contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate)
-    _check_finite("InfoNCE", contrasts["info_nce"])
+    log_posterior = checked_draws("log q(z|x) at its own draws", log_posterior, z=z)
+    log_aggregate = checked_draws("log q(z)", aggregate_posterior.log_prob(z), z=z)
+    contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
+    checked_draws("InfoNCE", contrasts["info_nce"])
 
-    def estimate(values: np.ndarray) -> Estimate:
-        return batch_estimate(values.reshape(num_batches, -1).mean(axis=1), batch_size)
+    def estimate(*terms: np.ndarray, rounding_error: float = 0.0) -> Estimate:
+        values = np.sum([term.astype(np.float64) for term in terms], axis=0)
+        return batch_estimate(
+            values.reshape(num_batches, -1).mean(axis=1),
+            batch_size,
+            max(rounding(*terms), rounding_error),
+        )
+
+    of_ratios = rounding(log_posterior, log_aggregate)
 
     absent: dict[str, str] = {}
     leave_one_out = None
     if np.isfinite(contrasts["leave_one_out"]).all():
         leave_one_out = Bound(
-            estimate(contrasts["leave_one_out"]),
+            estimate(contrasts["leave_one_out"], rounding_error=of_ratios),
             "upper",
             _BOTH,
             "not negative; at least I(n; z) / (N-1), also at B = N",
@@ -221,25 +253,24 @@ def mutual_information_bounds(
     if prior_now is None:
         absent["barber_agakov"] = "no prior was given"
     else:
-        log_prior = np.asarray(prior_now.log_prob(z), np.float64)
-        _check_finite("log p(z)", log_prior)
+        log_prior = checked_draws("log p(z)", prior_now.log_prob(z), z=z)
         barber_agakov = Bound(
-            estimate(log_posterior - log_prior), "upper", _BOTH, "KL(q(z) || p(z))"
+            estimate(log_posterior, -log_prior), "upper", _BOTH, "KL(q(z) || p(z))"
         )
     log_size = math.log(num_observations)
-    return MutualInformationBounds(
+    bounds = MutualInformationBounds(
         index_code_mutual_information=Bound(
-            estimate(log_posterior - log_aggregate), "unbiased", _INDEX, "none", log_size
+            estimate(log_posterior, -log_aggregate), "unbiased", _INDEX, "none", log_size
         ),
         info_nce=Bound(
-            estimate(contrasts["info_nce"]),
+            estimate(contrasts["info_nce"], rounding_error=of_ratios),
             "lower",
             _BOTH,
             "-I(S; z), S the set of observations in the batch; none at B = N",
             math.log(batch_size),
         ),
         nguyen_wainwright_jordan=Bound(
-            estimate(contrasts["nguyen_wainwright_jordan"]),
+            estimate(contrasts["nguyen_wainwright_jordan"], rounding_error=of_ratios),
             "lower",
             _INDEX,
             "none at this critic; the variance grows as exp(I)",
@@ -248,7 +279,7 @@ def mutual_information_bounds(
         leave_one_out=leave_one_out,
         barber_agakov=barber_agakov,
         jensen_shannon=Bound(
-            estimate(contrasts["jensen_shannon"]),
+            estimate(contrasts["jensen_shannon"], rounding_error=of_ratios),
             "lower",
             _JENSEN_SHANNON,
             "none at this critic",
@@ -262,6 +293,11 @@ def mutual_information_bounds(
         seed=seed,
         absent=absent,
     )
+    sentences = consistency.explained(
+        bounds.impossible_values(), rounding_of_posteriors(posteriors)
+    )
+    consistency.warn(sentences, stacklevel=3)
+    return dataclasses.replace(bounds, warnings=sentences)
 
 
 def _batches(num_observations: int, batch_size: int, num_batches: int, seed: int) -> np.ndarray:
@@ -287,7 +323,7 @@ def _draw_codes(
     codes, log_posterior = zip(
         *(draw(tf.constant(batch), tf.constant(k)) for k, batch in enumerate(batches)), strict=True
     )
-    return tf.stack(codes), np.asarray(tf.stack(log_posterior), np.float64)
+    return tf.stack(codes), np.asarray(tf.stack(log_posterior))
 
 
 def _checked_size(aggregate_posterior: Any) -> int:
@@ -308,11 +344,3 @@ def _checked_size(aggregate_posterior: Any) -> int:
     if num_components < 2:
         raise ValueError("aggregate_posterior must have at least two components, got 1.")
     return num_components
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{name} is not finite in {np.sum(~np.isfinite(values))} of {values.size} cases: the "
-            "model gives no density there."
-        )

@@ -12,9 +12,11 @@ import tensorflow_probability as tfp
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.decomposition import describe_evaluation
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import code_sampler
+from tfp_surgery.surgery.rounded_draws import rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -38,6 +40,8 @@ class PriorChange:
       num_samples: Draws of z an observation.
       seed: The seed of the draws.
       evaluation: How log q(z) was evaluated: "exact", or within which tolerance.
+      warnings: Sentences on marginal KLs that are negative, and on draws that rounding moved. Empty
+        where nothing was found.
     """
 
     marginal_kl_before: Estimate
@@ -47,6 +51,7 @@ class PriorChange:
     num_samples: int
     seed: int
     evaluation: str
+    warnings: tuple[str, ...] = ()
 
 
 class PriorMeasurement:
@@ -82,7 +87,9 @@ class PriorMeasurement:
         self._seed = seed
         z, self._log_former = self._scored(former_prior, "the former prior")
         evaluated = aggregate.evaluate(z, tolerance=tolerance)
-        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob)
+        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob, z=z)
+        self._truncation = tolerance or 0.0
+        self._cause = rounding_of_draws(z.numpy())
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
 
     def change_to(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> PriorChange:
@@ -99,23 +106,34 @@ class PriorMeasurement:
         """
         _, log_prior = self._scored(prior, "the prior")
 
-        def estimate(values: np.ndarray) -> Estimate:
-            return stratified_estimate(values, self._num_observations)
+        def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
+            return stratified_estimate(terms, self._num_observations, truncation)
 
+        before, after = (
+            estimate(self._log_aggregate, -log_density, truncation=self._truncation)
+            for log_density in (self._log_former, log_prior)
+        )
         return PriorChange(
-            marginal_kl_before=estimate(self._log_aggregate - self._log_former),
-            marginal_kl_after=estimate(self._log_aggregate - log_prior),
-            elbo_change=estimate(log_prior - self._log_former),
+            marginal_kl_before=before,
+            marginal_kl_after=after,
+            elbo_change=estimate(log_prior, -self._log_former),
             num_observations=self._num_observations,
             num_samples=self._num_samples,
             seed=self._seed,
             evaluation=self._evaluation,
+            warnings=consistency.explained(
+                [
+                    *consistency.negative("Marginal KL before", before),
+                    *consistency.negative("Marginal KL after", after),
+                ],
+                self._cause,
+            ),
         )
 
     def _scored(
         self, prior: tfd.Distribution | Callable[[], tfd.Distribution], what: str
     ) -> tuple[tf.Tensor, np.ndarray]:
-        """Draws z `[S, N, D]`, the same each time, and log p(z) of them, float64 `[S, N]`."""
+        """Draws z `[S, N, D]`, the same each time, and log p(z) of them, `[S, N]`."""
         num_observations = self._num_observations
         per_step = min(num_observations, max(1, _BATCH_SIZE // self._num_samples))
         draw = code_sampler(self._posteriors, prior, self._num_samples, per_step)
@@ -129,5 +147,6 @@ class PriorMeasurement:
             z, log_prob, _ = draw(indices, step_seed)
             z_parts.append(z[:, start - shown :])
             log_prob_parts.append(log_prob[:, start - shown :])
-        log_prior = checked_draws(f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1))
-        return tf.concat(z_parts, axis=1), log_prior
+        z = tf.concat(z_parts, axis=1)
+        log_prior = checked_draws(f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1), z=z)
+        return z, log_prior

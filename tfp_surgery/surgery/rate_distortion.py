@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.bounds import Bound, lines
 from tfp_surgery.surgery.presentation import record
 
@@ -40,6 +40,7 @@ class RateDistortionBounds:
       elbo_gap: D + R - H >= 0, the negative ELBO less the entropy of the data: how far the two
         bounds lie apart; None without H.
       absent: Why a field is None, by its name.
+      warnings: A sentence where the gap is negative beyond its error. Empty elsewhere.
     """
 
     rate: Estimate
@@ -49,6 +50,7 @@ class RateDistortionBounds:
     upper_bound: Bound
     elbo_gap: Estimate | None
     absent: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Returns an interval that holds I(X; Z) with at least this confidence.
@@ -94,7 +96,8 @@ class RateDistortionBounds:
             )
             if name in self.absent
         }
-        return "\n".join(["Rate-distortion bounds, nats per observation", *lines(rows, reasons)])
+        table = ["Rate-distortion bounds, nats per observation", *lines(rows, reasons)]
+        return "\n".join([*table, *consistency.warning_lines(self.warnings)])
 
 
 def rate_distortion_bounds(
@@ -186,13 +189,16 @@ def rate_distortion_bounds(
     gap = _sum(entropy, elbo)
     gap = dataclasses.replace(gap, value=-gap.value)
     error = 0.0 if math.isnan(gap.standard_error) else _GAP_STANDARD_ERRORS * gap.standard_error
+    sentences: tuple[str, ...] = ()
     if gap.value < -error - _GAP_ROUNDING * (abs(entropy.value) + abs(elbo.value)):
-        warnings.warn(
+        sentences = (
             f"D + R - H = {gap} is negative: H = {entropy.value:g} is not the entropy of what the "
             "likelihood describes, or the data are too few to stand for their population.",
-            stacklevel=2,
         )
-    return RateDistortionBounds(average_kl, distortion, entropy, lower_bound, upper_bound, gap, {})
+    consistency.warn(sentences, stacklevel=3)
+    return RateDistortionBounds(
+        average_kl, distortion, entropy, lower_bound, upper_bound, gap, {}, sentences
+    )
 
 
 def empirical_entropy(x: Any) -> float:
@@ -249,4 +255,5 @@ def _sum(first: Estimate, second: Estimate) -> Estimate:
         first.value + second.value,
         math.hypot(first.standard_error, second.standard_error),
         max(first.num_samples, second.num_samples),
+        min(first.degrees_of_freedom, second.degrees_of_freedom),
     )

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery.consistency import warning_lines
 from tfp_surgery.surgery.presentation import aligned_rows, count_draws, record
 
 
@@ -44,6 +45,8 @@ class ElboSurgery:
       seed: The seed of the draws of z (and of the subset).
       data: What data set this is: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within which tolerance.
+      warnings: Sentences on what cannot all be right: ways to one number that disagree, values that
+        their quantity cannot have, draws that rounding moved. Empty where nothing was found.
     """
 
     elbo: Estimate
@@ -61,6 +64,7 @@ class ElboSurgery:
     seed: int
     data: str
     evaluation: str
+    warnings: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def log_num_observations(self) -> float:
@@ -121,4 +125,4 @@ class ElboSurgery:
         ]
         if self.average_kl_analytic is None:
             lines.append("  (TFP registers no closed-form KL for this posterior and prior)")
-        return "\n".join([*lines, ceiling])
+        return "\n".join([*lines, ceiling, *warning_lines(self.warnings)])

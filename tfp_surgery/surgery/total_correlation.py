@@ -16,9 +16,11 @@ from tfp_surgery.distributions import group_marginals, indexing
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.evaluation import checked_tolerance
 from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.marginal_kl_split import GroupSplit, MarginalKLSplit
 from tfp_surgery.surgery.model import check_vector_codes
+from tfp_surgery.surgery.rounded_draws import rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -112,27 +114,32 @@ def marginal_kl_split(
     else:
         p = None
         if log_prior is None:
-            log_prior = checked_draws("log p(z)", prior.log_prob(z))
+            log_prior = checked_draws("log p(z)", prior.log_prob(z), z=z)
 
-    def estimate(values: np.ndarray) -> Estimate:
-        return stratified_estimate(values, num_observations)
+    left_out = tolerance or 0.0  # of each log density of a mixture
 
-    def estimates(values: np.ndarray) -> tuple[Estimate, ...]:
-        return tuple(estimate(part) for part in np.moveaxis(values, -1, 0))
+    def estimate(*terms: np.ndarray) -> Estimate:
+        return stratified_estimate(terms, num_observations, len(terms) * left_out)
+
+    def estimates(*terms: np.ndarray) -> tuple[Estimate, ...]:
+        """One for each dimension j of terms `[S, Q, D]`."""
+        return tuple(estimate(*(term[..., j] for term in terms)) for j in range(event_size))
 
     by_name: dict[str, Any] = {
-        "marginal_kl": estimate(q.joint - log_prior),
-        "total_correlation": estimate(q.total_correlation()),
-        "dimension_wise_mutual_information": estimates(_own(z, index, q) - q.marginals),
+        "marginal_kl": estimate(q.joint, -log_prior),
+        "total_correlation": estimate(q.joint, *_dimensions(-q.marginals)),
+        "dimension_wise_mutual_information": estimates(_own(z, index, q), -q.marginals),
         "dimension_wise_kl": None,
         "summed_dimension_wise_kl": None,
         "prior_factorization": None,
     }
     if p is not None:
-        by_name["dimension_wise_kl"] = estimates(q.marginals - p.marginals)
-        by_name["summed_dimension_wise_kl"] = estimate((q.marginals - p.marginals).sum(axis=-1))
-        by_name["prior_factorization"] = estimate(-p.total_correlation())
-    return MarginalKLSplit(
+        by_name["dimension_wise_kl"] = estimates(q.marginals, -p.marginals)
+        by_name["summed_dimension_wise_kl"] = estimate(
+            *_dimensions(q.marginals), *_dimensions(-p.marginals)
+        )
+        by_name["prior_factorization"] = estimate(*_dimensions(p.marginals), -p.joint)
+    split = MarginalKLSplit(
         **by_name,
         groups=None if partition is None else _group_split(partition, q, p, estimate),
         absent=_absent(by_name, prior, partition is not None),
@@ -140,6 +147,9 @@ def marginal_kl_split(
         num_query=num_query,
         num_samples=num_samples,
     )
+    sentences = consistency.explained(split.impossible_values(), rounding_of_draws(z.numpy()))
+    consistency.warn(sentences, stacklevel=3)
+    return dataclasses.replace(split, warnings=sentences)
 
 
 @dataclasses.dataclass
@@ -160,12 +170,7 @@ class _LogDensities:
 
     def _score(self, mixture: AggregatePosterior, z: tf.Tensor, argument: str) -> np.ndarray:
         values = mixture.log_prob(z, tolerance=self.tolerance)
-        return checked_draws(f"log {self.name}({argument})", values)
-
-    def total_correlation(self) -> np.ndarray:
-        """log q(z) - sum_j log q(z_j), `[S, Q]`."""
-        values: np.ndarray = self.joint - self.marginals.sum(axis=-1)
-        return values
+        return checked_draws(f"log {self.name}({argument})", values, z=z)
 
     def group(self, dimensions: tuple[int, ...]) -> np.ndarray:
         """log q(z_g), `[S, Q]`."""
@@ -179,39 +184,42 @@ def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
     """log q(z_j|x_n) of the observation that each draw is of, `[S, Q, D]`."""
     components = components_lib.broadcast(q.mixture_marginals.components_distribution)
     index = tf.broadcast_to(index[:, tf.newaxis], z.shape)  # [Q] -> [S, Q, D]
-    return checked_draws("log q(z_j|x)", indexing.log_prob(components, z, index))
+    return checked_draws("log q(z_j|x)", indexing.log_prob(components, z, index), z=z)
+
+
+def _dimensions(values: np.ndarray, group: Sequence[int] | None = None) -> list[np.ndarray]:
+    """The terms `[S, Q]` of values `[S, Q, D]` that belong to dimensions of the code."""
+    return [values[..., j] for j in (range(values.shape[-1]) if group is None else group)]
 
 
 def _group_split(
     partition: tuple[tuple[int, ...], ...],
     q: _LogDensities,
     p: _LogDensities | None,
-    estimate: Callable[[np.ndarray], Estimate],
+    estimate: Callable[..., Estimate],
 ) -> GroupSplit:
-    def within(densities: _LogDensities, joint: list[np.ndarray]) -> list[np.ndarray]:
-        return [
-            values - densities.marginals[..., list(group)].sum(axis=-1)
-            for values, group in zip(joint, partition, strict=True)
-        ]
-
     log_q = [q.group(group) for group in partition]
     log_p = None if p is None else [p.group(group) for group in partition]
     return GroupSplit(
         dimensions=partition,
-        total_correlation=estimate(q.joint - sum(log_q)),
-        prior_factorization=(
-            None if p is None or log_p is None else estimate(sum(log_p) - p.joint)
-        ),
+        total_correlation=estimate(q.joint, *(-values for values in log_q)),
+        prior_factorization=(None if p is None or log_p is None else estimate(*log_p, -p.joint)),
         group_wise_kl=(
             None
             if log_p is None
-            else tuple(estimate(a - b) for a, b in zip(log_q, log_p, strict=True))
+            else tuple(estimate(a, -b) for a, b in zip(log_q, log_p, strict=True))
         ),
-        within_total_correlation=tuple(map(estimate, within(q, log_q))),
+        within_total_correlation=tuple(
+            estimate(values, *_dimensions(-q.marginals, group))
+            for values, group in zip(log_q, partition, strict=True)
+        ),
         within_prior_factorization=(
             None
             if p is None or log_p is None
-            else tuple(estimate(-values) for values in within(p, log_p))
+            else tuple(
+                estimate(*_dimensions(p.marginals, group), -values)
+                for values, group in zip(log_p, partition, strict=True)
+            )
         ),
     )
 

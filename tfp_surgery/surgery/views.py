@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tfp_surgery import checks
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.surgery.consistency import above, explained, negative, warn, warning_lines
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.presentation import aligned_rows, describe_draws, record
 
@@ -24,8 +26,8 @@ class ElboReadings:
         surgery      1/N sum_n E[log p(x_n|z)] - I(n; z) - KL(q(z) || p(z))
 
     All parts are means over the same draws, entropy and average KL included: no closed form is
-    mixed in. So the four agree to rounding error by algebra. That tests the bookkeeping and not the
-    densities; the parts are tested against closed forms.
+    mixed in. So the four are one number by algebra, which says nothing of the densities; the parts
+    are tested against closed forms.
 
     Attributes:
       evidence_minus_posterior_kl: The first reading; None without the log evidence.
@@ -45,6 +47,7 @@ class ElboReadings:
       num_observations: N.
       num_query: Number of observations the expectations were taken over.
       num_samples: Draws of z an observation.
+      warnings: Sentences on values that their quantity cannot have. Empty where nothing was found.
     """
 
     evidence_minus_posterior_kl: Estimate | None
@@ -63,6 +66,25 @@ class ElboReadings:
     num_observations: int
     num_query: int
     num_samples: int
+    warnings: tuple[str, ...] = ()
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on values that their quantity cannot have, by many standard errors."""
+        found = negative("Posterior KL", self.posterior_kl)
+        if found:
+            found.append(
+                "The log evidence as given lies below the ELBO: it is not that of these "
+                "observations under this model, or a lower bound that is too loose."
+            )
+        information = self.index_code_mutual_information
+        log_num_observations = Estimate(math.log(self.num_observations), 0.0, 0)
+        return [
+            *found,
+            *negative("Average KL", self.average_kl),
+            *negative("Marginal KL", self.marginal_kl),
+            *negative("Index-code mutual information", information),
+            *above("Index-code mutual information", information, "log N", log_num_observations),
+        ]
 
     def readings(self) -> dict[str, Estimate]:
         """Returns the readings there are, by field name: estimates of one number."""
@@ -101,7 +123,8 @@ class ElboReadings:
             *aligned_rows([(label, value) for label, value in rows if value is not None]),
         ]
         reasons = dict.fromkeys(self.absent.values())
-        return "\n".join([*lines, *(f"  ({reason})" for reason in reasons)])
+        lines += [f"  ({reason})" for reason in reasons]
+        return "\n".join([*lines, *warning_lines(self.warnings)])
 
 
 def elbo_readings(
@@ -152,40 +175,41 @@ def elbo_readings(
     log_aggregate = checked_draws("log_aggregate", log_aggregate, shape)
     num_observations = checks.checked_integer("num_observations", num_observations, shape[1])
 
-    def estimate(values: np.ndarray) -> Estimate:
-        return stratified_estimate(values, num_observations)
+    def estimate(*terms: np.ndarray) -> Estimate:
+        return stratified_estimate(terms, num_observations)
 
-    energy = reconstruction + log_prior
-    kl = log_posterior - log_prior
-    information = log_posterior - log_aggregate
-    marginal_kl = log_aggregate - log_prior
-    evidence: dict[str, Estimate | None]
+    # One sum of the draws, which the readings put in different brackets.
+    elbo = estimate(reconstruction, log_prior, -log_posterior)
+    evidence: dict[str, Any]
     if log_evidence is None:
         reason = "the log evidence log p(x) was not given, and the posterior KL needs it"
         evidence = {"evidence_minus_posterior_kl": None, "log_evidence": None, "posterior_kl": None}
         absent = dict.fromkeys(evidence, reason)
     else:
         log_evidence = checked_draws("log_evidence", log_evidence, shape[1:])
-        posterior_kl = log_posterior - energy + log_evidence
+        repeated = np.broadcast_to(log_evidence, shape)
         evidence = {
-            "evidence_minus_posterior_kl": estimate(log_evidence - posterior_kl),
+            "evidence_minus_posterior_kl": elbo,
             "log_evidence": exact_strata_estimate(log_evidence, num_observations),
-            "posterior_kl": estimate(posterior_kl),
+            "posterior_kl": estimate(log_posterior, -reconstruction, -log_prior, repeated),
         }
         absent = {}
-    return ElboReadings(
+    readings = ElboReadings(
         **evidence,
-        negative_energy_plus_entropy=estimate(energy - log_posterior),
-        negative_energy=estimate(energy),
+        negative_energy_plus_entropy=elbo,
+        negative_energy=estimate(reconstruction, log_prior),
         entropy=estimate(-log_posterior),
-        term_by_term=estimate(reconstruction - kl),
+        term_by_term=elbo,
         average_reconstruction=estimate(reconstruction),
-        average_kl=estimate(kl),
-        surgery=estimate(reconstruction - information - marginal_kl),
-        index_code_mutual_information=estimate(information),
-        marginal_kl=estimate(marginal_kl),
+        average_kl=estimate(log_posterior, -log_prior),
+        surgery=elbo,
+        index_code_mutual_information=estimate(log_posterior, -log_aggregate),
+        marginal_kl=estimate(log_aggregate, -log_prior),
         absent=absent,
         num_observations=num_observations,
         num_query=shape[1],
         num_samples=shape[0],
     )
+    readings = dataclasses.replace(readings, warnings=explained(readings.impossible_values()))
+    warn(readings.warnings, stacklevel=3)
+    return readings

@@ -1,0 +1,128 @@
+"""Draws of codes that rounding has moved onto the border of their support, or onto each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.distributions import components as components_lib
+
+tfd = tfp.distributions
+
+# A value that so many draws share is an atom, which no density has.
+_LEAST_DRAWS, _LEAST_SHARE = 3, 1e-3
+# The share of pairs of draws of one posterior that are equal: at 5% its scale is about six times
+# the distance of neighbouring numbers, and the mean of ((z - mu) / sigma)^2 off by 0.002.
+_LARGEST_SHARE_OF_TIES = 0.05
+# Squares of draws beyond the root of the largest number overflow; families that divide by a clamped
+# Gamma draw (tfd.StudentT) end a few powers of ten before.
+_NEAR_OVERFLOW = 1e-2
+_OBSERVATIONS = 10_000  # that posteriors_rounding looks at
+
+
+def rounding_of_draws(z: np.ndarray) -> str | None:
+    """What rounding did to draws, in words, where it is enough to change what is made of them.
+
+    A density gives every single value the probability 0. So a value at the end of what the draws
+    of a code dimension reach, and that many of them share, was put there: by a sampler that clamps
+    (`tfd.Gamma` at the smallest normal number) or by rounding (1 - 1e-9 to 1).
+
+    Args:
+      z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors. Integers, and floats that are all
+        whole numbers, are discrete codes, and pass.
+
+    Returns:
+      One or two sentences that name the dimension, the value and the cure, or None.
+    """
+    if not np.issubdtype(z.dtype, np.floating) or z.shape[0] * z.shape[1] < _LEAST_DRAWS:
+        return None
+    flat = z.reshape(*z.shape[:2], -1)  # [S, Q, *code_shape] -> [S, Q, D]
+    limits = np.finfo(z.dtype)
+    if np.array_equal(flat, np.round(flat)):
+        return None
+    for j in range(flat.shape[2]):
+        codes = flat[..., j]
+        share, what = _largest_atom(codes)
+        far = np.mean(np.abs(codes) > _NEAR_OVERFLOW * np.sqrt(limits.max))
+        if far > share:
+            share, what = far, f"lie beyond {_NEAR_OVERFLOW * np.sqrt(limits.max):.0e}"
+        if share >= max(_LEAST_SHARE, _LEAST_DRAWS / codes.size):
+            return (
+                f"{z.dtype.name} rounds draws of the posteriors to the end of what it can hold: "
+                f"{100 * share:.2g}% of those of code dimension {j} {what}. Their log densities "
+                f"are not those of the distribution. {_cure(z.dtype)}"
+            )
+    if len(flat) > 1:
+        ties = np.mean(flat[0] == flat[1], axis=0)
+        j = int(np.argmax(ties))
+        if ties[j] > _LARGEST_SHARE_OF_TIES:
+            cure = "Centre the codes." if z.dtype.itemsize >= 8 else "Use float64, or centre them."
+            return (
+                f"{z.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
+                f"{100 * ties[j]:.2g}% of pairs of draws of one posterior, code dimension {j} is "
+                f"the same number. {cure}"
+            )
+    return None
+
+
+def rounding_of_posteriors(posteriors: tfd.Distribution) -> str | None:
+    """`rounding_of_draws` of two draws from each posterior, or from 10000 of them.
+
+    Args:
+      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+
+    Returns:
+      The sentences, or None.
+    """
+    num_observations = int(posteriors.batch_shape[0])
+    if num_observations > _OBSERVATIONS:
+        chosen = np.linspace(0, num_observations - 1, _OBSERVATIONS).astype(np.int32)
+        posteriors = components_lib.gather(posteriors, tf.constant(chosen))
+    z = posteriors.sample(2, seed=tf.constant([0, 0], tf.int32))
+    return rounding_of_draws(z.numpy())
+
+
+def explain(z: np.ndarray, failed: np.ndarray) -> str | None:
+    """Why log densities of some draws are not finite, if it is by their rounding.
+
+    Args:
+      z: Draws `[S, Q, ..., *code_shape]`.
+      failed: Which have no finite log density, bool `[S, Q, ...]`.
+
+    Returns:
+      One or two sentences, or None where the draws show nothing.
+    """
+    if not np.issubdtype(z.dtype, np.floating):
+        return None
+    flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
+    limits = np.finfo(z.dtype)
+    ends = [0.0, 1.0, -1.0, limits.tiny, limits.max, -limits.max, np.inf, -np.inf]
+    at_end = np.isin(flat, np.asarray(ends, z.dtype))
+    at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(limits.max)
+    if np.array_equal(flat, np.round(flat)) or not at_end[failed].any(axis=-1).all():
+        return None
+    values = np.unique(flat[failed][at_end[failed]])
+    shown = ", ".join(f"{value:g}" for value in values[:3]) + (", ..." if len(values) > 3 else "")
+    return (
+        f"{z.dtype.name} rounds these draws onto the border of the support ({shown}). "
+        f"{_cure(z.dtype)}"
+    )
+
+
+def _cure(dtype: np.dtype[Any]) -> str:
+    wider = "" if dtype.itemsize >= 8 else "float64, or "
+    return (
+        f"Use {wider}a code that {dtype.name} can hold: the unconstrained one before its bijector, "
+        "or a family on the log scale (tfd.ExpGamma for tfd.Gamma, tfd.ExpRelaxedOneHotCategorical "
+        "for tfd.RelaxedOneHotCategorical)."
+    )
+
+
+def _largest_atom(codes: np.ndarray) -> tuple[float, str]:
+    """The share of draws `[S, Q]` at their smallest or largest value, and which."""
+    ends = {float(end): np.mean(codes == end) for end in (codes.min(), codes.max())}
+    value = max(ends, key=lambda end: float(ends[end]))
+    return float(ends[value]), f"are exactly {value:g}"
