@@ -250,6 +250,7 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     estimate = surgery[name] or {"value": "", "standard_error": ""}
                     row[name] = estimate["value"]
                     row[f"{name}_standard_error"] = estimate["standard_error"]
+            row["warnings"] = " ".join(surgery.get("warnings", ()))
             rows.append(row)
     return rows
 

@@ -273,6 +273,7 @@ def _is_record(value: Any) -> bool:
 def _csv_row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = dict(record)
     estimate = row.pop("importance_weighted_elbo")
+    row["warnings"] = " ".join(row.get("warnings", ()))
     return {
         "num_importance_samples": row.pop("num_importance_samples"),
         "num_samples": row.pop("num_samples"),

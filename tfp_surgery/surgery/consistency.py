@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ _ADVICE = (
 )
 
 
-def standard_errors_above(value: Estimate, limit: Estimate, unseen: float = 0.0) -> float:
+def standard_errors_above(value: Estimate, limit: Estimate) -> float:
     """By how many standard errors one estimate exceeds another, 0 unless that is many.
 
     Six are many, or as many as have the same probability by chance (1e-9) under Student's t
@@ -32,14 +33,13 @@ def standard_errors_above(value: Estimate, limit: Estimate, unseen: float = 0.0)
     Args:
       value: What should be at most `limit`.
       limit: The limit.
-      unseen: A standard error of what the draws may have missed, added to theirs.
 
     Returns:
       The number of standard errors, none of which is taken below rounding; 0 where an error is
       unknown (NaN).
     """
     excess = value.value - limit.value
-    error = math.hypot(value.standard_error, limit.standard_error, unseen)
+    error = math.hypot(value.standard_error, limit.standard_error)
     error = max(error, _ROUNDING * (1.0 + abs(value.value) + abs(limit.value)))
     degrees = min(value.degrees_of_freedom, limit.degrees_of_freedom)
     many = float(scipy.stats.t.isf(_FALSE_ALARM, degrees))
@@ -67,12 +67,7 @@ def negative(name: str, value: Estimate | None) -> list[str]:
 
 
 def apart(
-    name: str,
-    way: str,
-    first: Estimate,
-    other_way: str,
-    second: Estimate | None,
-    unseen: float = 0.0,
+    name: str, way: str, first: Estimate, other_way: str, second: Estimate, difference: Estimate
 ) -> list[str]:
     """A sentence where two estimates of one number differ by too much, in a list.
 
@@ -81,17 +76,14 @@ def apart(
       way: How the first was reached.
       first: An estimate.
       other_way: How the second was reached.
-      second: Another estimate of the same number; None where there is none.
-      unseen: See `standard_errors_above`.
+      second: Another estimate of the same number.
+      difference: The first less the second, with the error of that.
 
     Returns:
       The sentence, or nothing.
     """
-    if second is None:
-        return []
-    errors = max(
-        standard_errors_above(first, second, unseen), standard_errors_above(second, first, unseen)
-    )
+    distance = dataclasses.replace(difference, value=abs(difference.value))
+    errors = standard_errors_above(distance, _ZERO)
     if not errors:
         return []
     values = f"{first} {way} and {second} {other_way}"

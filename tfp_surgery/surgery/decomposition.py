@@ -39,7 +39,9 @@ from tfp_surgery.surgery.rounded_draws import rounding_of_draws
 tfd = tfp.distributions
 
 _EAGER_STEPS = 4  # up to which a graph costs more than it saves
-_RARE_ENTROPY = 0.5  # of q(n|z): below, one component has more than four fifths
+# Of the comparisons. Below this entropy of q(n|z) one component has more than four fifths.
+_RARE_ENTROPY = 0.5
+_ENOUGH_DRAWS = 10  # an observation, to know the spread within it
 
 
 def elbo_surgery(
@@ -153,8 +155,10 @@ def elbo_surgery(
     )
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
-    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob, z=z)
-    samples["index_entropy"] = checked_draws("index entropy", evaluated.index_entropy, z=z)
+    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob, z=z, own=True)
+    samples["index_entropy"] = checked_draws(
+        "index entropy", evaluated.index_entropy, z=z, own=True
+    )
     if training_aggregate_posterior is not None:
         samples["log_training_aggregate"] = checked_draws(
             "log training aggregate",
@@ -208,7 +212,7 @@ def elbo_surgery(
     surgery = dataclasses.replace(
         surgery,
         warnings=consistency.explained(
-            disagreements(surgery, samples["index_entropy"]), rounding_of_draws(z.numpy())
+            _disagreements(surgery, samples, kl), rounding_of_draws(z.numpy())
         ),
     )
     consistency.warn(surgery.warnings, stacklevel=3)
@@ -275,6 +279,7 @@ def _sample_terms(
             name.replace("_", " "),
             np.concatenate([part[name] for part in parts], axis=1),
             z=None if name == "reconstruction" else codes,
+            own=name == "log_posterior",
         )
         for name in parts[0]
     }
@@ -282,46 +287,88 @@ def _sample_terms(
     return samples, codes, kl
 
 
-def disagreements(surgery: ElboSurgery, index_entropy: np.ndarray) -> list[str]:
+def _disagreements(
+    surgery: ElboSurgery, samples: dict[str, np.ndarray], kl: np.ndarray | None
+) -> list[str]:
     """Sentences on terms that cannot all be right.
 
     Args:
       surgery: The terms.
-      index_entropy: H[q(n|z)] of its draws, `[S, Q]`.
+      samples: Log densities of its draws by name, `[S, Q]`.
+      kl: KL(q(z|x_n) || p(z)) in closed form, `[Q]`; None where there is none.
     """
-    information = surgery.index_code_mutual_information
-    information_name = "Index-code mutual information"
-    ceiling = Estimate(surgery.log_num_observations, 0.0, 0)
-    # Where one component has nearly all of q(n|z), log q(n|z) rests on draws from the others, which
-    # may be too rare to have occurred. Its variance given z is about H (log N - log H).
-    rare = np.asarray(index_entropy, np.float64)
-    rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)
-    variance = 2.0 * rare * (1.0 + ceiling.value - np.log(np.maximum(rare, 1e-300)))
-    unseen = math.sqrt(variance.mean() / variance.size)
-    found = consistency.apart(
-        "Average KL",
-        "by Monte Carlo",
-        surgery.average_kl,
-        "in closed form",
-        surgery.average_kl_analytic,
-    )
-    for way, other in (
-        ("from the entropy of q(n|z)", surgery.index_code_mutual_information_from_entropy),
-        ("by subtraction", surgery.index_code_mutual_information_by_subtraction),
-    ):
+    found = []
+    log_posterior = samples["log_posterior"]
+    if surgery.average_kl_analytic is not None and kl is not None:
         found += consistency.apart(
-            information_name, "from log q(z)", information, way, other, unseen
+            "Average KL",
+            "by Monte Carlo",
+            surgery.average_kl,
+            "in closed form",
+            surgery.average_kl_analytic,
+            _difference(
+                log_posterior, -samples["log_prior"], np.broadcast_to(-kl, log_posterior.shape)
+            ),
         )
-    found += consistency.negative(information_name, information)
-    found += consistency.above(information_name, information, "log N", ceiling)
+    name, information = "Index-code mutual information", surgery.index_code_mutual_information
+    from_entropy = surgery.index_code_mutual_information_from_entropy
+    found += consistency.apart(
+        name,
+        "from log q(z)",
+        information,
+        "from the entropy of q(n|z)",
+        from_entropy,
+        dataclasses.replace(
+            information,
+            value=information.value - from_entropy.value,
+            standard_error=math.hypot(
+                information.standard_error,
+                from_entropy.standard_error,
+                _unseen(samples["index_entropy"], surgery.log_num_observations),
+            ),
+        ),
+    )
+    ceiling = Estimate(surgery.log_num_observations, 0.0, 0)
+    found += consistency.negative(name, information)
+    found += consistency.above(name, information, "log N", ceiling)
     found += consistency.negative("Marginal KL", surgery.marginal_kl)
     found += consistency.negative("Average KL", surgery.average_kl)
     found += consistency.negative("Average KL in closed form", surgery.average_kl_analytic)
     if surgery.cross_term is not None:  # the marginal KL less KL(q(z) || q_train(z))
         found += consistency.above(
-            "Cross term", surgery.cross_term, "the marginal KL", surgery.marginal_kl
+            "Cross term", surgery.cross_term, "Marginal KL", surgery.marginal_kl
         )
     return found
+
+
+def _difference(*terms: np.ndarray) -> Estimate:
+    """The mean of what has the mean 0 in every stratum, if two ways to it are right.
+
+    Two draws do not tell the spread within one observation that has more of it than all others.
+    With few draws the error is thus that of means around 0: one observation alone proves nothing.
+    """
+    num_samples, num_query = terms[0].shape
+    estimate = stratified_estimate(terms, num_query)
+    if num_samples >= _ENOUGH_DRAWS:
+        return estimate
+    means = np.sum([term.astype(np.float64) for term in terms], axis=0).mean(axis=0)
+    error = max(math.sqrt(np.square(means).sum()) / num_query, rounding(*terms))
+    if estimate.standard_error > error:
+        return estimate
+    return dataclasses.replace(estimate, standard_error=error, degrees_of_freedom=float(num_query))
+
+
+def _unseen(index_entropy: np.ndarray, log_num_observations: float) -> float:
+    """The standard error of E[log q(n|z)] that draws cannot show.
+
+    Where one component has nearly all of q(n|z), draws from the others are too rare to occur, and
+    log q(n|z) seems to vary less than it does. Its variance given z is at most about twice
+    H (1 + log N - log H).
+    """
+    rare = np.asarray(index_entropy, np.float64)
+    rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)
+    variance = 2.0 * rare * (1.0 + log_num_observations - np.log(np.maximum(rare, 1e-300)))
+    return math.sqrt(variance.mean() / variance.size)
 
 
 def describe_evaluation(

@@ -10,7 +10,12 @@ from tfp_surgery.surgery import rounded_draws
 
 
 def checked_draws(
-    name: str, values: Any, shape: tuple[int, ...] | None = None, z: Any = None
+    name: str,
+    values: Any,
+    shape: tuple[int, ...] | None = None,
+    *,
+    z: Any = None,
+    own: bool = False,
 ) -> np.ndarray:
     """Returns log densities as an array, once they are known to be finite.
 
@@ -20,6 +25,7 @@ def checked_draws(
       shape: The shape that is expected, if there is one.
       z: The draws `[S, Q, ..., *code_shape]` that were scored, if they can tell why a value is not
         finite.
+      own: Whether the density is of the distribution that drew z, or a mixture with it.
 
     Returns:
       The values in the dtype they were computed in, which tells their rounding.
@@ -34,7 +40,7 @@ def checked_draws(
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(draws.shape)}.")
     finite = np.isfinite(draws)
     if not finite.all():
-        cause = None if z is None else rounded_draws.explain(np.asarray(z), ~finite)
+        cause = None if z is None else rounded_draws.explain(np.asarray(z), ~finite, own)
         raise ValueError(
             f"{name} is not finite in {np.sum(~finite)} of {draws.size} draws: "
             f"{cause or 'the model gives no density there.'}"

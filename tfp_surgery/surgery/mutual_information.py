@@ -221,8 +221,8 @@ def mutual_information_bounds(
 
     batches = _batches(num_observations, batch_size, num_batches, seed)
     z, log_posterior = _draw_codes(posteriors, batches, seed)
-    log_posterior = checked_draws("log q(z|x) at its own draws", log_posterior, z=z)
-    log_aggregate = checked_draws("log q(z)", aggregate_posterior.log_prob(z), z=z)
+    log_posterior = checked_draws("log q(z|x) at its own draws", log_posterior, z=z, own=True)
+    log_aggregate = checked_draws("log q(z)", aggregate_posterior.log_prob(z), z=z, own=True)
     contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
     checked_draws("InfoNCE", contrasts["info_nce"])
 

@@ -87,7 +87,7 @@ class PriorMeasurement:
         self._seed = seed
         z, self._log_former = self._scored(former_prior, "the former prior")
         evaluated = aggregate.evaluate(z, tolerance=tolerance)
-        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob, z=z)
+        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob, z=z, own=True)
         self._truncation = tolerance or 0.0
         self._cause = rounding_of_draws(z.numpy())
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)

@@ -191,10 +191,11 @@ def rate_distortion_bounds(
     error = 0.0 if math.isnan(gap.standard_error) else _GAP_STANDARD_ERRORS * gap.standard_error
     sentences: tuple[str, ...] = ()
     if gap.value < -error - _GAP_ROUNDING * (abs(entropy.value) + abs(elbo.value)):
-        sentences = (
+        cause = (
             f"D + R - H = {gap} is negative: H = {entropy.value:g} is not the entropy of what the "
-            "likelihood describes, or the data are too few to stand for their population.",
+            "likelihood describes, or the data are too few to stand for their population."
         )
+        sentences = (cause,)
     consistency.warn(sentences, stacklevel=3)
     return RateDistortionBounds(
         average_kl, distortion, entropy, lower_bound, upper_bound, gap, {}, sentences

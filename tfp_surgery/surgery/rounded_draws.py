@@ -43,6 +43,9 @@ def rounding_of_draws(z: np.ndarray) -> str | None:
     limits = np.finfo(z.dtype)
     if np.array_equal(flat, np.round(flat)):
         return None
+    narrow = _too_narrow(flat, limits)
+    if narrow is not None:
+        return narrow
     for j in range(flat.shape[2]):
         codes = flat[..., j]
         share, what = _largest_atom(codes)
@@ -55,17 +58,29 @@ def rounding_of_draws(z: np.ndarray) -> str | None:
                 f"{100 * share:.2g}% of those of code dimension {j} {what}. Their log densities "
                 f"are not those of the distribution. {_cure(z.dtype)}"
             )
-    if len(flat) > 1:
-        ties = np.mean(flat[0] == flat[1], axis=0)
-        j = int(np.argmax(ties))
-        if ties[j] > _LARGEST_SHARE_OF_TIES:
-            cure = "Centre the codes." if z.dtype.itemsize >= 8 else "Use float64, or centre them."
-            return (
-                f"{z.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
-                f"{100 * ties[j]:.2g}% of pairs of draws of one posterior, code dimension {j} is "
-                f"the same number. {cure}"
-            )
     return None
+
+
+def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
+    """Whether posteriors `[S, Q, D]` are about as narrow as the numbers around them are apart."""
+    if len(flat) == 1:
+        return None
+    first, lowest, highest = flat[0], flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
+    # Not those that a sampler has clamped, at an end of all draws or next to 0.
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        spread = highest - lowest > 32 * limits.eps * np.abs(highest)
+    clamped = ((first == lowest) | (first == highest)) & spread
+    clamped |= ~np.isfinite(first) | (np.abs(first) < limits.eps**2)
+    ties = np.mean((first == flat[1]) & ~clamped, axis=0)
+    j = int(np.argmax(ties))
+    if ties[j] <= _LARGEST_SHARE_OF_TIES:
+        return None
+    cure = "Centre the codes." if limits.bits >= 64 else "Use float64, or centre the codes."
+    return (
+        f"{limits.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
+        f"{100 * ties[j]:.2g}% of pairs of draws of one posterior, code dimension {j} is the same "
+        f"number. {cure}"
+    )
 
 
 def rounding_of_posteriors(posteriors: tfd.Distribution) -> str | None:
@@ -85,31 +100,48 @@ def rounding_of_posteriors(posteriors: tfd.Distribution) -> str | None:
     return rounding_of_draws(z.numpy())
 
 
-def explain(z: np.ndarray, failed: np.ndarray) -> str | None:
-    """Why log densities of some draws are not finite, if it is by their rounding.
+def explain(z: np.ndarray, failed: np.ndarray, own: bool) -> str | None:
+    """Why log densities of some draws are not finite, if it is by rounding.
 
     Args:
       z: Draws `[S, Q, ..., *code_shape]`.
       failed: Which have no finite log density, bool `[S, Q, ...]`.
+      own: Whether the density is of the distribution that drew them, or a mixture with it.
 
     Returns:
       One or two sentences, or None where the draws show nothing.
     """
     if not np.issubdtype(z.dtype, np.floating):
         return None
-    flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
-    limits = np.finfo(z.dtype)
-    ends = [0.0, 1.0, -1.0, limits.tiny, limits.max, -limits.max, np.inf, -np.inf]
-    at_end = np.isin(flat, np.asarray(ends, z.dtype))
-    at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(limits.max)
-    if np.array_equal(flat, np.round(flat)) or not at_end[failed].any(axis=-1).all():
-        return None
-    values = np.unique(flat[failed][at_end[failed]])
-    shown = ", ".join(f"{value:g}" for value in values[:3]) + (", ..." if len(values) > 3 else "")
+    if not _are_at_end(z, failed):
+        if not own:
+            return None
+        return (
+            f"the distribution that drew them gives them none, since {z.dtype.name} rounds what it "
+            f"computes of them, or its parameters are not finite. {_cure(z.dtype)}"
+        )
+    values = np.unique(z.reshape(*failed.shape, -1)[failed])
+    values = values[np.isin(values, _ends(z.dtype))]
+    shown = ", ".join(f"{value:g}" for value in values[:3])
     return (
-        f"{z.dtype.name} rounds these draws onto the border of the support ({shown}). "
-        f"{_cure(z.dtype)}"
+        f"{z.dtype.name} rounds these draws onto the border of the support"
+        f"{f' ({shown})' if shown else ''}. {_cure(z.dtype)}"
     )
+
+
+def _are_at_end(z: np.ndarray, failed: np.ndarray) -> bool:
+    """Whether all draws that failed have a value where rounding moves values to."""
+    flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
+    at_end = np.isin(flat, _ends(z.dtype))
+    at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(np.finfo(z.dtype).max)
+    is_discrete = np.array_equal(flat, np.round(flat))
+    return not is_discrete and bool(at_end[failed].any(axis=-1).all())
+
+
+def _ends(dtype: np.dtype[Any]) -> np.ndarray:
+    limits = np.finfo(dtype)
+    ends = [0.0, 1.0, -1.0, limits.tiny, limits.max, -limits.max, np.inf, -np.inf]
+    return np.asarray(ends, dtype)
 
 
 def _cure(dtype: np.dtype[Any]) -> str:

@@ -170,7 +170,8 @@ class _LogDensities:
 
     def _score(self, mixture: AggregatePosterior, z: tf.Tensor, argument: str) -> np.ndarray:
         values = mixture.log_prob(z, tolerance=self.tolerance)
-        return checked_draws(f"log {self.name}({argument})", values, z=z)
+        own = self.name == "q"
+        return checked_draws(f"log {self.name}({argument})", values, z=z, own=own)
 
     def group(self, dimensions: tuple[int, ...]) -> np.ndarray:
         """log q(z_g), `[S, Q]`."""
@@ -184,7 +185,7 @@ def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
     """log q(z_j|x_n) of the observation that each draw is of, `[S, Q, D]`."""
     components = components_lib.broadcast(q.mixture_marginals.components_distribution)
     index = tf.broadcast_to(index[:, tf.newaxis], z.shape)  # [Q] -> [S, Q, D]
-    return checked_draws("log q(z_j|x)", indexing.log_prob(components, z, index), z=z)
+    return checked_draws("log q(z_j|x)", indexing.log_prob(components, z, index), z=z, own=True)
 
 
 def _dimensions(values: np.ndarray, group: Sequence[int] | None = None) -> list[np.ndarray]:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.surgery import rounded_draws
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+
+def _draws(distribution: tfd.Distribution, num_observations: int = 500) -> np.ndarray:
+    """Draws `[2, N, 1]`."""
+    draws: np.ndarray = distribution.sample([2, num_observations, 1], seed=(0, 1)).numpy()
+    return draws
+
+
+@pytest.mark.parametrize(
+    ("distribution", "what"),
+    [
+        (tfd.Gamma(0.02, 1.0), "are exactly 1.17549e-38"),
+        (tfd.Chi2(0.04), "are exactly 1.17549e-38"),
+        (tfd.Chi(0.04), "are exactly 1.0842e-19"),
+        (tfd.Beta(0.02, 0.02), "are exactly 1"),
+        (tfd.Kumaraswamy(0.02, 0.02), "are exactly 1"),
+        (tfd.Weibull(0.02, 1.0), "are exactly 0"),
+        (tfd.LogitNormal(0.0, 10.0), "are exactly 1"),
+        (tfd.InverseGamma(0.02, 1.0), "lie beyond 2e+17"),
+        (tfd.HalfStudentT(0.05, 0.0, 1.0), "lie beyond 2e+17"),
+        (tfd.StudentT(0.05, 0.0, 1.0), "lie beyond 2e+17"),
+    ],
+)
+def test_draws_at_the_end_of_what_float32_holds(distribution: tfd.Distribution, what: str) -> None:
+    text = rounded_draws.rounding_of_draws(_draws(distribution))
+    assert text is not None
+    assert "float32 rounds draws of the posteriors" in text
+    assert f"of those of code dimension 0 {what}" in text
+    assert "Use float64, or a code that float32 can hold" in text
+
+
+def test_the_share_of_clamped_draws_is_right() -> None:
+    shape = 0.02
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(shape, 1.0), 20_000))
+    assert text is not None
+    share = float(text.split("hold: ")[1].split("%")[0]) / 100
+    # For small shapes P(Gamma < t) is t^shape / Gamma(shape + 1), to order t.
+    truth = np.exp(shape * np.log(np.finfo(np.float32).tiny)) / 0.98884  # Gamma(1.02)
+    # The text shows two digits: half of the last one is 0.005.
+    assert abs(share - truth) < 0.005 + 5 * np.sqrt(truth * (1 - truth) / 40_000)
+
+
+def test_float64_holds_them_and_has_its_own_end() -> None:
+    assert rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.05), 1.0))) is None
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.002), 1.0)))
+    assert text is not None
+    assert "are exactly 2.22507e-308" in text
+    assert "Use float64" not in text
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(1000.0, 1e-5), (3e-3, 1e-11)])
+def test_posteriors_too_narrow_for_their_place(loc: float, scale: float) -> None:
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Normal(loc, scale)))
+    assert text is not None
+    assert "too few digits for posteriors so narrow so far from 0" in text
+    wide = tfd.Normal(np.float64(loc), np.float64(scale))
+    assert rounded_draws.rounding_of_draws(_draws(wide)) is None
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        tfd.Normal(1000.0, 1e-2),
+        tfd.Cauchy(0.0, 1.0),
+        tfd.Uniform(0.0, 1.0),
+        tfd.VonMises(0.0, 1.0),
+        tfd.TruncatedNormal(0.0, 1.0, -1.0, 1.0),
+        tfd.Gamma(0.3, 1.0),
+        tfd.Exponential(1.0),
+        tfd.Poisson(1.0),
+        tfd.Bernoulli(probs=0.3, dtype=tf.float32),
+        tfd.Categorical(probs=[0.5, 0.5]),
+        tfd.TransformedDistribution(tfd.Normal(0.0, 1.0), tfb.Tanh()),
+    ],
+    ids=lambda distribution: type(distribution).__name__,
+)
+def test_draws_that_are_as_they_should_be_pass(distribution: tfd.Distribution) -> None:
+    assert rounded_draws.rounding_of_draws(_draws(distribution, 20_000)) is None
+
+
+def test_two_draws_say_nothing() -> None:
+    assert rounded_draws.rounding_of_draws(np.full([2, 1, 1], 0.5, np.float32)) is None
+
+
+def test_posteriors_of_many_observations_are_looked_at_everywhere() -> None:
+    loc = np.zeros([25_000, 1], np.float32)
+    loc[12_000:] = 1000.0
+    posteriors = tfd.MultivariateNormalDiag(loc, np.full_like(loc, 1e-5))
+    text = rounded_draws.rounding_of_posteriors(posteriors)
+    assert text is not None
+    assert "too few digits" in text
+    assert rounded_draws.rounding_of_posteriors(tfd.MultivariateNormalDiag(loc)) is None
+
+
+def test_what_failed_at_the_border_is_explained_and_nothing_else() -> None:
+    z = np.array([[[0.5], [1.0], [0.25]]], np.float32)
+    at_border = np.array([[False, True, False]])
+    text = rounded_draws.explain(z, at_border, own=False)
+    assert text is not None
+    assert "float32 rounds these draws onto the border of the support (1)" in text
+    for failed in (~at_border, np.ones_like(at_border)):
+        assert rounded_draws.explain(z, failed, own=False) is None
+        text = rounded_draws.explain(z, failed, own=True)
+        assert text is not None
+        assert "the distribution that drew them gives them none" in text
+    integers = np.array([[[0], [1], [2]]])
+    assert rounded_draws.explain(integers, at_border, own=True) is None
+    assert rounded_draws.explain(integers.astype(np.float32), at_border, own=False) is None
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
