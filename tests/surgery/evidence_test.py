@@ -174,7 +174,7 @@ def test_running_weights_are_the_sums_of_all() -> None:
     rng = np.random.default_rng(0)
     log_weights = rng.normal(size=(60, 4)) * 3 + [-5000.0, -700.0, 0.0, 5000.0]
     log_weights[10:20, 1] = -np.inf
-    running = RunningWeights(4)
+    running = RunningWeights(4, tf.float64)
     for start, stop in ((0, 1), (1, 17), (17, 60)):
         for rows in (slice(0, 3), slice(3, 4)):
             running.add(rows, log_weights[start:stop, rows])
@@ -201,7 +201,7 @@ def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
     log_weights = np.random.default_rng(1).normal(size=(730, 3)) * [0.1, 1.0, 2.0]
-    running = RunningWeights(3)
+    running = RunningWeights(3, tf.float64)
     for start, stop in ((0, 40), (40, 555), (555, 730)):
         running.add(slice(0, 3), log_weights[start:stop])
     result = running.log_evidence("upper", method="", data="", seed=0)
@@ -222,7 +222,7 @@ def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
     log_weights = np.zeros([10, 3])
     log_weights[4] = [30.0, 800.0, 0.0]
     log_weights[:, 2] = [*[-np.inf] * 9, 0.0]
-    running = RunningWeights(3)
+    running = RunningWeights(3, tf.float64)
     running.add(slice(0, 3), log_weights)
     errors = running.log_evidence("lower", method="", data="", seed=0).standard_errors
     expected = np.array([30.0, 800.0]) * math.sqrt(9 * (0.1 - 0.01))
@@ -233,8 +233,10 @@ def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
 def test_weights_that_say_nothing_are_refused() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match=r"1 of 6 log weights are NaN or \+inf"):
-            RunningWeights(2).add(slice(0, 2), np.array([[0.0, bad], [0, 0], [0, -np.inf]]))
-    running = RunningWeights(2)
+            RunningWeights(2, tf.float64).add(
+                slice(0, 2), np.array([[0.0, bad], [0, 0], [0, -np.inf]])
+            )
+    running = RunningWeights(2, tf.float64)
     running.add(slice(0, 2), np.array([[0.0, -np.inf], [0.0, -np.inf]]))
     with pytest.raises(ValueError, match="all 2 weights are zero for 1 of 2 observations"):
         running.log_evidence("lower", method="", data="", seed=0)

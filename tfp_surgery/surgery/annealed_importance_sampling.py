@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import checks
 from tfp_surgery.surgery.annealed_chains import AnnealedChains, Annealing, check_generative_model
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights, warn_of_few_samples
 from tfp_surgery.surgery.model import observations_of
@@ -89,7 +90,7 @@ def log_evidence_by_annealed_importance_sampling(
     x, data = observations_of(x, settings.seed)
     check_generative_model(x, decoder, prior)
     chains = AnnealedChains(decoder, prior, settings)
-    weights = RunningWeights(len(x))
+    weights = RunningWeights(len(x), checks.build_prior(prior).dtype)
     rates = np.empty([settings.num_temperatures, len(x)])
     for number, shown, new in chains.batches(len(x)):
         observations = tf.convert_to_tensor(x[shown])

@@ -133,7 +133,7 @@ def bidirectional_monte_carlo(
     x, z = _simulate(decoder, checks.build_prior(prior), num_observations, settings)
     check_generative_model(x, decoder, prior)
     chains = AnnealedChains(decoder, prior, settings)
-    weights = {name: RunningWeights(len(x)) for name in ("lower", "upper")}
+    weights = {name: RunningWeights(len(x), tf.as_dtype(z.dtype)) for name in ("lower", "upper")}
     rates = {name: np.empty([settings.num_temperatures, len(x)]) for name in weights}
     for number, shown, new in chains.batches(len(x)):
         observations = tf.convert_to_tensor(x[shown])
@@ -155,6 +155,9 @@ def bidirectional_monte_carlo(
         for name, prefix in (("lower", ""), ("upper", "reverse "))
     )
     gap = pair_average(upper.per_observation - lower.per_observation, num_chains)
+    gap = dataclasses.replace(
+        gap, standard_error=max(gap.standard_error, lower.rounding + upper.rounding)
+    )
     sentences = consistency.explained(
         consistency.negative("The upper bound less the lower bound of the log evidence", gap)
     )

@@ -66,6 +66,7 @@ class LogEvidence:
       seed: The seed of the draws.
       acceptance_rates: Of the Metropolis-Hastings steps at each temperature, averaged over the
         chains, float64 `[num_temperatures, N]`; None for a method without them.
+      rounding: That of the mean of the bounds, in nats; no standard error is below it.
       warnings: Sentences on draws that rounding moved. Empty where nothing was found.
 
     #### References
@@ -82,15 +83,19 @@ class LogEvidence:
     data: str
     seed: int
     acceptance_rates: np.ndarray | None = None
+    rounding: float = 0.0
     warnings: tuple[str, ...] = ()
 
     @property
     def estimate(self) -> Estimate:
         """1/N sum_n of the bounds; the standard error is that of the draws given the data."""
         error = math.sqrt(float(np.sum(self.standard_errors**2))) / len(self.standard_errors)
+        if not math.isnan(error):
+            error = max(error, self.rounding)
         value = float(self.per_observation.mean())
-        # Of a sum of jackknife variances of as many as 100 groups each; NaN adds nothing.
-        shares = self.standard_errors**2 / np.sum(self.standard_errors**2)
+        # Of a sum of jackknife variances, each of as many degrees as groups less one.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = self.standard_errors**2 / np.sum(self.standard_errors**2)
         degrees = (min(self.num_samples, _NUM_GROUPS) - 1) / float(np.sum(shares**2))
         size = self.per_observation.size * self.num_samples
         return Estimate(value, error, size, degrees)
@@ -140,12 +145,14 @@ class RunningWeights:
       num_samples: Number of weights an observation so far, `[N]`.
     """
 
-    def __init__(self, num_observations: int) -> None:
+    def __init__(self, num_observations: int, dtype: tf.DType) -> None:
         """Starts without weights.
 
         Args:
           num_observations: N.
+          dtype: Of the log densities that the weights are made of: their rounding.
         """
+        self._dtype = dtype.as_numpy_dtype
         self.num_samples = np.zeros(num_observations, np.int64)
         self._log_group_sums = np.full([_NUM_GROUPS, num_observations], -np.inf)
         self._log_sum_of_squares = np.full(num_observations, -np.inf)
@@ -199,9 +206,11 @@ class RunningWeights:
             )
         effective = np.exp(2.0 * log_sum - self._log_sum_of_squares)
         log_mean = log_sum - math.log(num_samples)
+        rounding_errors = np.finfo(self._dtype).eps * np.abs(log_mean)
         return LogEvidence(
             per_observation=log_mean if bound == "lower" else -log_mean,
-            standard_errors=self._standard_errors(num_samples),
+            standard_errors=np.maximum(self._standard_errors(num_samples), rounding_errors),
+            rounding=float(rounding_errors.mean()),
             effective_sample_sizes=np.clip(effective, 1.0, num_samples),  # rounding
             num_samples=num_samples,
             bound=bound,
@@ -279,7 +288,7 @@ def log_evidence_by_importance_sampling(
     seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     x, data = observations_of(x, seed)
     posteriors = _proposals(x, encoder, decoder, checks.build_prior(prior), batch_size)
-    weights = RunningWeights(len(x))
+    weights = RunningWeights(len(x), components_lib.dtype_of(posteriors))
     base_seed = tf.constant([seed, _DRAWS], tf.int32)
     for _, rows, log_weights in log_weight_chunks(
         x, posteriors, decoder, prior, num_importance_samples, base_seed, batch_size

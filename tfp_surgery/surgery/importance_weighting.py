@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
+from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
 from tfp_surgery.surgery import consistency
@@ -188,7 +189,9 @@ def importance_weighted_elbo(
     consistency.warn(sentences, stacklevel=3)
     return ImportanceWeightedElbo(
         estimate=stratified_estimate(
-            values, len(x), rounding(values.astype(posteriors.dtype.as_numpy_dtype))
+            values,
+            len(x),
+            rounding(values.astype(components_lib.dtype_of(posteriors).as_numpy_dtype)),
         ),
         values=values,
         effective_sample_size=np.exp(2.0 * log_sum - log_sum_of_squares),

@@ -209,8 +209,8 @@ def _elbo_draws(
     seed: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Draws of log p(x_n, z) - log q(z), float64 `[S, N]`."""
-    draws = np.empty([num_samples, len(x)])
+    """Draws of log p(x_n, z) - log q(z), `[S, N]` in the dtype of the densities."""
+    draws = np.empty([num_samples, len(x)], posteriors.dtype.as_numpy_dtype)
     base_seed = tf.constant([seed, _MEASUREMENT], tf.int32)
     for samples, rows, log_weights in log_weight_chunks(
         x, posteriors, decoder, prior, num_samples, base_seed, batch_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from typing import Any
 
@@ -14,6 +13,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.surgery.bounds import batch_estimate
 from tfp_surgery.surgery.minibatch import (
     checked_posteriors,
     minibatch_log_prob,
@@ -133,21 +133,25 @@ def minibatch_mutual_information(
     ceiling = mutual_information_ceiling(method, batch_size, dataset_size)
     components = components_lib.broadcast(components)
 
-    def one_batch(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def one_batch(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         minibatch = components_lib.gather(components, indices)
         z = minibatch.sample(num_samples, seed=step_seed)  # [S, B, E...]
         log_aggregate = minibatch_log_prob(z, minibatch, dataset_size, method)
-        log_ratio = minibatch.log_prob(z) - log_aggregate
-        return tuple(
-            tf.reduce_mean(tf.cast(part, tf.float64)) for part in (log_ratio, -log_aggregate)
+        log_posterior = minibatch.log_prob(z)
+        parts = (
+            log_posterior - log_aggregate,
+            -log_aggregate,
+            tf.abs(log_posterior) + tf.abs(log_aggregate),
+            tf.abs(log_aggregate),
         )
+        return tuple(tf.reduce_mean(tf.cast(part, tf.float64)) for part in parts)
 
     one_batch = traced(
         one_batch, tf.TensorSpec([batch_size], tf.int32), tf.TensorSpec([2], tf.int32)
     )
     rng = np.random.default_rng([seed, 0])
     base_seed = tf.constant([seed, 1], tf.int32)
-    means = np.empty([num_batches, 2])
+    means = np.empty([num_batches, 4])  # the two estimates, and what they round with
     for number in range(num_batches):
         indices = rng.choice(dataset_size, size=batch_size, replace=False)
         step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
@@ -159,10 +163,12 @@ def minibatch_mutual_information(
             "the posteriors give NaN or infinite log densities of their own draws; has training "
             "diverged?"
         )
-    errors = means.std(axis=0, ddof=1) / math.sqrt(num_batches)
+    roundings = np.finfo(components_lib.dtype_of(components).as_numpy_dtype).eps * means[
+        :, 2:
+    ].mean(axis=0)
     information, entropy = (
-        Estimate(float(value), float(error), num_batches * num_samples * batch_size)
-        for value, error in zip(means.mean(axis=0), errors, strict=True)
+        batch_estimate(means[:, number], num_samples * batch_size, float(roundings[number]))
+        for number in range(2)
     )
     result = MinibatchInformation(
         information, entropy, ceiling, method, dataset_size, batch_size, num_batches, seed
