@@ -104,5 +104,16 @@ def test_a_table_of_nothing_is_an_error(table: Any) -> None:
         table([])
 
 
+@pytest.mark.parametrize("table", [tables.text_table, tables.markdown_table])
+def test_what_a_surgery_warned_of_stands_below_the_table(table: Any) -> None:
+    doubtful = record(2)
+    doubtful["test"]["warnings"] = ["Marginal KL = -1 ± 0.01 lies below 0."]
+    last = table([doubtful, record(10)]).splitlines()[-1]
+    assert last == "WARNING, D = 2, test: Marginal KL = -1 ± 0.01 lies below 0."
+    old = record(2)
+    del old["warnings"], old["test"]["warnings"]  # of a run that was made before
+    assert "WARNING" not in table([old])
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

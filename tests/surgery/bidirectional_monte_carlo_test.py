@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 
 from tests.testing.coverage import check_coverage, covered
 from tests.testing.linear_gaussian import LinearGaussianModel
+from tfp_surgery.surgery.annealed_chains import AnnealedChains, WeighedChains
 from tfp_surgery.surgery.bidirectional_monte_carlo import (
     BidirectionalMonteCarlo,
     bidirectional_monte_carlo,
@@ -160,6 +161,22 @@ def test_wrong_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         bidirectional_monte_carlo(**{"decoder": MODEL.decoder, "prior": MODEL.prior, **changes})
+
+
+def test_an_upper_bound_below_the_lower_one_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_reverse = AnnealedChains.run_reverse
+
+    def wrong(*args: Any) -> WeighedChains:
+        weighed = run_reverse(*args)
+        return weighed._replace(log_weights=weighed.log_weights - 5.0)
+
+    monkeypatch.setattr(AnnealedChains, "run_reverse", wrong)
+    with pytest.warns(UserWarning, match="upper bound less the lower bound .* is never negative"):
+        result = bidirectional_monte_carlo(
+            MODEL.decoder, MODEL.prior, num_observations=30, num_temperatures=50, num_chains=4
+        )
+    assert "WARNING: The upper bound less" in str(result)
+    assert result.to_dict()["warnings"] == list(result.warnings)
 
 
 if __name__ == "__main__":

@@ -254,5 +254,39 @@ def test_wrong_input_is_refused(
         _call(**changes)
 
 
+def test_a_log_evidence_below_the_elbo_is_reported() -> None:
+    model = LinearGaussianModel(ORTHOGONAL, 0.7)
+    x = model.simulate(40)
+    with pytest.warns(UserWarning, match="approximation gap = .* lies .* below 0") as caught:
+        gaps = inference_gaps(
+            x,
+            model.perturbed_encoder(0.0, 1.0),
+            model.decoder,
+            model.prior,
+            log_evidence=model.log_evidence(x) - 1.0,
+            num_steps=2,
+            learning_rate=1e-6,
+        )
+    assert "The log evidence as given lies below an ELBO" in str(caught[0].message)
+    assert "WARNING: The approximation gap" in str(gaps)
+    assert gaps.to_dict()["warnings"] == list(gaps.warnings)
+
+
+def test_a_refinement_that_ends_below_its_start_is_reported() -> None:
+    model = LinearGaussianModel(ORTHOGONAL, 0.7)
+    x = model.simulate(40)
+    with pytest.warns(UserWarning, match="amortization gap = .* lies .* below 0") as caught:
+        inference_gaps(
+            x,
+            model.perturbed_encoder(0.0, 1.0),
+            model.decoder,
+            model.prior,
+            log_evidence=model.log_evidence(x),
+            num_steps=3,
+            learning_rate=1.0,
+        )
+    assert "a smaller learning_rate or more num_steps may help" in str(caught[0].message)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

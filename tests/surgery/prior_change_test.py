@@ -117,5 +117,28 @@ def test_a_prior_without_density_at_a_draw_is_named() -> None:
         measurement.change_to(box)
 
 
+def test_a_prior_that_is_not_normalised_is_reported() -> None:
+    class Unnormalised(tfd.MultivariateNormalDiag):
+        def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
+            return super()._log_prob(z) + 30.0
+
+    aggregate = small_aggregates.aggregate("overlapping", dtype=np.float64)
+    measurement = PriorMeasurement(
+        aggregate, _gaussian(small_aggregates.STANDARD_NORMAL), 100, seed=3, tolerance=None
+    )
+    assert measurement.change_to(_gaussian(_OTHER)).warnings == ()
+    found = measurement.change_to(Unnormalised(np.zeros(2), np.ones(2))).warnings
+    assert found[0].startswith("Marginal KL after = -2")
+    assert "log_prob is not normalised" in found[1]
+
+
+def test_draws_at_the_end_of_float32_are_reported() -> None:
+    shapes = np.full([50, 2], 0.02, np.float32)
+    aggregate = tfs.AggregatePosterior(tfd.Independent(tfd.Gamma(shapes, 1.0), 1))
+    prior = tfd.Independent(tfd.Gamma(np.full(2, 0.02, np.float32), 1.0), 1)
+    measurement = PriorMeasurement(aggregate, prior, 20, seed=0, tolerance=None)
+    assert "are exactly 1.17549e-38" in measurement.change_to(prior).warnings[0]
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -188,8 +188,11 @@ def test_table_and_record() -> None:
 
 
 def test_a_negative_gap_is_reported() -> None:
-    with pytest.warns(UserWarning, match="negative"):
-        rate_distortion_bounds(_exact(-9.0), _exact(-2.0), _exact(7.0), data_entropy=9.1)
+    with pytest.warns(UserWarning, match="negative") as caught:
+        bounds = rate_distortion_bounds(_exact(-9.0), _exact(-2.0), _exact(7.0), data_entropy=9.1)
+    assert caught[0].filename == __file__
+    assert "WARNING: D + R - H = -0.1" in str(bounds)
+    assert bounds.to_dict()["warnings"] == list(bounds.warnings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rate_distortion_bounds(Estimate(-9.0, 0.1, 9), _exact(-2.0), _exact(7.0), data_entropy=9.4)

@@ -248,5 +248,25 @@ def test_intervals_cover_the_truth() -> None:
         assert 0.92 <= count / 1000 <= 0.98, (name, count / 1000)
 
 
+def test_an_elbo_above_the_log_evidence_is_reported() -> None:
+    draws, _ = _case_draws("overlapping")
+    draws["log_evidence"] = draws["log_evidence"] - 100.0
+    with pytest.warns(UserWarning, match="Posterior KL = .* lies .* below 0") as caught:
+        readings = elbo_readings(**draws, num_observations=25)
+    assert "The log evidence as given lies below the ELBO" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert readings.to_dict()["warnings"] == list(readings.warnings)
+    assert "WARNING: Posterior KL" in str(readings)
+
+
+def test_an_information_above_log_n_is_reported() -> None:
+    draws, _ = _case_draws("separated")
+    draws["log_aggregate"] = draws["log_aggregate"] - 1.0
+    with pytest.warns(
+        UserWarning, match=r"Index-code mutual information = 4\.2\d+ .* log N = 3\.2"
+    ):
+        elbo_readings(**draws, num_observations=25)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
