@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.testing.bernoulli import STANDARD_ERRORS, assert_bernoulli
-from tfp_surgery import datasets
+from tfp_surgery import dataset_draws
 from tfp_surgery.datasets import BINARIZATIONS, Dataset
 
 
@@ -115,7 +115,7 @@ def test_stochastic_draws_are_named_by_their_seed() -> None:
 
 
 def test_blocks_of_a_draw_are_unrelated() -> None:
-    half = np.full((2 * datasets._DRAW_BLOCK, 5), 0.5, np.float32)
+    half = np.full((2 * dataset_draws.BLOCK, 5), 0.5, np.float32)
     x = Dataset("mine", "train", half, "fixed", 0).observations()
     first, second = np.split(x, 2)
     assert_unrelated(first, second, half[: len(first)])
@@ -151,11 +151,13 @@ def test_description_and_dict() -> None:
     dataset = make_dataset("fixed", seed=5)
     assert dataset.num_observations == len(dataset) == 50
     assert dataset.event_shape == (4, 3, 1)
-    assert dataset.describe() == "random/train, N = 50, binarization fixed (seed 5)"
-    assert make_dataset("none").describe() == "random/train, N = 50, binarization none"
+    levels = ", level 255 is intensity 1"
+    assert dataset.describe() == f"random/train, N = 50, binarization fixed (seed 5){levels}"
+    assert make_dataset("none").describe() == f"random/train, N = 50, binarization none{levels}"
     stochastic = make_dataset("stochastic")
-    assert stochastic.describe().endswith("stochastic (seed 0, a new draw each epoch)")
-    assert stochastic.describe(draw_seed=8).endswith("stochastic (seed 0, draw 8)")
+    assert stochastic.describe().endswith(f"stochastic (seed 0, a new draw each epoch){levels}")
+    assert stochastic.describe(draw_seed=8).endswith(f"stochastic (seed 0, draw 8){levels}")
+    assert numbered(3, "fixed").describe() == "numbered/train, N = 3, binarization fixed (seed 0)"
     assert json.loads(json.dumps(dataset.to_dict())) == {
         "name": "random",
         "split": "train",
@@ -163,6 +165,7 @@ def test_description_and_dict() -> None:
         "event_shape": [4, 3, 1],
         "binarization": "fixed",
         "seed": 5,
+        "max_level": 255,
     }
 
 
@@ -190,8 +193,13 @@ def test_dataset_is_frozen() -> None:
         (np.array([[0.5, np.inf]]), ValueError, "finite"),
         (np.array([[0.5, 1.5]]), ValueError, r"\[0, 1\].*0\.5 to 1\.5"),
         (np.array([[-0.5, 0.5]]), ValueError, r"\[0, 1\]"),
-        (np.zeros((2, 2), np.int64), TypeError, "int64"),
-        (np.zeros((2, 2), bool), TypeError, "bool"),
+        (np.zeros((2, 2), complex), TypeError, "complex"),
+        (np.array([["a", "b"]]), TypeError, "dtype <U1"),
+        (np.array([[None, 1.0]]), TypeError, "none is None"),
+        (np.zeros((2, 2), [("red", np.uint8)]), TypeError, "structured_to_unstructured"),
+        (np.zeros((2, 2), "datetime64[s]"), TypeError, "datetime64"),
+        (np.zeros((2, 2), "timedelta64[s]"), TypeError, "timedelta64"),
+        (np.ma.masked_equal(np.eye(2), 0), ValueError, "2 of 4 .* masked.* 2 of 2 rows"),
         ([[0.5, 0.5]], TypeError, "numpy array, got list"),
     ],
 )
@@ -200,6 +208,117 @@ def test_bad_intensities_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Dataset("mine", "train", intensities, "none", 0)
+
+
+# Levels
+
+
+BITS = np.random.default_rng(3).integers(0, 2, (60, 4, 1), np.uint8)
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float32, np.float64])
+def test_images_of_0_and_1_are_themselves(binarization: str, dtype: type) -> None:
+    """As dSprites and binarized MNIST are stored, whatever the dtype."""
+    dataset = Dataset("mine", "train", BITS.astype(dtype), binarization, 0)
+    np.testing.assert_array_equal(dataset.observations(draw_seed=1), BITS)
+    assert dataset.max_level == 1
+    is_float = np.issubdtype(dtype, np.floating)
+    assert dataset.describe(draw_seed=1).endswith("levels 0 and 1") != is_float
+    (batch,) = next(iter(epochs(dataset.batches(60, seed=0), 1)))
+    assert batch.mean() == pytest.approx(BITS.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32, np.float64])
+def test_levels_mean_the_same_in_every_dtype(binarization: str, dtype: type) -> None:
+    expected = make_dataset(binarization)
+    max_level = 255 if np.issubdtype(dtype, np.floating) else None
+    levels = expected.intensities.astype(dtype)
+    dataset = Dataset("random", "train", levels, binarization, 0, max_level)
+    assert dataset.max_level == 255
+    assert dataset.describe() == expected.describe()
+    assert dataset.to_dict() == expected.to_dict()
+    np.testing.assert_array_equal(
+        dataset.observations(draw_seed=2), expected.observations(draw_seed=2), strict=True
+    )
+    assert_same_epochs(
+        epochs(dataset.batches(16, seed=1), 1), epochs(expected.batches(16, seed=1), 1)
+    )
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+def test_other_levels_are_said_by_an_argument(binarization: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 17, (50, 8), np.uint8)
+    with pytest.raises(ValueError, match=r"from 0 to 16, which leaves open.*max_level=16 .*=255 "):
+        Dataset("mine", "train", levels, binarization, 0)
+    dataset = Dataset("mine", "train", levels, binarization, 0, max_level=16)
+    expected = Dataset("mine", "train", levels / np.float32(16), binarization, 0)
+    np.testing.assert_array_equal(
+        dataset.observations(draw_seed=0), expected.observations(draw_seed=0)
+    )
+    assert dataset.describe().endswith("level 16 is intensity 1")
+
+
+def test_a_part_of_a_data_set_keeps_what_was_decided_for_all() -> None:
+    levels = np.array([[0, 1], [1, 1], [7, 255]], np.uint8)
+    whole = Dataset("mine", "train", levels, "none", 0)
+    dark = dataclasses.replace(whole, split="train[:2]", intensities=whole.intensities[:2])
+    np.testing.assert_array_equal(dark.observations(), levels[:2] / np.float32(255))
+    np.testing.assert_array_equal(whole[:2], dark.observations())
+    for batch, rows in zip(whole.batches(2), (levels[:2], levels[2:]), strict=True):
+        np.testing.assert_array_equal(batch, rows / np.float32(255))
+    dark = Dataset("mine", "train", levels[:2], "none", 0, max_level=255)
+    np.testing.assert_array_equal(dark.observations(), levels[:2] / np.float32(255))
+
+
+# Parts of splits
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train[:500]", slice(500)),
+        ("train[500:]", slice(500, None)),
+        ("train[1000:2_100]", slice(1000, 2100)),  # over the edges of two blocks
+        ("train[1024:1025]", slice(1024, 1025)),
+        ("train[:-7]", slice(-7)),
+        ("train[:10%]", slice(300)),
+    ],
+)
+@pytest.mark.parametrize("binarization", ["fixed", "stochastic"])
+def test_a_part_has_the_draws_of_its_rows(split: str, rows: slice, binarization: str) -> None:
+    whole = make_dataset(binarization, 3000)
+    part = Dataset("random", split, whole.intensities[rows], binarization, 0)
+    np.testing.assert_array_equal(
+        part.observations(draw_seed=4), whole.observations(draw_seed=4)[rows]
+    )
+    assert "draws of its own" not in part.describe(draw_seed=4)
+
+
+@pytest.mark.parametrize("split", ["train[10%:]", "train[-500:]", "train+test", "train[:9]+test"])
+def test_other_parts_say_that_their_draws_are_their_own(split: str) -> None:
+    p = make_dataset("none").observations()
+    part = Dataset("random", split, make_dataset("none").intensities, "fixed", 0)
+    assert_unrelated(make_dataset("fixed").observations(), part.observations(), p)
+    own = "draws of its own, not those of a whole split"
+    assert f"(seed 0, {own})" in part.describe()
+    stochastic = dataclasses.replace(part, binarization="stochastic")
+    assert f"(seed 0, draw 2, {own})" in stochastic.describe(draw_seed=2)
+    for text in (
+        stochastic.describe(),
+        dataclasses.replace(part, binarization="threshold").describe(),
+    ):
+        assert own not in text
+
+
+def test_epochs_of_two_parts_share_no_noise() -> None:
+    half = np.full((400, 30), 0.5, np.float32)
+    first, second = (
+        epochs(Dataset("mine", split, half, "stochastic", 0).batches(400, seed=0), 1)[0][0]
+        for split in ("train[:400]", "train[400:]")
+    )
+    assert_unrelated(first, second, half)
 
 
 def test_bad_fields_are_refused() -> None:

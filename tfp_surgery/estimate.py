@@ -8,6 +8,8 @@ import statistics
 
 import numpy as np
 
+from tfp_surgery import arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -86,6 +88,7 @@ def stratified_estimate(values: np.ndarray, population_size: int) -> Estimate:
 
     William G. Cochran. Sampling Techniques, third edition. Wiley, 1977.
     """
+    arrays.reject_missing("values", values)
     values = np.asarray(values, np.float64)
     num_samples, num_strata = values.shape
     fraction = num_strata / population_size
@@ -107,6 +110,7 @@ def exact_strata_estimate(values: np.ndarray, population_size: int) -> Estimate:
     Returns:
       The `Estimate`, with standard error 0 where Q = N.
     """
+    arrays.reject_missing("values", values)
     values = np.asarray(values, np.float64)
     num_strata = values.size
     variance = 0.0

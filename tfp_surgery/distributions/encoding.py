@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import arrays, checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 
@@ -50,6 +50,9 @@ def _observations(x: Any) -> Any:
         return x.observations()
     if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
         return checks.check_observations(x)
+    hint = arrays.way_out("x", x)
+    if hint:  # tensors too are sparse or ragged
+        raise TypeError(f"x must be a dense Tensor, got a {type(x).__name__}. {hint}")
     x = tf.convert_to_tensor(x)
     if not tf.is_symbolic_tensor(x):
         checks.check_observations(x)

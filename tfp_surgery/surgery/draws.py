@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tfp_surgery import arrays
+
 
 def checked_draws(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Returns log densities as float64, once they are known to be finite.
@@ -19,8 +21,9 @@ def checked_draws(name: str, values: Any, shape: tuple[int, ...] | None = None) 
       The values, float64.
 
     Raises:
-      ValueError: If the shape is another, or a value is not finite.
+      ValueError: If the shape is another, or a value is masked or not finite.
     """
+    arrays.reject_missing(name, values)
     draws: np.ndarray = np.asarray(values, np.float64)
     if shape is not None and draws.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(draws.shape)}.")
