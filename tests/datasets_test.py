@@ -10,34 +10,15 @@ import pytest
 import tensorflow as tf
 
 from tests.testing.bernoulli import STANDARD_ERRORS, assert_bernoulli
+from tests.testing.image_sets import (
+    assert_same_epochs,
+    assert_unrelated,
+    epochs,
+    make_dataset,
+    numbered,
+)
 from tfp_surgery import dataset_draws
 from tfp_surgery.datasets import BINARIZATIONS, Dataset
-
-
-def make_dataset(
-    binarization: str, num_observations: int = 50, *, split: str = "train", seed: int = 0
-) -> Dataset:
-    levels = np.random.default_rng(7).integers(0, 256, (num_observations, 4, 3, 1), np.uint8)
-    return Dataset("random", split, levels, binarization, seed)
-
-
-def numbered(num_observations: int, binarization: str = "none") -> Dataset:
-    """Observation n is the one number n / 1024, exact in float32."""
-    intensities = np.arange(num_observations, dtype=np.float32)[:, np.newaxis] / 1024
-    return Dataset("numbered", "train", intensities, binarization, 0)
-
-
-def epochs(pipeline: tf.data.Dataset, count: int) -> list[list[np.ndarray]]:
-    return [list(pipeline.as_numpy_iterator()) for _ in range(count)]
-
-
-def assert_same_epochs(a: list[list[np.ndarray]], b: list[list[np.ndarray]]) -> None:
-    assert len(a) == len(b)
-    for epoch_a, epoch_b in zip(a, b, strict=True):
-        assert len(epoch_a) == len(epoch_b)
-        for batch_a, batch_b in zip(epoch_a, epoch_b, strict=True):
-            np.testing.assert_array_equal(batch_a, batch_b)
-
 
 # Binarization
 
@@ -95,13 +76,6 @@ def test_fixed_draw_is_one_per_seed_and_split() -> None:
     for other in (make_dataset("fixed", seed=1), make_dataset("fixed", split="test")):
         np.testing.assert_array_equal(other.intensities, make_dataset("fixed").intensities)
         assert_unrelated(x, other.observations(), other.intensities / 255)
-
-
-def assert_unrelated(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> None:
-    """Independent draws disagree with probability 2 p (1 - p) at each pixel."""
-    disagree = 2 * p * (1 - p)
-    error = np.sqrt(np.sum(disagree * (1 - disagree)))
-    assert abs(np.sum(a != b) - np.sum(disagree)) < STANDARD_ERRORS * error
 
 
 def test_stochastic_draws_are_named_by_their_seed() -> None:
@@ -208,117 +182,6 @@ def test_bad_intensities_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Dataset("mine", "train", intensities, "none", 0)
-
-
-# Levels
-
-
-BITS = np.random.default_rng(3).integers(0, 2, (60, 4, 1), np.uint8)
-
-
-@pytest.mark.parametrize("binarization", BINARIZATIONS)
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float32, np.float64])
-def test_images_of_0_and_1_are_themselves(binarization: str, dtype: type) -> None:
-    """As dSprites and binarized MNIST are stored, whatever the dtype."""
-    dataset = Dataset("mine", "train", BITS.astype(dtype), binarization, 0)
-    np.testing.assert_array_equal(dataset.observations(draw_seed=1), BITS)
-    assert dataset.max_level == 1
-    is_float = np.issubdtype(dtype, np.floating)
-    assert dataset.describe(draw_seed=1).endswith("levels 0 and 1") != is_float
-    (batch,) = next(iter(epochs(dataset.batches(60, seed=0), 1)))
-    assert batch.mean() == pytest.approx(BITS.mean(), rel=1e-6)
-
-
-@pytest.mark.parametrize("binarization", BINARIZATIONS)
-@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32, np.float64])
-def test_levels_mean_the_same_in_every_dtype(binarization: str, dtype: type) -> None:
-    expected = make_dataset(binarization)
-    max_level = 255 if np.issubdtype(dtype, np.floating) else None
-    levels = expected.intensities.astype(dtype)
-    dataset = Dataset("random", "train", levels, binarization, 0, max_level)
-    assert dataset.max_level == 255
-    assert dataset.describe() == expected.describe()
-    assert dataset.to_dict() == expected.to_dict()
-    np.testing.assert_array_equal(
-        dataset.observations(draw_seed=2), expected.observations(draw_seed=2), strict=True
-    )
-    assert_same_epochs(
-        epochs(dataset.batches(16, seed=1), 1), epochs(expected.batches(16, seed=1), 1)
-    )
-
-
-@pytest.mark.parametrize("binarization", BINARIZATIONS)
-def test_other_levels_are_said_by_an_argument(binarization: str) -> None:
-    levels = np.random.default_rng(0).integers(0, 17, (50, 8), np.uint8)
-    with pytest.raises(ValueError, match=r"from 0 to 16, which leaves open.*max_level=16 .*=255 "):
-        Dataset("mine", "train", levels, binarization, 0)
-    dataset = Dataset("mine", "train", levels, binarization, 0, max_level=16)
-    expected = Dataset("mine", "train", levels / np.float32(16), binarization, 0)
-    np.testing.assert_array_equal(
-        dataset.observations(draw_seed=0), expected.observations(draw_seed=0)
-    )
-    assert dataset.describe().endswith("level 16 is intensity 1")
-
-
-def test_a_part_of_a_data_set_keeps_what_was_decided_for_all() -> None:
-    levels = np.array([[0, 1], [1, 1], [7, 255]], np.uint8)
-    whole = Dataset("mine", "train", levels, "none", 0)
-    dark = dataclasses.replace(whole, split="train[:2]", intensities=whole.intensities[:2])
-    np.testing.assert_array_equal(dark.observations(), levels[:2] / np.float32(255))
-    np.testing.assert_array_equal(whole[:2], dark.observations())
-    for batch, rows in zip(whole.batches(2), (levels[:2], levels[2:]), strict=True):
-        np.testing.assert_array_equal(batch, rows / np.float32(255))
-    dark = Dataset("mine", "train", levels[:2], "none", 0, max_level=255)
-    np.testing.assert_array_equal(dark.observations(), levels[:2] / np.float32(255))
-
-
-# Parts of splits
-
-
-@pytest.mark.parametrize(
-    ("split", "rows"),
-    [
-        ("train[:500]", slice(500)),
-        ("train[500:]", slice(500, None)),
-        ("train[1000:2_100]", slice(1000, 2100)),  # over the edges of two blocks
-        ("train[1024:1025]", slice(1024, 1025)),
-        ("train[:-7]", slice(-7)),
-        ("train[:10%]", slice(300)),
-    ],
-)
-@pytest.mark.parametrize("binarization", ["fixed", "stochastic"])
-def test_a_part_has_the_draws_of_its_rows(split: str, rows: slice, binarization: str) -> None:
-    whole = make_dataset(binarization, 3000)
-    part = Dataset("random", split, whole.intensities[rows], binarization, 0)
-    np.testing.assert_array_equal(
-        part.observations(draw_seed=4), whole.observations(draw_seed=4)[rows]
-    )
-    assert "draws of its own" not in part.describe(draw_seed=4)
-
-
-@pytest.mark.parametrize("split", ["train[10%:]", "train[-500:]", "train+test", "train[:9]+test"])
-def test_other_parts_say_that_their_draws_are_their_own(split: str) -> None:
-    p = make_dataset("none").observations()
-    part = Dataset("random", split, make_dataset("none").intensities, "fixed", 0)
-    assert_unrelated(make_dataset("fixed").observations(), part.observations(), p)
-    own = "draws of its own, not those of a whole split"
-    assert f"(seed 0, {own})" in part.describe()
-    stochastic = dataclasses.replace(part, binarization="stochastic")
-    assert f"(seed 0, draw 2, {own})" in stochastic.describe(draw_seed=2)
-    for text in (
-        stochastic.describe(),
-        dataclasses.replace(part, binarization="threshold").describe(),
-    ):
-        assert own not in text
-
-
-def test_epochs_of_two_parts_share_no_noise() -> None:
-    half = np.full((400, 30), 0.5, np.float32)
-    first, second = (
-        epochs(Dataset("mine", split, half, "stochastic", 0).batches(400, seed=0), 1)[0][0]
-        for split in ("train[:400]", "train[400:]")
-    )
-    assert_unrelated(first, second, half)
 
 
 def test_bad_fields_are_refused() -> None:

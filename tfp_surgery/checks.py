@@ -213,9 +213,21 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
             f"shape {_list(prior_event)}."
         )
     if prior.dtype != posterior.dtype:
+        way_out = ""
+        if {prior.dtype, posterior.dtype} & {tf.float16, tf.bfloat16}:
+            way_out = (
+                " Densities are measured in float32 or wider: give the distributions of encoder "
+                "and prior alike float32 parameters, tf.cast(..., tf.float32), whatever the "
+                "networks compute in."
+            )
+        elif posterior.dtype == tf.float64:
+            way_out = (
+                " Observations in float64 may have made it so, then x.astype('float32') is the way "
+                "out; or give the prior float64 parameters."
+            )
         raise ValueError(
             f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
-            f"the encoder's {posterior.name} has {posterior.dtype.name}."
+            f"the encoder's {posterior.name} has {posterior.dtype.name}.{way_out}"
         )
     return prior
 

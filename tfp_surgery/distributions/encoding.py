@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import arrays, checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.network_dtypes import dtype_hint
 
 tfd = tfp.distributions
 
@@ -39,9 +40,19 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     parts = []
     for start in range(0, x.shape[0], batch_size):
         batch = tf.convert_to_tensor(x[start : start + batch_size])
-        posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
+        posterior = checks.check_encoder_output(_encoded(encoder, batch), batch.shape[0])
         parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
     return components_lib.concatenate(parts)
+
+
+def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> Any:
+    try:
+        return encoder(batch)
+    except Exception as error:
+        hint = dtype_hint("encoder", encoder, batch)
+        if not hint:
+            raise
+        raise ValueError(f"the encoder failed ({hint}): {error}") from error
 
 
 def _observations(x: Any) -> Any:

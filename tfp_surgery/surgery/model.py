@@ -13,6 +13,7 @@ from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.network_dtypes import dtype_hint
 
 tfd = tfp.distributions
 
@@ -73,9 +74,10 @@ def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
     try:
         return network(inputs)
     except Exception as error:
+        hint = dtype_hint(name, network, inputs)
         raise ValueError(
-            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}: "
-            f"{error}"
+            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}"
+            f"{f' ({hint})' if hint else ''}: {error}"
         ) from error
 
 
