@@ -157,6 +157,9 @@ def test_dataset_is_frozen() -> None:
     np.testing.assert_array_equal(dataset.observations(), np.full((3, 2), 0.25))
 
 
+MASKED: Any = np.ma  # whose functions have no types
+
+
 @pytest.mark.parametrize(
     ("intensities", "error", "message"),
     [
@@ -173,7 +176,7 @@ def test_dataset_is_frozen() -> None:
         (np.zeros((2, 2), [("red", np.uint8)]), TypeError, "structured_to_unstructured"),
         (np.zeros((2, 2), "datetime64[s]"), TypeError, "datetime64"),
         (np.zeros((2, 2), "timedelta64[s]"), TypeError, "timedelta64"),
-        (np.ma.masked_equal(np.eye(2), 0), ValueError, "2 of 4 .* masked.* 2 of 2 rows"),
+        (MASKED.masked_equal(np.eye(2), 0), ValueError, "2 of 4 .* masked.* 2 of 2 rows"),
         ([[0.5, 0.5]], TypeError, "numpy array, got list"),
     ],
 )

@@ -33,7 +33,7 @@ def test_images_of_0_and_1_are_themselves(binarization: str, dtype: type) -> Non
 def test_levels_mean_the_same_in_every_dtype(binarization: str, dtype: type) -> None:
     expected = make_dataset(binarization)
     max_level = 255 if np.issubdtype(dtype, np.floating) else None
-    levels = expected.intensities.astype(dtype)
+    levels: Any = expected.intensities.astype(dtype)
     dataset = Dataset("random", "train", levels, binarization, 0, max_level)
     assert dataset.max_level == 255
     assert dataset.describe() == expected.describe()

@@ -65,7 +65,7 @@ def reject_missing(name: str, value: Any) -> None:
       ValueError: if an entry is masked or missing.
     """
     if isinstance(value, np.ma.MaskedArray):
-        mask = np.ma.getmaskarray(value)
+        mask = np.broadcast_to(value.mask, value.shape)
     elif callable(getattr(value, "isna", None)):
         mask = np.asarray(value.isna(), bool)
     else:
