@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
 
+import tfp_surgery as tfs
 from tests.testing.image_sets import assert_same_epochs, epochs, make_dataset
 from tfp_surgery.datasets import BINARIZATIONS, Dataset
 from tfp_surgery.intensities import decided_max_level
+
+tfd = tfp.distributions
 
 BITS = np.random.default_rng(3).integers(0, 2, (60, 4, 1), np.uint8)
 
@@ -118,6 +125,41 @@ def test_levels_of_16_bits_keep_their_precision() -> None:
     levels = np.array([[0, 257, 65535]], np.uint16)
     dataset = Dataset("mine", "train", levels, "none", 0, max_level=65535)
     np.testing.assert_array_equal(dataset.observations(), levels / np.float32(65535))
+
+
+def test_intensities_are_not_divided_twice() -> None:
+    levels = make_dataset("none")
+    with pytest.raises(ValueError, match="so they are no levels up to 255: leave max_level out"):
+        dataclasses.replace(levels, intensities=levels.observations())
+    again = dataclasses.replace(levels, intensities=levels.observations(), max_level=None)
+    np.testing.assert_array_equal(again.observations(), levels.observations())
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 2), np.uint8)
+
+
+class Posterior(keras.layers.Layer):
+    """q(z|x) = N(x, I)."""
+
+    def call(self, x: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(x, tf.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        tfs.ElboSurgeryCallback,
+        lambda x: tfs.priors.ExemplarPrior(Posterior(), 2, x),
+        lambda x: tfs.priors.AggregatePrior(Posterior(), 2, x),
+    ],
+    ids=["callback", "ExemplarPrior", "AggregatePrior"],
+)
+def test_raw_levels_are_not_what_a_model_was_trained_on(take: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r"x holds uint8 levels up to \d+.*datasets\.Dataset"):
+        take(IMAGES)
+    for x in (IMAGES % 2, IMAGES.astype(np.int64), IMAGES / np.float32(255)):
+        take(x)
+    take(Dataset("mine", "train", IMAGES, "none", 0))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def read_tfds(
     low, high = levels.min(), levels.max()
     if max_level is None and high <= LARGEST_OF_SEVEN_BITS:
         # The split may be the dark part of a data set: they all decide.
-        low, high = _range_of_all(builder)
+        low, high = _range_of_all(builder, split, int(low), int(high))
     try:
         return levels, decided_max_level(levels.dtype, low, high, max_level)
     except ValueError as error:
@@ -99,11 +99,15 @@ def _batches(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[np.ndarr
         yield batch["image"]
 
 
-def _range_of_all(builder: tfds.core.DatasetBuilder) -> tuple[int, int]:
-    """The smallest and largest level of all splits, or of as many images as show 8 bits."""
-    low, high = 255, 0
+def _range_of_all(
+    builder: tfds.core.DatasetBuilder, known: str, low: int, high: int
+) -> tuple[int, int]:
+    """The smallest and largest level of all splits, or of as many images as show 8 bits.
+
+    That of the split `known` is given.
+    """
     for split, info in builder.info.splits.items():
-        if info.num_examples:
+        if info.num_examples and split != known:
             for images in _batches(builder, split):
                 low, high = min(low, int(images.min())), max(high, int(images.max()))
                 if high > LARGEST_OF_SEVEN_BITS:

@@ -109,6 +109,11 @@ def checked_images(given: Any, max_level: int | None) -> tuple[np.ndarray, int]:
             f"one event dimension, none of them 0; got {list(images.shape)}."
         )
     level = decided_max_level(images.dtype, images.min(), images.max(), max_level)
+    if level > 1 and images.max() <= 1 and not np.array_equal(images, np.round(images)):
+        raise ValueError(
+            f"intensities hold fractions up to {images.max():g}, so they are no levels up to "
+            f"{level}: leave max_level out (None)."
+        )
     is_integer = np.issubdtype(images.dtype, np.integer) and level <= _LARGEST_BYTE
     kept = np.uint8 if is_integer or images.dtype == np.bool_ else np.float32
     images = np.asarray(images, kept)
@@ -116,6 +121,26 @@ def checked_images(given: Any, max_level: int | None) -> tuple[np.ndarray, int]:
         images = np.array(images)
         images.flags.writeable = False
     return images, level
+
+
+def reject_raw_levels(x: np.ndarray, name: str = "x") -> None:
+    """Raises for bytes above 1, where a model that was trained on floats is to see them.
+
+    `fit` takes floats alone; images as they are stored would be another data set to the model.
+
+    Args:
+      x: observations.
+      name: what they are called, for the message.
+
+    Raises:
+      ValueError: if they are uint8 and one is above 1.
+    """
+    if x.dtype == np.uint8 and x.max() > 1:
+        raise ValueError(
+            f"{name} holds uint8 levels up to {x.max()}, and a model is trained on floats: hand in "
+            "what it was trained on, a tfp_surgery.datasets.Dataset or an array scaled alike "
+            f"({name}.astype('float32') if it sees the levels as they are)."
+        )
 
 
 def described_levels(images: np.ndarray, max_level: int) -> str:

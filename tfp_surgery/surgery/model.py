@@ -25,7 +25,10 @@ def observations_of(x: Any, seed: int) -> tuple[np.ndarray, str]:
         draw_seed = seed if stochastic else None
         return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
     x = checks.check_observations(x)
-    return x, f"an array, N = {len(x)}, binarization not stated"
+    levels = ""
+    if np.issubdtype(x.dtype, np.integer):
+        levels = f", {x.dtype} from {x.min()} to {x.max()} taken as they are"
+    return x, f"an array, N = {len(x)}{levels}, binarization not stated"
 
 
 def check_model(
