@@ -139,6 +139,17 @@ def test_a_prior_covers_the_codes() -> None:
         checks.check_prior(tfd.Normal([0.0, 0.0], 1.0), diag([3]))
 
 
+@pytest.mark.parametrize("half", [tf.float16, tf.bfloat16])
+def test_a_prior_of_another_dtype_is_refused_with_the_way_out(half: tf.DType) -> None:
+    with pytest.raises(ValueError, match=r"has float32\..*alike float32 parameters, tf\.cast"):
+        checks.check_prior(tfd.MultivariateNormalDiag(tf.zeros(2, half)), diag([3]))
+    wide = tfd.MultivariateNormalDiag(np.zeros([3, 2]))
+    with pytest.raises(ValueError, match=r"has float64\..*x\.astype\('float32'\)"):
+        checks.check_prior(diag([]), wide)
+    with pytest.raises(ValueError, match=r"has float32\.$"):
+        checks.check_prior(tfd.MultivariateNormalDiag(np.zeros(2)), diag([3]))
+
+
 LEVELS = tf.range(17, dtype=tf.float32) / 16
 
 

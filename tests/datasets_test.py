@@ -10,34 +10,15 @@ import pytest
 import tensorflow as tf
 
 from tests.testing.bernoulli import STANDARD_ERRORS, assert_bernoulli
-from tfp_surgery import datasets
+from tests.testing.image_sets import (
+    assert_same_epochs,
+    assert_unrelated,
+    epochs,
+    make_dataset,
+    numbered,
+)
+from tfp_surgery import dataset_draws
 from tfp_surgery.datasets import BINARIZATIONS, Dataset
-
-
-def make_dataset(
-    binarization: str, num_observations: int = 50, *, split: str = "train", seed: int = 0
-) -> Dataset:
-    levels = np.random.default_rng(7).integers(0, 256, (num_observations, 4, 3, 1), np.uint8)
-    return Dataset("random", split, levels, binarization, seed)
-
-
-def numbered(num_observations: int, binarization: str = "none") -> Dataset:
-    """Observation n is the one number n / 1024, exact in float32."""
-    intensities = np.arange(num_observations, dtype=np.float32)[:, np.newaxis] / 1024
-    return Dataset("numbered", "train", intensities, binarization, 0)
-
-
-def epochs(pipeline: tf.data.Dataset, count: int) -> list[list[np.ndarray]]:
-    return [list(pipeline.as_numpy_iterator()) for _ in range(count)]
-
-
-def assert_same_epochs(a: list[list[np.ndarray]], b: list[list[np.ndarray]]) -> None:
-    assert len(a) == len(b)
-    for epoch_a, epoch_b in zip(a, b, strict=True):
-        assert len(epoch_a) == len(epoch_b)
-        for batch_a, batch_b in zip(epoch_a, epoch_b, strict=True):
-            np.testing.assert_array_equal(batch_a, batch_b)
-
 
 # Binarization
 
@@ -97,13 +78,6 @@ def test_fixed_draw_is_one_per_seed_and_split() -> None:
         assert_unrelated(x, other.observations(), other.intensities / 255)
 
 
-def assert_unrelated(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> None:
-    """Independent draws disagree with probability 2 p (1 - p) at each pixel."""
-    disagree = 2 * p * (1 - p)
-    error = np.sqrt(np.sum(disagree * (1 - disagree)))
-    assert abs(np.sum(a != b) - np.sum(disagree)) < STANDARD_ERRORS * error
-
-
 def test_stochastic_draws_are_named_by_their_seed() -> None:
     dataset = make_dataset("stochastic")
     x = dataset.observations(draw_seed=3)
@@ -115,7 +89,7 @@ def test_stochastic_draws_are_named_by_their_seed() -> None:
 
 
 def test_blocks_of_a_draw_are_unrelated() -> None:
-    half = np.full((2 * datasets._DRAW_BLOCK, 5), 0.5, np.float32)
+    half = np.full((2 * dataset_draws.BLOCK, 5), 0.5, np.float32)
     x = Dataset("mine", "train", half, "fixed", 0).observations()
     first, second = np.split(x, 2)
     assert_unrelated(first, second, half[: len(first)])
@@ -151,11 +125,13 @@ def test_description_and_dict() -> None:
     dataset = make_dataset("fixed", seed=5)
     assert dataset.num_observations == len(dataset) == 50
     assert dataset.event_shape == (4, 3, 1)
-    assert dataset.describe() == "random/train, N = 50, binarization fixed (seed 5)"
-    assert make_dataset("none").describe() == "random/train, N = 50, binarization none"
+    levels = ", level 255 is intensity 1"
+    assert dataset.describe() == f"random/train, N = 50, binarization fixed (seed 5){levels}"
+    assert make_dataset("none").describe() == f"random/train, N = 50, binarization none{levels}"
     stochastic = make_dataset("stochastic")
-    assert stochastic.describe().endswith("stochastic (seed 0, a new draw each epoch)")
-    assert stochastic.describe(draw_seed=8).endswith("stochastic (seed 0, draw 8)")
+    assert stochastic.describe().endswith(f"stochastic (seed 0, a new draw each epoch){levels}")
+    assert stochastic.describe(draw_seed=8).endswith(f"stochastic (seed 0, draw 8){levels}")
+    assert numbered(3, "fixed").describe() == "numbered/train, N = 3, binarization fixed (seed 0)"
     assert json.loads(json.dumps(dataset.to_dict())) == {
         "name": "random",
         "split": "train",
@@ -163,6 +139,7 @@ def test_description_and_dict() -> None:
         "event_shape": [4, 3, 1],
         "binarization": "fixed",
         "seed": 5,
+        "max_level": 255,
     }
 
 
@@ -180,6 +157,9 @@ def test_dataset_is_frozen() -> None:
     np.testing.assert_array_equal(dataset.observations(), np.full((3, 2), 0.25))
 
 
+MASKED: Any = np.ma  # whose functions have no types
+
+
 @pytest.mark.parametrize(
     ("intensities", "error", "message"),
     [
@@ -190,8 +170,13 @@ def test_dataset_is_frozen() -> None:
         (np.array([[0.5, np.inf]]), ValueError, "finite"),
         (np.array([[0.5, 1.5]]), ValueError, r"\[0, 1\].*0\.5 to 1\.5"),
         (np.array([[-0.5, 0.5]]), ValueError, r"\[0, 1\]"),
-        (np.zeros((2, 2), np.int64), TypeError, "int64"),
-        (np.zeros((2, 2), bool), TypeError, "bool"),
+        (np.zeros((2, 2), complex), TypeError, "complex"),
+        (np.array([["a", "b"]]), TypeError, "dtype <U1"),
+        (np.array([[None, 1.0]]), TypeError, "none is None"),
+        (np.zeros((2, 2), [("red", np.uint8)]), TypeError, "structured_to_unstructured"),
+        (np.zeros((2, 2), "datetime64[s]"), TypeError, "datetime64"),
+        (np.zeros((2, 2), "timedelta64[s]"), TypeError, "timedelta64"),
+        (MASKED.masked_equal(np.eye(2), 0), ValueError, "2 of 4 .* masked.* 2 of 2 rows"),
         ([[0.5, 0.5]], TypeError, "numpy array, got list"),
     ],
 )

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ def test_digits_errors() -> None:
         datasets.load("digits", binarization="static")
     with pytest.raises(TypeError, match="seed must be an integer"):
         datasets.load("digits", binarization="fixed", seed="0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_level is 16, got 255"):
+        datasets.load("digits", binarization="fixed", max_level=255)
     with pytest.raises(FileNotFoundError, match="manual_dir '/no/such' is not an existing folder"):
         datasets.load("digits", binarization="fixed", manual_dir="/no/such")
 
@@ -70,6 +73,25 @@ class SurgeryTestDots(tfds.core.GeneratorBasedBuilder, skip_registration=AS_SCRI
             image = np.zeros((4, 5, 1), np.uint8)
             image.flat[place] = 1
             yield place, {"image": image, "place": place}
+
+
+class SurgeryTestDark(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+    """Images of 8 bits whose "train" holds the levels 0 and 1 alone."""
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        bright = ((place, self._bright(image)) for place, image in self._generate_examples(3))
+        return {"train": self._generate_examples(5), "validation": bright}
+
+    def _bright(self, example: dict[str, Any]) -> dict[str, Any]:
+        return {**example, "image": example["image"] * np.uint8(200)}
+
+
+class SurgeryTestFourBits(SurgeryTestDark, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+    """Images of the levels 0 to 15."""
+
+    def _bright(self, example: dict[str, Any]) -> dict[str, Any]:
+        return {**example, "image": example["image"] * np.uint8(15)}
 
 
 class SurgeryTestMixedSizes(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
@@ -107,12 +129,53 @@ def test_tfds_images_arrive_whole(
     np.testing.assert_array_equal(x.sum(axis=0).ravel(), np.arange(20) < 11)
     part = datasets.load("surgery_test_dots", "train[:4]", binarization="none", data_dir=dots_dir)
     np.testing.assert_array_equal(part.observations(), x[:4])
-    assert part.describe() == "surgery_test_dots/train[:4], N = 4, binarization none"
+    assert (
+        part.describe() == "surgery_test_dots/train[:4], N = 4, binarization none, levels 0 and 1"
+    )
+    assert part.max_level == 1
     validation = datasets.load(
         "surgery_test_dots", "validation", binarization="fixed", data_dir=dots_dir
     )
     assert len(validation) == 2
     assert "examples" not in capfd.readouterr().out
+
+
+def test_levels_are_decided_by_the_whole_data_set(tmp_path: pathlib.Path) -> None:
+    """A dark split, or a part of one, is not taken for a binary data set."""
+    for split in ("train", "train[:1]", "validation", "train+validation"):
+        dark = datasets.load("surgery_test_dark", split, binarization="none", data_dir=tmp_path)
+        assert dark.max_level == 255
+        assert dark.describe().endswith("level 255 is intensity 1")
+        highest = 200 if "validation" in split else 1
+        assert dark.observations().max() == np.float32(highest) / np.float32(255)
+    message = "surgery_test_four_bits: the levels go from 0 to 15, .*max_level=15"
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match=message):
+            datasets.load("surgery_test_four_bits", split, binarization="none", data_dir=tmp_path)
+        four_bits = datasets.load(
+            "surgery_test_four_bits",
+            split,
+            binarization="none",
+            data_dir=tmp_path,
+            max_level=15,
+        )
+        highest = 15 if split == "validation" else 1
+        assert four_bits.observations().max() == np.float32(highest) / np.float32(15)
+    with pytest.raises(ValueError, match=r"levels must be in \[0, 15\].* to 200"):
+        datasets.load(
+            "surgery_test_dark",
+            "validation",
+            binarization="none",
+            data_dir=tmp_path,
+            max_level=15,
+        )
+
+
+def test_fixed_bits_of_the_digits_stay_what_they_are() -> None:
+    """The numbers of the README rest on them."""
+    for split, checksum in (("train", 367737035), ("test", 134990217)):
+        x = datasets.load("digits", split, binarization="fixed").observations()
+        assert zlib.crc32(np.packbits(x.astype(bool)).tobytes()) == checksum
 
 
 def test_tfds_split_errors(dots_dir: pathlib.Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.arrays import checked_numbers
+
 tfd = tfp.distributions
 
 MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
@@ -27,43 +29,34 @@ MIXTURES = plain_class(tfd.MixtureSameFamily)
 _SUPPORT_BLOCK = 8192
 
 
-def check_observations(x: Any) -> np.ndarray:
-    """Checks that `x` can be a data set: numeric, at least rank 1, not empty, finite.
+def check_observations(x: Any, name: str = "x") -> np.ndarray:
+    """Checks that `x` can be a data set: one array of numbers, whole, not empty, finite.
 
     Args:
       x: array-like of shape `[N, *event_shape]` (NumPy array, eager Tensor, nested lists).
+      name: what it is called, for the message.
 
     Returns:
       `x` as a NumPy array, not copied where it already is one.
 
     Raises:
-      TypeError: if `x` is no array of numbers.
-      ValueError: if `x` is a scalar, has no elements, or holds NaN or infinity.
+      TypeError: if `x` is no array of numbers; see `arrays.checked_numbers`.
+      ValueError: if `x` is a scalar, has no elements, has masked or missing values, or holds NaN
+        or infinity.
     """
-    given = type(x).__name__
-    try:
-        # Lists of Python numbers become float32, as TensorFlow makes them.
-        array: np.ndarray = np.asarray(x, np.float32 if isinstance(x, (list, tuple)) else None)
-    except (TypeError, ValueError) as error:  # ragged nested lists
-        raise TypeError(
-            f"x must be an array of numbers of shape [N, ...], got a {given}: {error}"
-        ) from error
-    kinds = (np.floating, np.integer, np.bool_, tf.bfloat16.as_numpy_dtype)
-    if not any(np.issubdtype(array.dtype, kind) for kind in kinds):
-        raise TypeError(
-            f"x must be an array of numbers of shape [N, ...], got a {given} of dtype "
-            f"{array.dtype}."
-        )
+    array = checked_numbers(name, x)
     if array.ndim == 0:
-        raise ValueError("x must have shape [N, ...] with one row an observation, got a scalar.")
+        raise ValueError(
+            f"{name} must have shape [N, ...] with one row an observation, got a scalar."
+        )
     if array.size == 0:
-        raise ValueError(f"x holds no observations: its shape is {list(array.shape)}.")
+        raise ValueError(f"{name} holds no observations: its shape is {list(array.shape)}.")
     # The extremes carry NaN and infinity, and cost no mask of the size of x.
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
         finite = np.isfinite(array)
         bad = np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))  # [N, size of event]
         raise ValueError(
-            f"x must be finite, but {np.sum(~finite)} of its values are NaN or infinite, in "
+            f"{name} must be finite, but {np.sum(~finite)} of its values are NaN or infinite, in "
             f"{bad.size} of {len(array)} observations (the first at index {bad[0]})."
         )
     return array
@@ -220,9 +213,21 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
             f"shape {_list(prior_event)}."
         )
     if prior.dtype != posterior.dtype:
+        way_out = ""
+        if {prior.dtype, posterior.dtype} & {tf.float16, tf.bfloat16}:
+            way_out = (
+                " Densities are measured in float32 or wider: give the distributions of encoder "
+                "and prior alike float32 parameters, tf.cast(..., tf.float32), whatever the "
+                "networks compute in."
+            )
+        elif posterior.dtype == tf.float64:
+            way_out = (
+                " Observations in float64 may have made it so, then x.astype('float32') is the way "
+                "out; or give the prior float64 parameters."
+            )
         raise ValueError(
             f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
-            f"the encoder's {posterior.name} has {posterior.dtype.name}."
+            f"the encoder's {posterior.name} has {posterior.dtype.name}.{way_out}"
         )
     return prior
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import operator
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_surgery import dataset_draws as draws
 from tfp_surgery import image_files
+from tfp_surgery.arrays import reject_missing
 from tfp_surgery.checks import MAX_SEED, checked_integer
+from tfp_surgery.intensities import checked_images, described_levels
 
 BINARIZATIONS = ("stochastic", "fixed", "threshold", "none")
-
-_DRAW_BLOCK = 1024
-
-# Part of the entropy behind each use of a seed: uses that share the user's seed stay unrelated.
-_FIXED_DRAW, _STATED_DRAW, _EPOCH_DRAW, _ORDER = range(4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,20 +34,31 @@ class Dataset:
     * `"threshold"`: 1 where p > 0.5, else 0;
     * `"none"`: p itself, for real-valued likelihoods.
 
-    Draws are stateless: the same fields give the same bits in every process.
+    Draws are stateless: the same fields give the same bits in every process. The fixed draw and
+    the stated ones of a part of a split whose first row its name tells, as `"train[:500]"` and
+    `"train[500:]"` do, are those of the same rows of the whole split; parts in other words
+    (`"train[10%:]"`, `"train+test"`) have draws of their own, and `describe` says so.
 
     Attributes:
         name: name of the data set, such as `"mnist"`.
         split: name of the split, such as `"train"`. Two splits never share their draws.
-        intensities: `[N, *event_shape]`; uint8 levels (the intensity is level / 255) or floats in
-            [0, 1], kept as float32. The array is kept read-only; a writable one is copied.
+        intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
+            times the intensity. Any floats, integers or booleans are taken; they are kept as
+            float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
+            read-only; a writable one is copied.
         binarization: one of `BINARIZATIONS`.
         seed: integer in [0, 2**31) behind the fixed and stochastic draws.
+        max_level: the level that stands for intensity 1. None lets the values decide where they
+            can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
+            and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
+            127. Say it where the array is only a part of a data set: a dark part of 8-bit images
+            may hold 0 and 1 alone.
 
     Raises:
-        TypeError: if a field has the wrong type, or `intensities` is neither uint8 nor floating.
-        ValueError: if the intensities are empty, have no event dimension, are not finite or leave
-            [0, 1], or the binarization or the seed is not an accepted one.
+        TypeError: if a field has the wrong type, or `intensities` is no array of numbers.
+        ValueError: if the intensities are empty, have no event dimension, are masked or not
+            finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
+            the seed is not an accepted one.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Dataset:
     intensities: np.ndarray
     binarization: str
     seed: int
+    max_level: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields and makes the intensities read-only."""
@@ -65,7 +74,9 @@ class Dataset:
         _check_string("split", self.split)
         _check_binarization(self.binarization)
         object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, MAX_SEED))
-        object.__setattr__(self, "intensities", _checked_intensities(self.intensities))
+        images, max_level = checked_images(self.intensities, self.max_level)
+        object.__setattr__(self, "intensities", images)
+        object.__setattr__(self, "max_level", max_level)
 
     @property
     def num_observations(self) -> int:
@@ -95,14 +106,14 @@ class Dataset:
             ValueError: if the binarization is stochastic and `draw_seed` is None.
         """
         if self.binarization != "stochastic":
-            return _to_float32(self._stored, self._unit)
+            return np.asarray(self._stored, np.float32) / self._unit
         if draw_seed is None:
             raise ValueError(
                 f"{self.describe()} has no single set of observations: state the draw with "
                 "draw_seed=<integer>, so that whatever is computed from it can name it."
             )
         draw_seed = checked_integer("draw_seed", draw_seed, 0, MAX_SEED)
-        return self._draw(self._entropy(_STATED_DRAW, draw_seed)).astype(np.float32)
+        return self._draw(draws.STATED_DRAW, draw_seed).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         """The rows `observations()[indices]`, without making the others.
@@ -115,16 +126,17 @@ class Dataset:
 
         Raises:
             TypeError: if `indices` is a tuple: only observations are indexed.
-            ValueError: if the binarization is stochastic.
+            ValueError: if the binarization is stochastic, or `indices` has masked entries.
         """
         if isinstance(indices, tuple):
             raise TypeError(f"a Dataset is indexed by observation alone, got the tuple {indices}.")
+        reject_missing("indices", indices)
         if self.binarization == "stochastic":
             raise ValueError(
                 f"{self.describe()} cannot be indexed: its observations change from draw to draw; "
                 "index the array that observations(draw_seed=...) returns."
             )
-        return _to_float32(self._stored[indices], self._unit)
+        return np.asarray(self._stored[indices], np.float32) / self._unit
 
     def num_batches(self, batch_size: int) -> int:
         """Number of batches in one pass, the smaller last one included."""
@@ -174,6 +186,7 @@ class Dataset:
                 f"batches of {self.describe()} need seed=<integer>: each epoch is a draw from it."
             )
         num_observations, unit = self.num_observations, self._unit
+        draw_seed, split = self.seed, draws.of_name(self.split)
         stochastic = self.binarization == "stochastic"
         with tf.init_scope(), tf.device("CPU:0"):
             stored = tf.constant(self._stored)
@@ -182,8 +195,9 @@ class Dataset:
             epoch = next(epochs)
             order = np.arange(num_observations, dtype=np.int32)
             if seed is not None:
-                np.random.default_rng(_entropy(_ORDER, seed, epoch)).shuffle(order)
-            yield order, _keys(self._entropy(_EPOCH_DRAW, seed or 0, epoch), num_batches)
+                np.random.default_rng(draws.entropy(draws.ORDER, seed, epoch)).shuffle(order)
+            entropy = draws.entropy(draws.EPOCH_DRAW, draw_seed, split, seed or 0, epoch)
+            yield order, draws.keys(entropy, num_batches)
 
         def epoch_batches(order: tf.Tensor, keys: tf.Tensor) -> tf.data.Dataset:
             def batch(number: tf.Tensor) -> Any:
@@ -192,7 +206,7 @@ class Dataset:
                 x = tf.gather(stored, index)
                 x = tf.cast(x, tf.float32) / unit
                 if stochastic:
-                    x = tf.cast(_uniform(tf.shape(x), keys[number]) < x, tf.float32)
+                    x = tf.cast(draws.uniform(tf.shape(x), keys[number]) < x, tf.float32)
                 return {"x": x, "index": index} if indexed else x
 
             numbers = tf.data.Dataset.range(num_batches, output_type=tf.int32)
@@ -212,22 +226,30 @@ class Dataset:
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
     def describe(self, draw_seed: int | None = None) -> str:
-        """One line for tables and figures, e.g. `mnist/train, N = 60000, binarization threshold`.
+        """One line for tables and figures.
+
+        For example `mnist/train, N = 60000, binarization threshold, level 255 is intensity 1`.
 
         Args:
             draw_seed: the draw that a stochastic binarization was observed with, if one was.
 
         Returns:
-            The name, the split, N and the binarization with the seeds behind it.
+            The name, the split, N, the binarization with the seeds behind it, and the levels.
         """
-        seeds = {
-            "fixed": f" (seed {self.seed})",
-            "stochastic": f" (seed {self.seed}, "
-            + ("a new draw each epoch)" if draw_seed is None else f"draw {draw_seed})"),
-        }.get(self.binarization, "")
+        drawn = [f"seed {self.seed}"]
+        if self.binarization == "stochastic":
+            drawn.append("a new draw each epoch" if draw_seed is None else f"draw {draw_seed}")
+        is_one_draw = self.binarization == "fixed" or draw_seed is not None
+        if is_one_draw and draws.has_draws_of_its_own(self.split):
+            drawn.append("draws of its own, not those of a whole split")
+        parts = [self.binarization]
+        if self.binarization in ("fixed", "stochastic"):
+            parts = [f"{self.binarization} ({', '.join(drawn)})"]
+        levels = described_levels(self.intensities, self._max_level)
+        parts += [levels] if levels else []
         return (
             f"{self.name}/{self.split}, N = {self.num_observations}, "
-            f"binarization {self.binarization}{seeds}"
+            f"binarization {', '.join(parts)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,36 +261,33 @@ class Dataset:
             "event_shape": list(self.event_shape),
             "binarization": self.binarization,
             "seed": self.seed,
+            "max_level": self.max_level,
         }
 
-    def _entropy(self, use: int, *numbers: int) -> np.random.SeedSequence:
-        return _entropy(use, self.seed, zlib.crc32(self.split.encode()), *numbers)
+    def _draw(self, use: int, *numbers: int) -> np.ndarray:
+        split, first_row = draws.whole_split(self.split)
+        source = draws.entropy(use, self.seed, draws.of_name(split), *numbers)
+        return draws.bernoulli_rows(self.intensities, self._max_level, first_row, source)
 
-    def _draw(self, entropy: np.random.SeedSequence) -> np.ndarray:
-        """One Bernoulli draw as uint8, made a block of rows at a time to keep the uniforms few."""
-        draw = np.empty(self.intensities.shape, np.uint8)
-        starts = range(0, len(draw), _DRAW_BLOCK)
-        with tf.init_scope(), tf.device("CPU:0"):
-            for start, key in zip(starts, _keys(entropy, len(starts)), strict=True):
-                rows = slice(start, start + _DRAW_BLOCK)
-                p = _to_float32(self.intensities[rows], _unit_of(self.intensities))
-                draw[rows] = _uniform(p.shape, key).numpy() < p
-        return draw
+    @property
+    def _max_level(self) -> int:
+        # None is no more, once the fields have been checked.
+        return self.max_level or 1
 
     @functools.cached_property
     def _stored(self) -> np.ndarray:
         """Binary pixels as uint8 where they are settled, the intensities otherwise."""
         if self.binarization == "fixed":
-            return self._draw(self._entropy(_FIXED_DRAW))
+            return self._draw(draws.FIXED_DRAW)
         if self.binarization == "threshold":
-            return (self.intensities > 0.5 * _unit_of(self.intensities)).astype(np.uint8)
+            return (self.intensities > np.float32(0.5 * self._max_level)).astype(np.uint8)
         return self.intensities
 
     @property
     def _unit(self) -> np.float32:
         """The number in `_stored` that stands for 1."""
         settled = self.binarization in ("fixed", "threshold")
-        return np.float32(1) if settled else _unit_of(self.intensities)
+        return np.float32(1 if settled else self._max_level)
 
 
 def load(
@@ -279,6 +298,7 @@ def load(
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
+    max_level: int | None = None,
 ) -> Dataset:
     """Loads an image data set into memory.
 
@@ -288,8 +308,9 @@ def load(
     Datasets (`"mnist"`, `"fashion_mnist"`, `"omniglot"`, `"emnist/letters"`, ...) whose feature
     `"image"` is uint8 and of one size (H, W, C). TFDS prepares it in `data_dir` once, from files
     in `manual_dir` or from the network, verifies the checksums it has on record, and reads it
-    without the network from then on. Levels 0 and 1 alone, as in `"dsprites"`, count as the
-    intensities 0 and 1; otherwise the intensity is level / 255.
+    without the network from then on. Which of their levels is intensity 1 is decided as in
+    `Dataset`, by all splits of the data set together: to decide for a dark split, the others are
+    read too.
 
     Args:
         name: `"digits"` or the name of a TFDS data set.
@@ -299,14 +320,16 @@ def load(
         data_dir: folder of prepared TFDS data; None for TFDS's own default.
         manual_dir: folder with the original files under their original names, for machines
             without network.
+        max_level: the level that stands for intensity 1; see `Dataset`. The digits, whose
+            intensities are level / 16, do not use it.
 
     Returns:
         The `Dataset`.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if there is no such data set, split or binarization, or the data set does not
-            hold uint8 images of one size.
+        ValueError: if there is no such data set, split or binarization, if the data set does not
+            hold uint8 images of one size, or if its levels leave open which of them stands for 1.
         OSError: if `manual_dir` or a file in it is missing, a checksum does not match, the
             download fails, or `data_dir` cannot be used.
     """
@@ -317,11 +340,17 @@ def load(
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
     if name == "digits":
-        intensities = image_files.read_digits(split)
+        if max_level not in (None, 16):
+            raise ValueError(
+                f"the digits have the levels 0 to 16: max_level is 16, got {max_level}."
+            )
+        intensities, max_level = image_files.read_digits(split), None
     else:
-        intensities = image_files.read_tfds(name, split, data_dir, manual_dir)
+        if max_level is not None:
+            max_level = checked_integer("max_level", max_level, 1)
+        intensities, max_level = image_files.read_tfds(name, split, data_dir, manual_dir, max_level)
     intensities.flags.writeable = False
-    return Dataset(name, split, intensities, binarization, seed)
+    return Dataset(name, split, intensities, binarization, seed, max_level)
 
 
 def _check_string(name: str, value: Any) -> None:
@@ -336,56 +365,3 @@ def _check_binarization(binarization: Any) -> None:
         raise ValueError(
             f"binarization must be one of {', '.join(BINARIZATIONS)}, got {binarization!r}."
         )
-
-
-def _checked_intensities(given: Any) -> np.ndarray:
-    if not isinstance(given, np.ndarray):
-        raise TypeError(f"intensities must be a numpy array, got {type(given).__name__}.")
-    intensities: np.ndarray = given
-    if intensities.ndim < 2 or 0 in intensities.shape:
-        raise ValueError(
-            "intensities must have the shape [N, *event_shape] with at least one observation and "
-            f"one event dimension, none of them 0; got {list(intensities.shape)}."
-        )
-    if np.issubdtype(intensities.dtype, np.floating):
-        low, high = intensities.min(), intensities.max()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("intensities must be finite, got NaN or infinity.")
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"floating intensities must lie in [0, 1], got values from {low} to {high}."
-            )
-        intensities = np.asarray(intensities, np.float32)
-    elif intensities.dtype != np.uint8:
-        raise TypeError(
-            "intensities must be uint8 levels (0 to 255) or floats in [0, 1], got "
-            f"{intensities.dtype}."
-        )
-    if intensities.flags.writeable or not intensities.flags.owndata:
-        intensities = np.array(intensities)
-        intensities.flags.writeable = False
-    return intensities
-
-
-def _unit_of(intensities: np.ndarray) -> np.float32:
-    return np.float32(255 if intensities.dtype == np.uint8 else 1)
-
-
-def _to_float32(stored: np.ndarray, unit: np.float32) -> np.ndarray:
-    x: np.ndarray = np.asarray(stored, np.float32) / unit
-    return x
-
-
-def _entropy(use: int, *numbers: int) -> np.random.SeedSequence:
-    # A SeedSequence does not tell trailing zeros from nothing: the length goes in front.
-    return np.random.SeedSequence((use, len(numbers), *numbers))
-
-
-def _keys(entropy: np.random.SeedSequence, count: int) -> np.ndarray:
-    """Stateless seed pairs, int32 `[count, 2]`."""
-    return entropy.generate_state(2 * count, np.uint32).view(np.int32).reshape(count, 2)
-
-
-def _uniform(shape: Any, key: Any) -> tf.Tensor:
-    # Philox, named, gives the same bits on every device and in every version of TensorFlow.
-    return tf.random.stateless_uniform(shape, key, alg="philox")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfp_surgery import arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -114,7 +116,10 @@ def stratified_estimate(
 
     William G. Cochran. Sampling Techniques, third edition. Wiley, 1977.
     """
-    parts = [np.asarray(part) for part in ([terms] if isinstance(terms, np.ndarray) else terms)]
+    given = [terms] if isinstance(terms, np.ndarray) else terms
+    for part in given:
+        arrays.reject_missing("terms", part)
+    parts = [np.asarray(part) for part in given]
     values = np.sum([part.astype(np.float64) for part in parts], axis=0)
     num_samples, num_strata = values.shape
     fraction = num_strata / population_size
@@ -144,6 +149,7 @@ def exact_strata_estimate(values: np.ndarray, population_size: int) -> Estimate:
     Returns:
       The `Estimate`, with standard error 0 where Q = N.
     """
+    arrays.reject_missing("values", values)
     values = np.asarray(values, np.float64)
     num_strata = values.size
     variance = 0.0

@@ -8,11 +8,14 @@ import io
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
+
+from tfp_surgery.intensities import LARGEST_OF_SEVEN_BITS, decided_max_level
 
 _DIGITS_TRAIN_SIZE = 1500
 _READ_BATCH = 1024
@@ -32,8 +35,12 @@ def read_tfds(
     split: str,
     data_dir: str | os.PathLike[str] | None,
     manual_dir: str | os.PathLike[str] | None,
-) -> np.ndarray:
-    """Levels of a TFDS image data set, uint8 `[N, H, W, C]`; see `datasets.load`."""
+    max_level: int | None,
+) -> tuple[np.ndarray, int]:
+    """Levels of a TFDS image data set, uint8 `[N, H, W, C]`, and which of them stands for 1.
+
+    See `datasets.load`.
+    """
     if data_dir is not None and Path(data_dir).is_file():
         raise NotADirectoryError(f"data_dir {os.fspath(data_dir)!r} is a file, not a folder.")
     try:
@@ -63,20 +70,49 @@ def read_tfds(
         ) from error
     if size == 0:
         raise ValueError(f"{name} has no images in the split {split!r}.")
+    levels = np.empty((size, *image_shape), np.uint8)
+    filled = 0
+    for images in _batches(builder, split):
+        levels[filled : filled + len(images)] = images
+        filled += len(images)
+    if filled != size:
+        raise OSError(f"{builder.data_dir} holds {filled} images of {split!r} instead of {size}.")
+    low, high = levels.min(), levels.max()
+    if max_level is None and high <= LARGEST_OF_SEVEN_BITS:
+        # The split may be the dark part of a data set: they all decide.
+        low, high = _range_of_all(builder, split, int(low), int(high))
+    try:
+        return levels, decided_max_level(levels.dtype, low, high, max_level)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _batches(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[np.ndarray]:
+    """The images of a split, in order."""
     batches = builder.as_dataset(
         split=split,
         batch_size=_READ_BATCH,
         read_config=tfds.ReadConfig(interleave_cycle_length=1),
         decoders=tfds.decode.PartialDecoding({"image": True}),
     )
-    levels = np.empty((size, *image_shape), np.uint8)
-    filled = 0
     for batch in batches.as_numpy_iterator():
-        levels[filled : filled + len(batch["image"])] = batch["image"]
-        filled += len(batch["image"])
-    if filled != size:
-        raise OSError(f"{builder.data_dir} holds {filled} images of {split!r} instead of {size}.")
-    return levels * np.uint8(255) if levels.max() == 1 else levels
+        yield batch["image"]
+
+
+def _range_of_all(
+    builder: tfds.core.DatasetBuilder, known: str, low: int, high: int
+) -> tuple[int, int]:
+    """The smallest and largest level of all splits, or of as many images as show 8 bits.
+
+    That of the split `known` is given.
+    """
+    for split, info in builder.info.splits.items():
+        if info.num_examples and split != known:
+            for images in _batches(builder, split):
+                low, high = min(low, int(images.min())), max(high, int(images.max()))
+                if high > LARGEST_OF_SEVEN_BITS:
+                    return low, high
+    return low, high
 
 
 def _image_shape(builder: tfds.core.DatasetBuilder) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ def test_observations_say_what_they_are() -> None:
     x, text = model.observations_of([[1.0], [2.0]], seed=0)
     np.testing.assert_array_equal(x, [[1.0], [2.0]])
     assert text == "an array, N = 2, binarization not stated"
+    _, text = model.observations_of(np.array([[0], [200]], np.uint8), seed=0)
+    assert text == "an array, N = 2, uint8 from 0 to 200 taken as they are, binarization not stated"
     dataset = datasets.load("digits", binarization="stochastic")
     first, text = model.observations_of(dataset, seed=3)
     np.testing.assert_array_equal(first, dataset.observations(draw_seed=3))

@@ -17,6 +17,7 @@ from tensorflow_probability.python.internal import (
 )
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_surgery import arrays
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import evaluation, indexing, moments
 from tfp_surgery.distributions import marginals as marginals_lib
@@ -102,7 +103,7 @@ class AggregatePosterior(tfd.Distribution):
         Raises:
           TypeError: If `components_distribution` is no distribution over single tensors, or does
             not declare its parameters.
-          ValueError: If it has no batch dimension, N = 0, or the weights do not fit N.
+          ValueError: If it has no batch dimension, N = 0, or weights that are masked or do not fit.
         """
         parameters = dict(locals())
         with tf.name_scope(name) as name:
@@ -118,6 +119,7 @@ class AggregatePosterior(tfd.Distribution):
                 raise ValueError("components_distribution has no components (N = 0).")
             components_lib.event_rank(components_distribution)
             self._components_distribution = components_distribution
+            arrays.reject_missing("weights", weights)
             self._weights = tensor_util.convert_nonref_to_tensor(
                 weights, dtype=components_lib.dtype_of(components_distribution), name="weights"
             )
@@ -454,6 +456,7 @@ class AggregatePosterior(tfd.Distribution):
         return moments.covariance(components, self._log_weights())
 
     def _convert(self, z: Any) -> tf.Tensor:
+        arrays.reject_missing("z", z)
         return tf.convert_to_tensor(z, dtype=self.dtype, name="z")
 
     def _default_event_space_bijector(self) -> Any:

@@ -9,9 +9,10 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import arrays, checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.network_dtypes import dtype_hint
 
 tfd = tfp.distributions
 
@@ -39,9 +40,19 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     parts = []
     for start in range(0, x.shape[0], batch_size):
         batch = tf.convert_to_tensor(x[start : start + batch_size])
-        posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
+        posterior = checks.check_encoder_output(_encoded(encoder, batch), batch.shape[0])
         parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
     return components_lib.concatenate(parts)
+
+
+def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> Any:
+    try:
+        return encoder(batch)
+    except Exception as error:
+        hint = dtype_hint("encoder", encoder, batch)
+        if not hint:
+            raise
+        raise ValueError(f"the encoder failed ({hint}): {error}") from error
 
 
 def _observations(x: Any) -> Any:
@@ -50,6 +61,9 @@ def _observations(x: Any) -> Any:
         return x.observations()
     if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
         return checks.check_observations(x)
+    hint = arrays.way_out("x", x)
+    if hint:  # tensors too are sparse or ragged
+        raise TypeError(f"x must be a dense Tensor, got a {type(x).__name__}. {hint}")
     x = tf.convert_to_tensor(x)
     if not tf.is_symbolic_tensor(x):
         checks.check_observations(x)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_surgery import arrays
 from tfp_surgery.distributions import components as components_lib
 
 tfd = tfp.distributions
@@ -27,6 +28,7 @@ def checked_index(index: Any, num_components: Any) -> tf.Tensor:
       TypeError: If it is not of an integer dtype.
       ValueError: If it is known statically and not in [0, N).
     """
+    arrays.reject_missing("index", index)
     index = tf.convert_to_tensor(index)
     if not index.dtype.is_integer:
         raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")

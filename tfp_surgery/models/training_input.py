@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_surgery.arrays import way_out
 from tfp_surgery.checks import check_observations
 
 _BAD_BATCH = "observations that tfp_surgery refuses"
@@ -59,7 +60,8 @@ class TrainingInput:
             if not (hasattr(x, "__array__") or isinstance(x, list)):
                 raise TypeError(
                     "x must be an array of shape [N, *event_shape] or a tf.data.Dataset of "
-                    f"batches, got {type(x).__name__}. A tfp_surgery Dataset has batches(...)."
+                    f"batches, got {type(x).__name__}. A tfp_surgery Dataset has batches(...). "
+                    + way_out("x", x)
                 )
             self.data = check_observations(x)
             dtype = self.data.dtype
@@ -68,7 +70,9 @@ class TrainingInput:
                 raise ValueError(f"x must have shape [N, *event_shape], got {[*self.data.shape]}.")
         if not tf.as_dtype(dtype).is_floating:
             raise TypeError(
-                f"x must be floating, with intensities in [0, 1] for images, got dtype {dtype}."
+                f"x must be floating, with intensities in [0, 1] for images, got dtype {dtype}. "
+                "tfp_surgery.datasets.Dataset makes them of levels, and its batches(...) are to be "
+                "trained on; other numbers are x.astype('float32')."
             )
 
     def check_values(self, check: Callable[[np.ndarray], None]) -> None:

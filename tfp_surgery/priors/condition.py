@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_surgery import arrays
+
 
 def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | None:
     """Checks the condition of a prior.
@@ -60,9 +62,10 @@ def check_codes(codes: Any, event_size: int) -> np.ndarray:
       The codes as a float64 array.
 
     Raises:
-      ValueError: if the shape is another, M is below 2, or a value is not finite.
+      TypeError: if they are no array of numbers.
+      ValueError: if the shape is another, M is below 2, or a value is masked or not finite.
     """
-    array: np.ndarray = np.asarray(codes, np.float64)
+    array = arrays.checked_numbers("codes", codes, f"[M, {event_size}]").astype(np.float64)
     if array.ndim != 2 or array.shape[1] != event_size or len(array) < 2:
         raise ValueError(
             f"codes must have shape [M, {event_size}] with M at least 2, got {list(array.shape)}."

@@ -20,6 +20,7 @@ from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
+from tfp_surgery.intensities import reject_raw_levels
 from tfp_surgery.networks.priors import Prior
 
 tfd = tfp.distributions
@@ -177,6 +178,7 @@ class ObservationPrior(EncoderPrior):
     ):
         """Makes the layer; the arguments are those of the subclasses."""
         x = observations_of(x)
+        reject_raw_levels(x)
         super().__init__(encoder, event_size, x.shape[1:], **kwargs)
         num_observations = len(x)
         indices = np.arange(num_observations)

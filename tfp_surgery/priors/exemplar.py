@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks import check_observations
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.priors.encoder_prior import ObservationPrior
 
@@ -103,9 +104,14 @@ class ExemplarPrior(ObservationPrior):
         Args:
           codes: draws from the aggregate posterior, floating `[M, D]`.
           seed: integer in [0, 2**31).
+
+        Raises:
+          TypeError: if `codes` are no numbers.
+          ValueError: if there are none, or some are masked or not finite.
         """
+        codes = check_observations(codes, "codes")
         chosen = np.random.default_rng(seed).permutation(len(codes))[:_MAX_CODES]
-        z = np.asarray(codes, np.float64)[chosen]
+        z = codes[chosen].astype(np.float64)
         loc = self().components_distribution.mean().numpy().astype(np.float64)
         squares = (z**2).sum(1)[:, None] + (loc**2).sum(1) - 2 * z @ loc.T  # [codes, M]
         variance = squares.min(axis=1).mean() / self.event_size  # no more than the best

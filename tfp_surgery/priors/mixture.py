@@ -151,7 +151,7 @@ class MixturePrior(Prior):
           TypeError: if `codes` are no numbers.
           ValueError: if their shape is another, or they are not finite.
         """
-        codes = check_observations(codes).astype(np.float64)
+        codes = check_observations(codes, "codes").astype(np.float64)
         minimum = max(2, self.num_components)
         if codes.ndim != 2 or codes.shape[1] != self.event_size or len(codes) < minimum:
             raise ValueError(

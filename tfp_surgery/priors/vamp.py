@@ -126,7 +126,7 @@ class VampPrior(EncoderPrior):
         if given.min() < 0 or given.max() > 1:
             raise ValueError(
                 f"pseudo_inputs must lie in [0, 1], got values from {given.min():g} to "
-                f"{given.max():g}."
+                f"{given.max():g}; a tfp_surgery.datasets.Dataset divides levels by their maximum."
             )
         if len(given) > self.num_components:
             given = given[np.sort(rng.permutation(len(given))[: self.num_components])]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tfp_surgery import arrays
 from tfp_surgery.surgery import rounded_draws
 
 
@@ -31,8 +32,9 @@ def checked_draws(
       The values in the dtype they were computed in, which tells their rounding.
 
     Raises:
-      ValueError: If the shape is another, or a value is not finite.
+      ValueError: If the shape is another, or a value is masked or not finite.
     """
+    arrays.reject_missing(name, values)
     draws: np.ndarray = np.asarray(values)
     if not np.issubdtype(draws.dtype, np.floating):
         draws = draws.astype(np.float64)

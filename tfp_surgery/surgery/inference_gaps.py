@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import arrays, checks
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery import consistency
@@ -230,7 +230,7 @@ def _average_log_evidence(
     if isinstance(log_evidence, LogEvidence):
         values, estimate = log_evidence.per_observation, log_evidence.estimate
     else:
-        values = np.asarray(log_evidence, np.float64)
+        values = arrays.checked_numbers("log_evidence", log_evidence, "[N]").astype(np.float64)
         estimate = Estimate(float(values.mean()) if values.size else math.nan, 0.0, 0)
     if values.shape != (num_observations,) or not np.isfinite(values).all():
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import arrays, checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import marginals as marginals_lib
 
@@ -176,6 +176,7 @@ def checked_posteriors(components_distribution: Any) -> tfd.Distribution:
 def _checked_codes(z: Any, components_distribution: Any) -> tuple[tfd.Distribution, tf.Tensor]:
     """The components, and z `[S..., B, E...]` in their dtype."""
     components = checked_posteriors(components_distribution)
+    arrays.reject_missing("z", z)
     if getattr(z, "dtype", None) in (tf.float16, tf.bfloat16):
         z = tf.cast(z, components.dtype)
     z = tf.convert_to_tensor(z, dtype=components.dtype, name="z")

@@ -13,6 +13,7 @@ from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.network_dtypes import dtype_hint
 
 tfd = tfp.distributions
 
@@ -24,7 +25,10 @@ def observations_of(x: Any, seed: int) -> tuple[np.ndarray, str]:
         draw_seed = seed if stochastic else None
         return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
     x = checks.check_observations(x)
-    return x, f"an array, N = {len(x)}, binarization not stated"
+    levels = ""
+    if np.issubdtype(x.dtype, np.integer):
+        levels = f", {x.dtype} from {x.min()} to {x.max()} taken as they are"
+    return x, f"an array, N = {len(x)}{levels}, binarization not stated"
 
 
 def check_model(
@@ -73,9 +77,10 @@ def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
     try:
         return network(inputs)
     except Exception as error:
+        hint = dtype_hint(name, network, inputs)
         raise ValueError(
-            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}: "
-            f"{error}"
+            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}"
+            f"{f' ({hint})' if hint else ''}: {error}"
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import arrays, checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import group_marginals, indexing
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -254,6 +254,7 @@ def _checked_codes(
             "scalars."
         )
     checks.check_prior(prior, aggregate_posterior)
+    arrays.reject_missing("z", z)
     z = tf.convert_to_tensor(z, aggregate_posterior.dtype)
     event_size = aggregate_posterior.event_shape[0]
     if z.shape.rank != 3 or z.shape[-1] != event_size or 0 in z.shape:

@@ -8,6 +8,7 @@ import keras
 
 from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
+from tfp_surgery.intensities import reject_raw_levels
 from tfp_surgery.surgery.decomposition import elbo_surgery
 from tfp_surgery.surgery.result import ElboSurgery
 
@@ -51,7 +52,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
 
         Raises:
           TypeError: If x is no data set, or a number is no integer.
-          ValueError: If x is empty or not finite, or a number is less than 1.
+          ValueError: If x is empty or not finite, or holds uint8 levels above 1, which `fit` does
+            not take either; or if a number is less than 1.
         """
         super().__init__()
         for name, value in (
@@ -61,7 +63,10 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             ("batch_size", batch_size),
         ):
             checks.checked_integer(name, value, 1)
-        self._x = x if isinstance(x, Dataset) else checks.check_observations(x)
+        if not isinstance(x, Dataset):
+            x = checks.check_observations(x)
+            reject_raw_levels(x)
+        self._x = x
         self._every = every
         self._num_query = min(num_query, len(self._x))
         self._num_samples = num_samples
