@@ -106,17 +106,15 @@ def test_posteriors_of_many_observations_are_looked_at_everywhere() -> None:
 def test_what_failed_at_the_border_is_explained_and_nothing_else() -> None:
     z = np.array([[[0.5], [1.0], [0.25]]], np.float32)
     at_border = np.array([[False, True, False]])
-    text = rounded_draws.explain(z, at_border, own=False)
-    assert text is not None
+    text = rounded_draws.cause(z)(at_border)
     assert "float32 rounds these draws onto the border of the support (1)" in text
     for failed in (~at_border, np.ones_like(at_border)):
-        assert rounded_draws.explain(z, failed, own=False) is None
-        text = rounded_draws.explain(z, failed, own=True)
-        assert text is not None
+        assert rounded_draws.cause(z)(failed) == ""
+        text = rounded_draws.cause(z, own=True)(failed)
         assert "the distribution that drew them gives them none" in text
     integers = np.array([[[0], [1], [2]]])
-    assert rounded_draws.explain(integers, at_border, own=True) is None
-    assert rounded_draws.explain(integers.astype(np.float32), at_border, own=False) is None
+    assert rounded_draws.cause(integers, own=True)(at_border) == ""
+    assert rounded_draws.cause(integers.astype(np.float32))(at_border) == ""
 
 
 if __name__ == "__main__":

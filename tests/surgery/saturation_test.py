@@ -32,10 +32,10 @@ def test_codes_without_density_are_decoded_again_and_the_cause_is_named() -> Non
     values = reconstruction(bernoulli)
     # sigmoid(150) rounds to 1 and sigmoid(-100) to 0: only the first misses its 0.
     np.testing.assert_array_equal(np.isfinite(values), [[True, False], [True, True]])
-    message = saturated_reconstruction(bernoulli, Z, values)
+    message = saturated_reconstruction(bernoulli, Z, ~np.isfinite(values))
     assert message.startswith("1 of 1 probabilities that the decoder gives Bernoulli are exactly")
     assert "tfd.Bernoulli(logits=...)" in message
-    assert saturated_reconstruction(bernoulli, Z[:1, :1], values[:1, :1]) == ""
+    assert saturated_reconstruction(bernoulli, Z[:1, :1], ~np.isfinite(values[:1, :1])) == ""
 
 
 def test_the_way_out_is_one() -> None:

@@ -34,7 +34,8 @@ from tfp_surgery.surgery.model import (
     traced,
 )
 from tfp_surgery.surgery.result import ElboSurgery
-from tfp_surgery.surgery.rounded_draws import rounding_of_draws
+from tfp_surgery.surgery.rounded_draws import cause, rounding_of_draws
+from tfp_surgery.surgery.saturation import saturated_reconstruction
 
 tfd = tfp.distributions
 
@@ -155,15 +156,17 @@ def elbo_surgery(
     )
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
-    samples["log_aggregate"] = checked_draws("log aggregate", evaluated.log_prob, z=z, own=True)
+    samples["log_aggregate"] = checked_draws(
+        "log aggregate", evaluated.log_prob, cause=cause(z, own=True)
+    )
     samples["index_entropy"] = checked_draws(
-        "index entropy", evaluated.index_entropy, z=z, own=True
+        "index entropy", evaluated.index_entropy, cause=cause(z, own=True)
     )
     if training_aggregate_posterior is not None:
         samples["log_training_aggregate"] = checked_draws(
             "log training aggregate",
             training_aggregate_posterior.log_prob(z, tolerance=tolerance),
-            z=z,
+            cause=cause(z),
         )
 
     def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
@@ -274,15 +277,14 @@ def _sample_terms(
         if kl is not None:
             kl_parts.append(kl.numpy()[new])
     codes = tf.concat(z_parts, axis=1)
-    samples = {
-        name: checked_draws(
-            name.replace("_", " "),
-            np.concatenate([part[name] for part in parts], axis=1),
-            z=None if name == "reconstruction" else codes,
-            own=name == "log_posterior",
-        )
-        for name in parts[0]
+    samples = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    causes = {
+        "log_posterior": cause(codes, own=True),
+        "log_prior": cause(codes),
+        "reconstruction": lambda failed: saturated_reconstruction(decoder, codes, failed),
     }
+    for name, values in samples.items():
+        samples[name] = checked_draws(name.replace("_", " "), values, cause=causes[name])
     kl = np.concatenate(kl_parts) if kl_parts else None
     return samples, codes, kl
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tfp_surgery import arrays
-from tfp_surgery.surgery import rounded_draws
 
 
 def checked_draws(
     name: str,
     values: Any,
     shape: tuple[int, ...] | None = None,
-    *,
-    z: Any = None,
-    own: bool = False,
+    cause: Callable[[np.ndarray], str] | None = None,
 ) -> np.ndarray:
     """Returns log densities as an array, once they are known to be finite.
 
@@ -24,9 +22,7 @@ def checked_draws(
       name: What they are, for the message.
       values: Array-like of floats, shape `[S, Q, ...]`.
       shape: The shape that is expected, if there is one.
-      z: The draws `[S, Q, ..., *code_shape]` that were scored, if they can tell why a value is not
-        finite.
-      own: Whether the density is of the distribution that drew z, or a mixture with it.
+      cause: Tells, for a mask of the values that are not finite, why they are not; or nothing.
 
     Returns:
       The values in the dtype they were computed in, which tells their rounding.
@@ -42,9 +38,9 @@ def checked_draws(
         raise ValueError(f"{name} must have shape {list(shape)}; got {list(draws.shape)}.")
     finite = np.isfinite(draws)
     if not finite.all():
-        cause = None if z is None else rounded_draws.explain(np.asarray(z), ~finite, own)
+        found = cause(~finite) if cause is not None else ""
         raise ValueError(
             f"{name} is not finite in {np.sum(~finite)} of {draws.size} draws: "
-            f"{cause or 'the model gives no density there.'}"
+            f"{found or 'the model gives no density there.'}"
         )
     return draws

@@ -21,7 +21,7 @@ from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_c
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import traced
 from tfp_surgery.surgery.presentation import record
-from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
+from tfp_surgery.surgery.rounded_draws import cause, rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -221,8 +221,12 @@ def mutual_information_bounds(
 
     batches = _batches(num_observations, batch_size, num_batches, seed)
     z, log_posterior = _draw_codes(posteriors, batches, seed)
-    log_posterior = checked_draws("log q(z|x) at its own draws", log_posterior, z=z, own=True)
-    log_aggregate = checked_draws("log q(z)", aggregate_posterior.log_prob(z), z=z, own=True)
+    log_posterior = checked_draws(
+        "log q(z|x) at its own draws", log_posterior, cause=cause(z, own=True)
+    )
+    log_aggregate = checked_draws(
+        "log q(z)", aggregate_posterior.log_prob(z), cause=cause(z, own=True)
+    )
     contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
     checked_draws("InfoNCE", contrasts["info_nce"])
 
@@ -253,7 +257,7 @@ def mutual_information_bounds(
     if prior_now is None:
         absent["barber_agakov"] = "no prior was given"
     else:
-        log_prior = checked_draws("log p(z)", prior_now.log_prob(z), z=z)
+        log_prior = checked_draws("log p(z)", prior_now.log_prob(z), cause=cause(z))
         barber_agakov = Bound(
             estimate(log_posterior, -log_prior), "upper", _BOTH, "KL(q(z) || p(z))"
         )

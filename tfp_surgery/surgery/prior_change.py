@@ -16,7 +16,7 @@ from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.decomposition import describe_evaluation
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import code_sampler
-from tfp_surgery.surgery.rounded_draws import rounding_of_draws
+from tfp_surgery.surgery.rounded_draws import cause, rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -87,7 +87,9 @@ class PriorMeasurement:
         self._seed = seed
         z, self._log_former = self._scored(former_prior, "the former prior")
         evaluated = aggregate.evaluate(z, tolerance=tolerance)
-        self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob, z=z, own=True)
+        self._log_aggregate = checked_draws(
+            "log q(z)", evaluated.log_prob, cause=cause(z, own=True)
+        )
         self._truncation = tolerance or 0.0
         self._cause = rounding_of_draws(z.numpy())
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
@@ -148,5 +150,7 @@ class PriorMeasurement:
             z_parts.append(z[:, start - shown :])
             log_prob_parts.append(log_prob[:, start - shown :])
         z = tf.concat(z_parts, axis=1)
-        log_prior = checked_draws(f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1), z=z)
+        log_prior = checked_draws(
+            f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1), cause=cause(z)
+        )
         return z, log_prior

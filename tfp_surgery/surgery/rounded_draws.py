@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,22 +101,26 @@ def rounding_of_posteriors(posteriors: tfd.Distribution) -> str | None:
     return rounding_of_draws(z.numpy())
 
 
-def explain(z: np.ndarray, failed: np.ndarray, own: bool) -> str | None:
-    """Why log densities of some draws are not finite, if it is by rounding.
+def cause(z: Any, own: bool = False) -> Callable[[np.ndarray], str]:
+    """Tells why log densities of some draws are not finite, if it is by rounding.
 
     Args:
       z: Draws `[S, Q, ..., *code_shape]`.
-      failed: Which have no finite log density, bool `[S, Q, ...]`.
       own: Whether the density is of the distribution that drew them, or a mixture with it.
 
     Returns:
-      One or two sentences, or None where the draws show nothing.
+      A function of a mask `[S, Q, ...]` of the draws without a finite log density. It returns one
+      or two sentences, or nothing where the draws show nothing.
     """
+    return lambda failed: _explained(np.asarray(z), failed, own)
+
+
+def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
     if not np.issubdtype(z.dtype, np.floating):
-        return None
+        return ""
     if not _are_at_end(z, failed):
         if not own:
-            return None
+            return ""
         return (
             f"the distribution that drew them gives them none, since {z.dtype.name} rounds what it "
             f"computes of them, or its parameters are not finite. {_cure(z.dtype)}"

@@ -17,7 +17,7 @@ _CODES = 4  # that are decoded again
 
 
 def saturated_reconstruction(
-    decoder: Callable[[Any], tfd.Distribution], z: Any, log_probs: Any
+    decoder: Callable[[Any], tfd.Distribution], z: Any, failed: np.ndarray
 ) -> str:
     """Why log p(x|z) is -inf or NaN at some codes, if it is for saturated probabilities.
 
@@ -26,12 +26,12 @@ def saturated_reconstruction(
     Args:
       decoder: callable from codes `[B, *code_shape]` to a `tfd.Distribution`, batch `[B]`.
       z: codes `[S, B, *code_shape]`.
-      log_probs: log p(x|z), `[S, B]`.
+      failed: where log p(x|z) is not finite, bool `[S, B]`.
 
     Returns:
       Sentences for the message, or an empty string if this is not the cause.
     """
-    bad = np.argwhere(~np.isfinite(np.asarray(log_probs)))[:_CODES]
+    bad = np.argwhere(failed)[:_CODES]
     if not len(bad):
         return ""
     return saturation(checks.unwrap(decoder(tf.gather_nd(z, bad))))

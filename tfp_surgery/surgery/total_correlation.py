@@ -20,7 +20,7 @@ from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.marginal_kl_split import GroupSplit, MarginalKLSplit
 from tfp_surgery.surgery.model import check_vector_codes
-from tfp_surgery.surgery.rounded_draws import rounding_of_draws
+from tfp_surgery.surgery.rounded_draws import cause, rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -114,7 +114,7 @@ def marginal_kl_split(
     else:
         p = None
         if log_prior is None:
-            log_prior = checked_draws("log p(z)", prior.log_prob(z), z=z)
+            log_prior = checked_draws("log p(z)", prior.log_prob(z), cause=cause(z))
 
     left_out = tolerance or 0.0  # of each log density of a mixture
 
@@ -171,7 +171,7 @@ class _LogDensities:
     def _score(self, mixture: AggregatePosterior, z: tf.Tensor, argument: str) -> np.ndarray:
         values = mixture.log_prob(z, tolerance=self.tolerance)
         own = self.name == "q"
-        return checked_draws(f"log {self.name}({argument})", values, z=z, own=own)
+        return checked_draws(f"log {self.name}({argument})", values, cause=cause(z, own))
 
     def group(self, dimensions: tuple[int, ...]) -> np.ndarray:
         """log q(z_g), `[S, Q]`."""
@@ -185,7 +185,9 @@ def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
     """log q(z_j|x_n) of the observation that each draw is of, `[S, Q, D]`."""
     components = components_lib.broadcast(q.mixture_marginals.components_distribution)
     index = tf.broadcast_to(index[:, tf.newaxis], z.shape)  # [Q] -> [S, Q, D]
-    return checked_draws("log q(z_j|x)", indexing.log_prob(components, z, index), z=z, own=True)
+    return checked_draws(
+        "log q(z_j|x)", indexing.log_prob(components, z, index), cause=cause(z, True)
+    )
 
 
 def _dimensions(values: np.ndarray, group: Sequence[int] | None = None) -> list[np.ndarray]:
