@@ -55,10 +55,10 @@ def saturation(likelihood: tfd.Distribution) -> str:
         if certain.any():
             return (
                 f"{certain.sum()} of {certain.size} probabilities that the decoder gives "
-                f"{part.name} are exactly 0 or 1. In float32 a sigmoid is 1 from a logit of 17 on, "
-                "a sigmoid or softmax 0 some 90 below the largest, and whatever else is observed "
-                "there has log-probability -inf: give the distribution logits in place of "
-                "probabilities, as in tfd.Bernoulli(logits=...)."
+                f"{part.name} are exactly 0 or 1. In float32 a sigmoid is 1 from a logit of 17 on "
+                "and 0 below one of about -90, a softmax 0 about 90 below its largest logit, and "
+                "what is observed against them has log-probability -inf: give the distribution "
+                "logits in place of probabilities, as in tfd.Bernoulli(logits=...)."
             )
     return ""
 
