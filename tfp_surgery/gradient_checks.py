@@ -1,0 +1,98 @@
+"""Checks that log densities have what optimisers and chains ask of them: a graph and gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_PYTHON_OPERATIONS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+
+
+def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:
+    """Checks that a log density and its gradient are a graph of TensorFlow operations.
+
+    The graph is traced, neither compiled nor run.
+
+    Args:
+      message: What needs the graph, of what, and the way out, without a full stop.
+      log_prob: From codes `[B, *code_shape]` to log densities.
+      z: Codes `[B, *code_shape]`.
+
+    Raises:
+      TypeError: If it cannot be traced (`z.numpy()`), or runs Python code (`tf.numpy_function`).
+    """
+
+    def scores(z: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = log_prob(z)
+        return value, tape.gradient(value, z)
+
+    try:
+        graph = tf.function(scores, autograph=False).get_concrete_function(
+            tf.TensorSpec(z.shape, z.dtype)
+        )
+    except Exception as error:
+        raise TypeError(f"{message}. TensorFlow cannot trace it: {_first_line(error)}") from error
+    definition = graph.graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    found = sorted({node.op for node in nodes} & _PYTHON_OPERATIONS)
+    if found:
+        raise TypeError(
+            f"{message}. It runs Python code ({', '.join(found)}: tf.numpy_function, "
+            "tf.py_function or the like), which no compiled gradient goes through."
+        )
+
+
+def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:
+    """Checks that a log density that changes with the codes has a gradient to them.
+
+    One that does not look at the codes needs none: what counts is whether its value changes.
+
+    Args:
+      message: What needs the gradient, of what, and the way out, without a full stop.
+      log_prob: From codes `[S, *shape]` to log densities `[S, ...]`; those of one place along the
+        other dimensions differ by the codes alone.
+      z: Codes `[S, *shape]` that differ, S at least 2.
+
+    Raises:
+      TypeError: If its value changes, and there is no gradient.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = log_prob(z)
+    if tape.gradient(value, z) is not None:
+        return
+    values = np.float64(value.numpy())
+    rounding = 8 * np.finfo(value.dtype.as_numpy_dtype).eps * np.abs(values).max()
+    if np.ptp(values, axis=0).max() > rounding:
+        raise TypeError(
+            f"{message}. Its log density changes with the codes, but TensorFlow finds no gradient "
+            "to them (NumPy, tf.stop_gradient, tf.round or the like lies between)."
+        )
+
+
+@contextlib.contextmanager
+def compiled(message: str) -> Iterator[None]:
+    """Says what XLA's refusal to compile is about, where a program first runs.
+
+    Args:
+      message: What needs the program, of what, and the way out, without a full stop.
+
+    Raises:
+      TypeError: If XLA cannot compile what runs inside.
+    """
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        if "XLA" not in str(error):
+            raise
+        raise TypeError(f"{message}. XLA cannot compile it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).strip().partition("\n")[0][:300]
