@@ -25,27 +25,38 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
     Raises:
       TypeError: If it cannot be traced (`z.numpy()`), or runs Python code (`tf.numpy_function`).
     """
+    graphs = []
 
     def scores(z: tf.Tensor) -> Any:
+        graphs.append(tf.compat.v1.get_default_graph())
         with tf.GradientTape() as tape:
             tape.watch(z)
             value = log_prob(z)
         return value, tape.gradient(value, z)
 
+    failure = None
     try:
-        graph = tf.function(scores, autograph=False).get_concrete_function(
-            tf.TensorSpec(z.shape, z.dtype)
-        )
+        tf.function(scores, autograph=False).get_concrete_function(tf.TensorSpec(z.shape, z.dtype))
     except Exception as error:
-        raise TypeError(f"{message}. TensorFlow cannot trace it: {_first_line(error)}") from error
-    definition = graph.graph.as_graph_def()
-    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    found = sorted({node.op for node in nodes} & _PYTHON_OPERATIONS)
+        failure = error
+    # Where tracing failed for want of a shape, Python code is often the reason of that.
+    found = sorted({name for graph in graphs for name in _operations(graph)} & _PYTHON_OPERATIONS)
     if found:
         raise TypeError(
             f"{message}. It runs Python code ({', '.join(found)}: tf.numpy_function, "
             "tf.py_function or the like), which no compiled gradient goes through."
-        )
+        ) from failure
+    if failure is not None:
+        raise TypeError(
+            f"{message}. TensorFlow cannot trace it: {_first_line(failure)}"
+        ) from failure
+
+
+def _operations(graph: tf.Graph) -> set[str]:
+    """The kinds of operations in a graph and in the functions that it calls."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    return {node.op for node in nodes}
 
 
 def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:

@@ -227,20 +227,46 @@ class AnnealedChains:
         return tf.random.experimental.stateless_fold_in(base_seed, number)
 
 
-def check_generative_model(x: np.ndarray, decoder: Network, prior: Prior) -> None:
+def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
+    """The prior, once it is known that HMC can move its codes.
+
+    Args:
+      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
+      prior: Likewise.
+
+    Returns:
+      The prior, built.
+
+    Raises:
+      TypeError: If the decoder is no callable, the prior gives no distribution, or HMC cannot move
+        the codes.
+      ValueError: If the prior has a batch.
+    """
+    if not callable(decoder):
+        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
+    prior_now = checks.build_prior(prior)
+    event_space_bijector(prior_now)
+    checks.check_prior(prior_now, prior_now)  # it has no batch
+    check_code_space(prior_now)
+    return prior_now
+
+
+def check_densities(
+    x: np.ndarray, decoder: Network, prior: Prior, prior_now: tfd.Distribution
+) -> None:
     """Runs the decoder on a code, so that what does not fit is said before the work.
 
     Args:
       x: Observations `[N, *event_shape]`.
       decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
       prior: Likewise.
+      prior_now: From `checked_prior`.
 
     Raises:
-      TypeError: If decoder or prior give no distributions, or HMC cannot move the codes.
+      TypeError: If the decoder gives no distribution, or a density is no graph of TensorFlow
+        operations.
       ValueError: If shapes do not fit, or x is outside the likelihood's support.
     """
-    prior_now = check_prior_of_codes(decoder, prior)
-    check_code_space(prior_now)
     code = prior_now.sample(1, seed=tf.constant([0, 0], tf.int32))
     likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
@@ -251,26 +277,6 @@ def check_generative_model(x: np.ndarray, decoder: Network, prior: Prior) -> Non
         code,
     )
     check_graph(_needs("the prior"), lambda z: checks.build_prior(prior).log_prob(z), code)
-
-
-def check_prior_of_codes(decoder: Network, prior: Prior) -> tfd.Distribution:
-    """The prior, once it is known to be one that codes can be drawn from and moved.
-
-    Args:
-      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
-      prior: Likewise.
-
-    Raises:
-      TypeError: If the decoder is no callable or the prior gives no distribution, or if its codes
-        are not continuous.
-      ValueError: If the prior has a batch.
-    """
-    if not callable(decoder):
-        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
-    prior_now = checks.build_prior(prior)
-    event_space_bijector(prior_now)
-    checks.check_prior(prior_now, prior_now)  # it has no batch
-    return prior_now
 
 
 def _needs(what: str) -> str:
@@ -320,13 +326,15 @@ def _compiled_hmc_step(
         moved, results = kernel.one_step(u, results, seed=step_seed)
         ratio = results.log_accept_ratio
         # NaN where a chain stands on the border of the support, which it does not leave.
-        rate = tf.where(tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0)))
+        rate = tf.where(
+            tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0))
+        )
         return moved, log_likelihood(u), tf.reduce_mean(rate, axis=0)
 
     def hmc_step(
         u: tf.Tensor, x: tf.Tensor, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
     ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
-        with compiled(_needs("decoder and prior")):
+        with compiled(_needs("the model (decoder and prior)")):
             moved, log_likelihood, rate = step(
                 u,
                 x,

@@ -9,7 +9,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.surgery.annealed_chains import AnnealedChains, Annealing, check_generative_model
+from tfp_surgery.surgery.annealed_chains import (
+    AnnealedChains,
+    Annealing,
+    check_densities,
+    checked_prior,
+)
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights, warn_of_few_samples
 from tfp_surgery.surgery.model import observations_of
 
@@ -55,8 +60,8 @@ def log_evidence_by_annealed_importance_sampling(
     around log p(x); see `LogEvidence` for how often they cover it.
 
     A warning is given where the effective sample size of the chains' weights is below 10 and
-    below C / 2; and one where the dtype rounds more than 1 in 100 codes of the prior onto the border
-    of its support, from where HMC cannot move them.
+    below C / 2; and one where the dtype rounds more than 1 in 100 codes of the prior onto the
+    border of its support, from where HMC cannot move them.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
@@ -93,7 +98,7 @@ def log_evidence_by_annealed_importance_sampling(
     """
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     x, data = observations_of(x, settings.seed)
-    check_generative_model(x, decoder, prior)
+    check_densities(x, decoder, prior, checked_prior(decoder, prior))
     chains = AnnealedChains(decoder, prior, settings)
     weights = RunningWeights(len(x))
     rates = np.empty([settings.num_temperatures, len(x)])

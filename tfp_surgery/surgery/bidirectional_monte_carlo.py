@@ -16,8 +16,8 @@ from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.annealed_chains import (
     AnnealedChains,
     Annealing,
-    check_generative_model,
-    check_prior_of_codes,
+    check_densities,
+    checked_prior,
 )
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights
 from tfp_surgery.surgery.model import tried
@@ -124,9 +124,9 @@ def bidirectional_monte_carlo(
     """
     num_observations = checks.checked_integer("num_observations", num_observations, 2)
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
-    prior_now = check_prior_of_codes(decoder, prior)
+    prior_now = checked_prior(decoder, prior)
     x, _ = _simulate(decoder, prior_now, 1, settings)
-    check_generative_model(x, decoder, prior)
+    check_densities(x, decoder, prior, prior_now)
     x, z = _simulate(decoder, prior_now, num_observations, settings)
     chains = AnnealedChains(decoder, prior, settings)
     weights = {name: RunningWeights(len(x)) for name in ("lower", "upper")}

@@ -62,7 +62,7 @@ def check_code_space(prior: tfd.Distribution) -> None:
             _check_component(prior, with_components(prior, index), z)
     u, on_border = _reached(prior.name, bijector, z)
     if on_border.mean() > _FEW:
-        # User, estimator, check_generative_model, here.
+        # User, estimator, checked_prior, here.
         warnings.warn(_border_message(prior, on_border), stacklevel=4)
     if u.size == 0:  # a point has no room to move in
         return
@@ -71,9 +71,7 @@ def check_code_space(prior: tfd.Distribution) -> None:
 
 
 def _draws(distribution: tfd.Distribution) -> np.ndarray:
-    draws: np.ndarray = distribution.sample(
-        _NUM_DRAWS, seed=tf.constant([0, 0], tf.int32)
-    ).numpy()
+    draws: np.ndarray = distribution.sample(_NUM_DRAWS, seed=tf.constant([0, 0], tf.int32)).numpy()
     return draws
 
 
@@ -97,7 +95,7 @@ def _check_component(prior: tfd.Distribution, component: tfd.Distribution, z: np
 
 
 def _reached(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The draws as real numbers `[S, *shape]`, and which lie on the border, once all are reached."""
+    """The draws as real numbers `[S, *shape]`, all of them reached, and which are on the border."""
     u, missed = _unconstrained(name, bijector, z)
     on_border = _on_border(bijector, z, u, missed)
     missed &= ~on_border
@@ -126,7 +124,8 @@ def _unconstrained(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray,
     with np.errstate(invalid="ignore", over="ignore"):
         spread = np.subtract(*np.quantile(z, [0.75, 0.25], axis=0))
         near = np.abs(returned - z) <= tolerance * (np.abs(z) + spread)  # NaN is not near
-    return u, ~near.reshape(len(z), -1).all(axis=1)
+    missed: np.ndarray = ~near.reshape(len(z), -1).all(axis=1)
+    return u, missed
 
 
 def _on_border(bijector: Any, z: np.ndarray, u: np.ndarray, missed: np.ndarray) -> np.ndarray:

@@ -215,7 +215,7 @@ def _refined(
         batch_seed = fold_in(base_seed, number)
         for index in range(num_steps):
             step_seed = fold_in(batch_seed, index)
-            with compiled(_needs("decoder and prior")):
+            with compiled(_needs("the model (decoder and prior)")):
                 step(tf.convert_to_tensor(x[rows]), loc[rows], scale[rows], step_seed)
         new = slice(start - shown, None)
         locs.append((loc[rows] + scale[rows] * shift.value)[new])
