@@ -136,7 +136,7 @@ def _on_border(bijector: Any, z: np.ndarray, u: np.ndarray, missed: np.ndarray) 
     """
     size = len(z)
     flat = u.reshape(size, -1)
-    border = ~np.isfinite(z).reshape(size, -1).all(axis=1)
+    border: np.ndarray = ~np.isfinite(z).reshape(size, -1).all(axis=1)
     lost = missed | ~np.isfinite(flat).all(axis=1)
     if lost.any() and not lost.all():
         with np.errstate(invalid="ignore"):
