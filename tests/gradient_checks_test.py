@@ -62,7 +62,6 @@ def test_graphs_of_tensorflow_operations_pass(log_prob: LogProb) -> None:
     [
         (_through_numpy, "cannot trace it: 'SymbolicTensor' object has no attribute 'numpy'"),
         (_branching, "cannot trace it: Using a symbolic"),
-        (_without_gradient, "cannot trace it: .*Unique"),
         (_numpy_function, r"runs Python code \(PyFunc"),
         (_of_unknown_shape, r"runs Python code \(PyFunc"),
         (_in_a_loop, r"runs Python code \(EagerPyFunc"),
@@ -82,6 +81,11 @@ def test_gradients_are_asked_of_what_changes_with_the_codes(log_prob: LogProb) -
 def test_a_gradient_that_is_missing_is_named(log_prob: LogProb) -> None:
     with pytest.raises(TypeError, match=f"{MESSAGE}. .*finds no gradient"):
         check_gradient(MESSAGE, log_prob, Z)
+
+
+def test_an_operation_without_gradient_is_named() -> None:
+    with pytest.raises(TypeError, match=f"{MESSAGE}. TensorFlow has no gradient: .*Unique"):
+        check_gradient(MESSAGE, _without_gradient, Z)
 
 
 def test_what_xla_cannot_compile_is_named() -> None:

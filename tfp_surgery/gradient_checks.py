@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +12,7 @@ _PYTHON_OPERATIONS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 
 def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:
-    """Checks that a log density and its gradient are a graph of TensorFlow operations.
+    """Checks that a log density is a graph of TensorFlow operations.
 
     The graph is traced, neither compiled nor run.
 
@@ -27,16 +26,13 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
     """
     graphs = []
 
-    def scores(z: tf.Tensor) -> Any:
+    def seen(z: tf.Tensor) -> tf.Tensor:
         graphs.append(tf.compat.v1.get_default_graph())
-        with tf.GradientTape() as tape:
-            tape.watch(z)
-            value = log_prob(z)
-        return value, tape.gradient(value, z)
+        return log_prob(z)
 
     failure = None
     try:
-        tf.function(scores, autograph=False).get_concrete_function(tf.TensorSpec(z.shape, z.dtype))
+        tf.function(seen, autograph=False).get_concrete_function(tf.TensorSpec(z.shape, z.dtype))
     except Exception as error:
         failure = error
     # Where tracing failed for want of a shape, Python code is often the reason of that.
@@ -73,10 +69,11 @@ def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: 
     Raises:
       TypeError: If its value changes, and there is no gradient.
     """
-    with tf.GradientTape() as tape:
+    with tf.GradientTape() as tape, compiled(message):
         tape.watch(z)
         value = log_prob(z)
-    if tape.gradient(value, z) is not None:
+        gradient = tape.gradient(value, z)
+    if gradient is not None:
         return
     values = np.float64(value.numpy())
     rounding = 8 * np.finfo(value.dtype.as_numpy_dtype).eps * np.abs(values).max()
@@ -89,13 +86,13 @@ def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: 
 
 @contextlib.contextmanager
 def compiled(message: str) -> Iterator[None]:
-    """Says what XLA's refusal to compile is about, where a program first runs.
+    """Says what it is about that a program with gradients cannot be made, where it first runs.
 
     Args:
       message: What needs the program, of what, and the way out, without a full stop.
 
     Raises:
-      TypeError: If XLA cannot compile what runs inside.
+      TypeError: If XLA cannot compile what runs inside, or an operation has no gradient.
     """
     try:
         yield
@@ -103,6 +100,10 @@ def compiled(message: str) -> Iterator[None]:
         if "XLA" not in str(error):
             raise
         raise TypeError(f"{message}. XLA cannot compile it: {_first_line(error)}") from error
+    except LookupError as error:
+        if "gradient" not in str(error).lower():
+            raise
+        raise TypeError(f"{message}. TensorFlow has no gradient: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -275,6 +275,12 @@ def _strings(z: tf.Tensor) -> tfd.Distribution:
     return tfd.MultivariateNormalDiag((loc + z) @ WEIGHTS.T, np.ones(3))
 
 
+def _unique(z: tf.Tensor) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(
+        z @ WEIGHTS.T + tf.reduce_sum(tf.unique(z[:, 0])[0]), np.ones(3)
+    )
+
+
 def _discrete() -> tfd.Distribution:
     return tfd.OneHotCategorical(probs=[0.5, 0.5])
 
@@ -295,6 +301,7 @@ def _discrete() -> tfd.Distribution:
         ({"decoder": _through_numpy}, TypeError, "gradients of the decoder.*cannot trace it"),
         ({"decoder": _numpy_function}, TypeError, "of TensorFlow operations; importance sampling"),
         ({"decoder": _strings}, TypeError, "gradients of the model.*XLA cannot compile it"),
+        ({"decoder": _unique}, TypeError, "gradients of the model.*has no gradient.*Unique"),
         ({"prior": _numpy_prior}, TypeError, "gradients of the prior.*cannot trace it"),
         ({"prior": tfd.Normal([0.0, 1.0], 1.0)}, ValueError, "prior must be one distribution"),
         (

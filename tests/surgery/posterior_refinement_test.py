@@ -128,6 +128,11 @@ def _strings(z: tf.Tensor) -> tf.Tensor:
         ({"decoder": lambda z: MODEL.decoder(_numpy_function(z))}, TypeError, "Python code"),
         ({"decoder": lambda z: MODEL.decoder(tf.round(9 * z))}, TypeError, "finds no gradient"),
         ({"decoder": lambda z: MODEL.decoder(_strings(z))}, TypeError, "XLA cannot compile it"),
+        (
+            {"prior": tfd.Sample(tfd.Gamma(np.float64(2), np.float64(1)), 2), "num_steps": 20},
+            ValueError,
+            "posteriors of . of 2 observations .* are not finite",
+        ),
         ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be positive"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),

@@ -79,7 +79,7 @@ def refined_posteriors(
       TypeError: If encoder, decoder or prior do not give distributions, or the encoder gives
         others than those named; or if decoder or prior have no gradients that XLA compiles.
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; or if a number is out of range.
+        fit; if a number is out of range; or if a refined posterior is not finite.
 
     #### References
 
@@ -201,7 +201,11 @@ def _refined(
             )
             # The terms of the observations share no parameter: the sum maximises each.
             loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        optimizer.apply(tape.gradient(loss, values), [shift, log_factor])
+        # A density that is NaN can have a gradient that is none (tfd.Gamma below zero).
+        is_lost = tf.reduce_any(tf.math.is_nan(log_weights), axis=0)[:, tf.newaxis]
+        nan = tf.constant(math.nan, loss.dtype)
+        gradients = [tf.where(is_lost, nan, part) for part in tape.gradient(loss, values)]
+        optimizer.apply(gradients, [shift, log_factor])
 
     fold_in = tf.random.experimental.stateless_fold_in
     base_seed = tf.constant([seed, _REFINEMENT], tf.int32)
@@ -220,4 +224,18 @@ def _refined(
         new = slice(start - shown, None)
         locs.append((loc[rows] + scale[rows] * shift.value)[new])
         scales.append((scale[rows] * tf.exp(log_factor.value))[new])
-    return family(tf.concat(locs, axis=0), tf.concat(scales, axis=0))
+    refined = tf.concat(locs, axis=0), tf.concat(scales, axis=0)
+    _check_finite(*(part.numpy() for part in refined))
+    return family(*refined)
+
+
+def _check_finite(loc: np.ndarray, scale: np.ndarray) -> None:
+    """Raises where a gradient was NaN: Adam has kept it."""
+    bad = np.flatnonzero(~(np.isfinite(loc) & np.isfinite(scale)).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"the refined posteriors of {bad.size} of {len(loc)} observations (the first at index "
+            f"{bad[0]}) are not finite: log p(x, z) or its gradient was NaN where they drew codes. "
+            "A prior whose support is not all real numbers does not go with Gaussian posteriors; "
+            "where the optimiser diverged, a smaller learning_rate helps."
+        )
