@@ -17,7 +17,7 @@ from tfp_surgery.surgery.annealed_chains import inverse_temperatures
 from tfp_surgery.surgery.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
-from tfp_surgery.surgery.evidence import LogEvidence
+from tfp_surgery.surgery.evidence import LogEvidence, log_evidence_by_importance_sampling
 
 tfd = tfp.distributions
 
@@ -167,6 +167,59 @@ def test_codes_on_a_constrained_space() -> None:
     assert result.standard_errors.max() < 0.1
 
 
+def test_spheres_are_refused_and_importance_sampling_takes_them() -> None:
+    x = np.array([[0.3, 0.9], [1.2, -0.4]])
+    prior = tfd.SphericalUniform(2, dtype=tf.float64)
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(z, np.array([0.5, 0.5]))
+
+    message = r"SphericalUniform .*does not reach its whole support.*log_evidence_by_importance"
+    with pytest.raises(TypeError, match=message):
+        log_evidence_by_annealed_importance_sampling(x, decoder, prior)
+    proposals = tfd.VonMisesFisher(np.array([[1.0, 0.0]] * 2), np.array([0.01] * 2))
+    result = log_evidence_by_importance_sampling(x, proposals, decoder, prior)
+    angles = np.linspace(0, 2 * np.pi, 1001)[:-1]
+    on_circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    densities = stats.norm(on_circle, 0.5).pdf(x[:, np.newaxis]).prod(axis=2)
+    truth = np.log(densities.mean(axis=1))
+    assert np.all(np.abs(result.per_observation - truth) < STANDARD_ERRORS * result.standard_errors)
+
+
+def test_a_decoder_that_does_not_look_at_the_code_has_its_own_density() -> None:
+    model = LinearGaussianModel(WEIGHTS, 0.8)
+    x = model.simulate(2)
+    likelihood = tfd.MultivariateNormalDiag(np.zeros([1, 3]), np.ones(3))
+    result = log_evidence_by_annealed_importance_sampling(
+        x,
+        lambda z: tfd.BatchBroadcast(likelihood, z.shape[:1]),
+        lambda: model.prior,
+        num_temperatures=2,
+        num_chains=4,
+    )
+    np.testing.assert_allclose(result.per_observation, likelihood.log_prob(x))
+
+
+@pytest.mark.filterwarnings("ignore:the effective sample size")
+def test_chains_that_start_on_the_border_have_acceptance_rates() -> None:
+    """At a rate of NaN the step size of an observation was NaN, and none of its chains moved."""
+    with pytest.warns(UserWarning, match="onto the border"):
+        result = log_evidence_by_annealed_importance_sampling(
+            np.full([20, 1], 2.0, np.float32),
+            lambda z: tfd.Independent(tfd.Binomial(np.float32(5), probs=z[:, None]), 1),
+            tfd.Beta(np.float32(0.15), np.float32(0.15)),
+            num_temperatures=10,
+            num_chains=16,
+            num_leapfrog_steps=2,
+        )
+    assert result.acceptance_rates is not None
+    assert np.all(result.acceptance_rates > 0.2)
+    truth = stats.betabinom(5, 0.15, 0.15).logpmf(2)
+    ratios = np.exp(result.per_observation - truth)
+    error = ratios.std(ddof=1) / math.sqrt(20)
+    assert abs(ratios.mean() - 1) < STANDARD_ERRORS * error
+
+
 def test_seeds_repeat_dtypes_stay_and_few_effective_samples_are_warned_of() -> None:
     model = LinearGaussianModel(WEIGHTS, 0.01)
     dtypes = set()
@@ -198,6 +251,36 @@ def test_inverse_temperatures_rise_from_0_to_1() -> None:
     np.testing.assert_array_equal(inverse_temperatures(1), [0, 1])
 
 
+def _through_numpy(z: tf.Tensor) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(tf.constant(z.numpy() @ WEIGHTS.T), np.ones(3))
+
+
+def _numpy_function(z: tf.Tensor) -> tfd.Distribution:
+    loc = tf.numpy_function(lambda codes: codes @ WEIGHTS.T, [z], tf.float64)
+    return tfd.MultivariateNormalDiag(tf.ensure_shape(loc, [None, 3]), np.ones(3))
+
+
+def _numpy_prior() -> tfd.Distribution:
+    stretch = tfp.bijectors.Inline(
+        forward_fn=lambda u: u + 1,
+        inverse_fn=lambda z: tf.constant(z.numpy()) - 1,
+        forward_log_det_jacobian_fn=tf.zeros_like,
+        forward_min_event_ndims=0,
+    )
+    return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2)), stretch)
+
+
+def _strings(z: tf.Tensor) -> tfd.Distribution:
+    loc = tf.strings.to_number(tf.strings.as_string(tf.stop_gradient(z)), tf.float64)
+    return tfd.MultivariateNormalDiag((loc + z) @ WEIGHTS.T, np.ones(3))
+
+
+def _unique(z: tf.Tensor) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(
+        z @ WEIGHTS.T + tf.reduce_sum(tf.unique(z[:, 0])[0]), np.ones(3)
+    )
+
+
 def _discrete() -> tfd.Distribution:
     return tfd.OneHotCategorical(probs=[0.5, 0.5])
 
@@ -215,6 +298,11 @@ def _discrete() -> tfd.Distribution:
         ({"decoder": None}, TypeError, "decoder must be a callable"),
         ({"decoder": lambda z: z}, TypeError, "decoder must return a distribution"),
         ({"prior": _discrete}, TypeError, "HMC moves codes"),
+        ({"decoder": _through_numpy}, TypeError, "gradients of the decoder.*cannot trace it"),
+        ({"decoder": _numpy_function}, TypeError, "of TensorFlow operations; importance sampling"),
+        ({"decoder": _strings}, TypeError, "gradients of the model.*XLA cannot compile it"),
+        ({"decoder": _unique}, TypeError, "gradients of the model.*has no gradient.*Unique"),
+        ({"prior": _numpy_prior}, TypeError, "gradients of the prior.*cannot trace it"),
         ({"prior": tfd.Normal([0.0, 1.0], 1.0)}, ValueError, "prior must be one distribution"),
         (
             {"decoder": lambda z: tfd.MultivariateNormalDiag(z * np.nan @ WEIGHTS.T, np.ones(3))},

@@ -153,6 +153,8 @@ def test_the_result_prints_and_serialises(fine: BidirectionalMonteCarlo) -> None
         ({"num_chains": 0}, ValueError, "num_chains must be at least 1"),
         ({"decoder": 3}, TypeError, "decoder must be a callable"),
         ({"prior": tfd.OneHotCategorical(probs=[0.5, 0.5])}, TypeError, "HMC moves codes"),
+        ({"prior": tfd.PowerSpherical([0.6, 0.8], 3.0)}, TypeError, "whole support"),
+        ({"decoder": lambda z: MODEL.decoder(z.numpy())}, TypeError, "gradients of the decoder"),
         ({"prior": tfd.Normal([0.0, 1.0], 1.0)}, ValueError, "prior must be one distribution"),
     ],
 )

@@ -95,9 +95,44 @@ def test_seeds_repeat_and_scalars_stay_scalars() -> None:
     np.testing.assert_allclose(q.scale, np.full(5, deviation), rtol=0.01)
 
 
+def test_without_news_from_the_decoder_the_best_posterior_is_the_prior() -> None:
+    """A decoder that does not look at the codes has no gradient, and needs none."""
+    likelihood = tfd.MultivariateNormalDiag(np.zeros([1, 3]), np.ones(3))
+    q = refined_posteriors(
+        MODEL.simulate(2),
+        MODEL.perturbed_encoder(0.0, 1.0),
+        lambda z: tfd.BatchBroadcast(likelihood, z.shape[:1]),
+        lambda: MODEL.prior,
+        num_steps=300,
+    )
+    np.testing.assert_allclose(q.mean(), np.zeros([2, 2]), atol=0.01)
+    np.testing.assert_allclose(q.stddev(), np.ones([2, 2]), rtol=0.01)
+
+
+def _numpy_function(z: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.numpy_function(lambda a: a, [z], tf.float64), [None, 2])
+
+
+def _strings(z: tf.Tensor) -> tf.Tensor:
+    return z + tf.strings.to_number(tf.strings.as_string(tf.stop_gradient(z)), tf.float64)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        (
+            {"decoder": lambda z: MODEL.decoder(z.numpy())},
+            TypeError,
+            "decoder, which must be made of TensorFlow operations; importance .*cannot trace it",
+        ),
+        ({"decoder": lambda z: MODEL.decoder(_numpy_function(z))}, TypeError, "Python code"),
+        ({"decoder": lambda z: MODEL.decoder(tf.round(9 * z))}, TypeError, "finds no gradient"),
+        ({"decoder": lambda z: MODEL.decoder(_strings(z))}, TypeError, "XLA cannot compile it"),
+        (
+            {"prior": tfd.Sample(tfd.Gamma(np.float64(2), np.float64(1)), 2), "num_steps": 20},
+            ValueError,
+            "posteriors of . of 2 observations .* are not finite",
+        ),
         ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be positive"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),

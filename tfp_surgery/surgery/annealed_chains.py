@@ -12,6 +12,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
+from tfp_surgery.gradient_checks import check_graph, compiled
+from tfp_surgery.surgery.code_space import check_code_space
+from tfp_surgery.surgery.event_space import event_space_bijector
 from tfp_surgery.surgery.model import reconstruction_log_prob, tried
 
 tfb = tfp.bijectors
@@ -224,56 +227,64 @@ class AnnealedChains:
         return tf.random.experimental.stateless_fold_in(base_seed, number)
 
 
-def check_generative_model(x: np.ndarray, decoder: Network, prior: Prior) -> None:
-    """Runs the decoder on a code, so that what does not fit is said before the work.
+def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
+    """The prior, once it is known that HMC can move its codes.
 
     Args:
-      x: Observations `[N, *event_shape]`.
       decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
       prior: Likewise.
 
+    Returns:
+      The prior, built.
+
     Raises:
-      TypeError: If decoder or prior give no distributions, or HMC cannot move the codes.
-      ValueError: If shapes do not fit, or x is outside the likelihood's support.
+      TypeError: If the decoder is no callable, the prior gives no distribution, or HMC cannot move
+        the codes.
+      ValueError: If the prior has a batch.
     """
     if not callable(decoder):
         raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
     prior_now = checks.build_prior(prior)
     event_space_bijector(prior_now)
     checks.check_prior(prior_now, prior_now)  # it has no batch
+    check_code_space(prior_now)
+    return prior_now
+
+
+def check_densities(
+    x: np.ndarray, decoder: Network, prior: Prior, prior_now: tfd.Distribution
+) -> None:
+    """Runs the decoder on a code, so that what does not fit is said before the work.
+
+    Args:
+      x: Observations `[N, *event_shape]`.
+      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
+      prior: Likewise.
+      prior_now: From `checked_prior`.
+
+    Raises:
+      TypeError: If the decoder gives no distribution, or a density is no graph of TensorFlow
+        operations.
+      ValueError: If shapes do not fit, or x is outside the likelihood's support.
+    """
     code = prior_now.sample(1, seed=tf.constant([0, 0], tf.int32))
     likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
+    first = tf.convert_to_tensor(x[:1])
+    check_graph(
+        _needs("the decoder"),
+        lambda z: reconstruction_log_prob(decoder, z[tf.newaxis], first),
+        code,
+    )
+    check_graph(_needs("the prior"), lambda z: checks.build_prior(prior).log_prob(z), code)
 
 
-def event_space_bijector(prior: tfd.Distribution) -> Any:
-    """The bijector from unconstrained codes to those of the prior.
-
-    Args:
-      prior: p(z).
-
-    Returns:
-      TFP's default bijector for the event space of the prior.
-
-    Raises:
-      TypeError: If the codes are no single floating tensors, or the prior does not know the
-        bijector.
-    """
-    if tf.nest.is_nested(prior.dtype) or not prior.dtype.is_floating:
-        raise TypeError(
-            f"HMC moves codes that are single floating tensors, but those of {prior.name} have "
-            f"dtype {prior.dtype}."
-        )
-    try:
-        bijector = prior.experimental_default_event_space_bijector()
-    except NotImplementedError:
-        bijector = None
-    if bijector is None:
-        raise TypeError(
-            f"HMC needs to know the space of the codes, and {prior.name} does not say it "
-            "(_default_event_space_bijector)."
-        )
-    return bijector
+def _needs(what: str) -> str:
+    return (
+        f"annealed importance sampling moves codes by gradients of {what}, which must be made of "
+        "TensorFlow operations; importance sampling (log_evidence_by_importance_sampling) takes it "
+        "as it is"
+    )
 
 
 def _compiled_hmc_step(
@@ -313,20 +324,25 @@ def _compiled_hmc_step(
         results = kernel.bootstrap_results(u)
         step_seed = tf.random.experimental.stateless_fold_in(seed, number)
         moved, results = kernel.one_step(u, results, seed=step_seed)
-        rate = tf.exp(tf.minimum(results.log_accept_ratio, 0.0))
+        ratio = results.log_accept_ratio
+        # NaN where a chain stands on the border of the support, which it does not leave.
+        rate = tf.where(
+            tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0))
+        )
         return moved, log_likelihood(u), tf.reduce_mean(rate, axis=0)
 
     def hmc_step(
         u: tf.Tensor, x: tf.Tensor, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
     ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
-        moved, log_likelihood, rate = step(
-            u,
-            x,
-            tf.constant(beta, tf.float64),
-            tf.constant(step_size, tf.float64),
-            seed,
-            tf.constant(number, tf.int32),
-        )
+        with compiled(_needs("the model (decoder and prior)")):
+            moved, log_likelihood, rate = step(
+                u,
+                x,
+                tf.constant(beta, tf.float64),
+                tf.constant(step_size, tf.float64),
+                seed,
+                tf.constant(number, tf.int32),
+            )
         return moved, log_likelihood.numpy().astype(np.float64), rate.numpy().astype(np.float64)
 
     return hmc_step

@@ -9,8 +9,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
-from tfp_surgery.surgery.annealed_chains import AnnealedChains, Annealing, check_generative_model
+from tfp_surgery.surgery.annealed_chains import (
+    AnnealedChains,
+    Annealing,
+    check_densities,
+    checked_prior,
+)
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights, warn_of_few_samples
 from tfp_surgery.surgery.model import observations_of
 
@@ -47,13 +51,17 @@ def log_evidence_by_annealed_importance_sampling(
     proposal's density with that of the current state at the temperature before.)
 
     Codes on a constrained space are moved in the unconstrained space of the prior's default
-    bijector, which leaves the evidence as it is.
+    bijector, which leaves the evidence as it is. It is tried on draws of the prior first: those of
+    the distributions on spheres, of `tfd.WishartTriL` and of `tfd.LKJ` in TFP 0.25 do not serve,
+    and `log_evidence_by_importance_sampling` takes these priors. Mixtures (`tfd.MixtureSameFamily`,
+    `tfd.Mixture`) move in the space of their components, which must share one support.
 
     Standard errors and intervals are around the expectation of the bound for these T and C, not
     around log p(x); see `LogEvidence` for how often they cover it.
 
     A warning is given where the effective sample size of the chains' weights is below 10 and
-    below C / 2.
+    below C / 2; and one where the dtype rounds more than 1 in 100 codes of the prior onto the
+    border of its support, from where HMC cannot move them.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
@@ -74,7 +82,9 @@ def log_evidence_by_annealed_importance_sampling(
       `LogEvidence`, a stochastic lower bound, with acceptance rates.
 
     Raises:
-      TypeError: If decoder or prior do not give distributions, or HMC cannot move the codes.
+      TypeError: If decoder or prior do not give distributions; if HMC cannot move the codes, or the
+        space that it moves in does not stand for them; or if decoder or prior are not made of
+        TensorFlow operations that XLA compiles.
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
         fit; if a number is out of range; or if the model gives NaN.
 
@@ -88,9 +98,10 @@ def log_evidence_by_annealed_importance_sampling(
     """
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     x, data = observations_of(x, settings.seed)
-    check_generative_model(x, decoder, prior)
+    prior_now = checked_prior(decoder, prior)
+    check_densities(x, decoder, prior, prior_now)
     chains = AnnealedChains(decoder, prior, settings)
-    weights = RunningWeights(len(x), checks.build_prior(prior).dtype)
+    weights = RunningWeights(len(x), prior_now.dtype)
     rates = np.empty([settings.num_temperatures, len(x)])
     for number, shown, new in chains.batches(len(x)):
         observations = tf.convert_to_tensor(x[shown])

@@ -17,8 +17,8 @@ from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.annealed_chains import (
     AnnealedChains,
     Annealing,
-    check_generative_model,
-    event_space_bijector,
+    check_densities,
+    checked_prior,
 )
 from tfp_surgery.surgery.evidence import LogEvidence, RunningWeights
 from tfp_surgery.surgery.model import tried
@@ -118,7 +118,7 @@ def bidirectional_monte_carlo(
       `BidirectionalMonteCarlo`.
 
     Raises:
-      TypeError: If decoder or prior do not give distributions, or HMC cannot move the codes.
+      TypeError: As `log_evidence_by_annealed_importance_sampling` does.
       ValueError: If shapes do not fit, a number is out of range, or the model gives NaN.
 
     #### References
@@ -130,8 +130,10 @@ def bidirectional_monte_carlo(
     """
     num_observations = checks.checked_integer("num_observations", num_observations, 2)
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
-    x, z = _simulate(decoder, checks.build_prior(prior), num_observations, settings)
-    check_generative_model(x, decoder, prior)
+    prior_now = checked_prior(decoder, prior)
+    x, _ = _simulate(decoder, prior_now, 1, settings)
+    check_densities(x, decoder, prior, prior_now)
+    x, z = _simulate(decoder, prior_now, num_observations, settings)
     chains = AnnealedChains(decoder, prior, settings)
     weights = {name: RunningWeights(len(x), tf.as_dtype(z.dtype)) for name in ("lower", "upper")}
     rates = {name: np.empty([settings.num_temperatures, len(x)]) for name in weights}
@@ -192,10 +194,6 @@ def _simulate(
     settings: Annealing,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Observations `[N, *event_shape]` and the codes `[N, *code_shape]` behind them."""
-    if not callable(decoder):
-        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
-    event_space_bijector(prior)
-    checks.check_prior(prior, prior)  # it has no batch
     fold_in = tf.random.experimental.stateless_fold_in
     base_seed = tf.constant([settings.seed, _SIMULATION], tf.int32)
     z = prior.sample(num_observations, seed=fold_in(base_seed, 0))

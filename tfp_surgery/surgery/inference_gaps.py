@@ -128,7 +128,7 @@ def inference_gaps(
 
     Raises:
       TypeError: If encoder, decoder or prior do not give distributions, or the encoder gives
-        others than those named.
+        others than those named; or if decoder or prior have no gradients that XLA compiles.
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
         fit; if a number is out of range; or if the model gives NaN.
 

@@ -15,6 +15,7 @@ from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.distributions.gaussian import diagonal_parameters
+from tfp_surgery.gradient_checks import check_gradient, check_graph, compiled
 from tfp_surgery.surgery.model import (
     check_model,
     observations_of,
@@ -76,9 +77,9 @@ def refined_posteriors(
 
     Raises:
       TypeError: If encoder, decoder or prior do not give distributions, or the encoder gives
-        others than those named.
+        others than those named; or if decoder or prior have no gradients that XLA compiles.
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; or if a number is out of range.
+        fit; if a number is out of range; or if a refined posterior is not finite.
 
     #### References
 
@@ -92,9 +93,34 @@ def refined_posteriors(
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
     x, _ = observations_of(x, seed)
     check_model(x, encoder, decoder, checks.build_prior(prior))
-    independent_gaussians(encoder(tf.convert_to_tensor(x[:2])))
+    first = tf.convert_to_tensor(x[:2])
+    _check_gradients(first, independent_gaussians(encoder(first)), decoder, prior)
     posteriors = independent_gaussians(encode(encoder, x, batch_size))
     return _refined(x, posteriors, decoder, prior, num_steps, learning_rate, seed, batch_size)
+
+
+def _check_gradients(
+    x: tf.Tensor,
+    posteriors: tfd.Distribution,
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: Any,
+) -> None:
+    """Raises where the ELBO of these observations is not a graph with gradients to the codes."""
+    z = posteriors.sample(_GRADIENT_SAMPLES, seed=tf.constant([0, 0], tf.int32))  # [S, B, *code]
+    for what, log_prob in (
+        ("the decoder", lambda z: reconstruction_log_prob(decoder, z, x)),
+        ("the prior", lambda z: checks.build_prior(prior).log_prob(z)),
+    ):
+        check_graph(_needs(what), log_prob, z)
+        check_gradient(_needs(what), log_prob, z)
+
+
+def _needs(what: str) -> str:
+    return (
+        f"refinement moves posteriors by gradients of {what}, which must be made of TensorFlow "
+        "operations; importance sampling (log_evidence_by_importance_sampling) takes it as it is, "
+        "with the encoder's own posteriors"
+    )
 
 
 def independent_gaussians(posteriors: Any) -> tfd.Distribution:
@@ -175,7 +201,11 @@ def _refined(
             )
             # The terms of the observations share no parameter: the sum maximises each.
             loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        optimizer.apply(tape.gradient(loss, values), [shift, log_factor])
+        # A density that is NaN can have a gradient that is none (tfd.Gamma below zero).
+        is_lost = tf.reduce_any(tf.math.is_nan(log_weights), axis=0)[:, tf.newaxis]
+        nan = tf.constant(math.nan, loss.dtype)
+        gradients = [tf.where(is_lost, nan, part) for part in tape.gradient(loss, values)]
+        optimizer.apply(gradients, [shift, log_factor])
 
     fold_in = tf.random.experimental.stateless_fold_in
     base_seed = tf.constant([seed, _REFINEMENT], tf.int32)
@@ -188,8 +218,24 @@ def _refined(
             variable.assign(tf.zeros_like(variable.value))
         batch_seed = fold_in(base_seed, number)
         for index in range(num_steps):
-            step(tf.convert_to_tensor(x[rows]), loc[rows], scale[rows], fold_in(batch_seed, index))
+            step_seed = fold_in(batch_seed, index)
+            with compiled(_needs("the model (decoder and prior)")):
+                step(tf.convert_to_tensor(x[rows]), loc[rows], scale[rows], step_seed)
         new = slice(start - shown, None)
         locs.append((loc[rows] + scale[rows] * shift.value)[new])
         scales.append((scale[rows] * tf.exp(log_factor.value))[new])
-    return family(tf.concat(locs, axis=0), tf.concat(scales, axis=0))
+    refined = tf.concat(locs, axis=0), tf.concat(scales, axis=0)
+    _check_finite(*(part.numpy() for part in refined))
+    return family(*refined)
+
+
+def _check_finite(loc: np.ndarray, scale: np.ndarray) -> None:
+    """Raises where a gradient was NaN: Adam has kept it."""
+    bad = np.flatnonzero(~(np.isfinite(loc) & np.isfinite(scale)).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"the refined posteriors of {bad.size} of {len(loc)} observations (the first at index "
+            f"{bad[0]}) are not finite: log p(x, z) or its gradient was NaN where they drew codes. "
+            "A prior whose support is not all real numbers does not go with Gaussian posteriors; "
+            "where the optimiser diverged, a smaller learning_rate helps."
+        )
