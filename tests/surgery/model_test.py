@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from tests.testing.models import unit_decoder
 from tfp_surgery import datasets
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.surgery import model
+from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.model import check_codes_in_support
 
 tfd = tfp.distributions
 
@@ -82,6 +85,61 @@ def test_many_models_are_traced_without_warnings(caplog: pytest.LogCaptureFixtur
             np.testing.assert_array_equal(result["value"], [factor, 2 * factor])
             assert result["nothing"] is None
     assert "retracing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prior", "inside"),
+    [
+        (tfd.Exponential(1.0), tf.abs),
+        (tfd.Gamma(1.0, 1.0), tf.abs),
+        (tfd.Chi2(2.0), tf.abs),
+        (tfd.Weibull(1.0, 1.0), tf.abs),
+        (tfd.GeneralizedPareto(0.0, 1.0, 0.1), tf.abs),
+        (tfd.Beta(1.0, 1.0), tf.sigmoid),
+        (tfd.Independent(tfd.Exponential([1.0]), 1), tf.abs),
+        (tfd.Dirichlet([1.0, 1.0, 1.0]), tf.nn.softmax),
+        (tfd.SphericalUniform(3), lambda z: tf.math.l2_normalize(z, axis=-1)),
+        (tfd.VonMisesFisher([1.0, 0.0], 2.0), lambda z: tf.math.l2_normalize(z, axis=-1)),
+        (tfd.PowerSpherical([1.0, 0.0], 2.0), lambda z: tf.math.l2_normalize(z, axis=-1)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_density_outside_the_support_is_refused(prior: tfd.Distribution, inside: Any) -> None:
+    """TFP's formulas are finite there, and the KL would be a number."""
+    codes = np.random.default_rng(0).normal(size=(50, 2, *prior.event_shape))
+    codes = tf.constant(codes.astype(np.float32))
+    assert np.isfinite(prior.log_prob(codes).numpy()).any()
+    with pytest.raises(ValueError, match="lie outside the support of the prior"):
+        check_codes_in_support(prior, codes)
+    check_codes_in_support(prior, inside(codes))
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        tfd.Normal(0.0, 1.0),
+        tfd.Uniform(-0.1, 0.1),
+        tfd.VonMises(0.0, 1.0),
+        tfd.Categorical(probs=[0.5, 0.5], dtype=tf.float32),
+        tfd.MixtureSameFamily(
+            tfd.Categorical(probs=[0.5, 0.5]), tfd.Normal([-1.0, 1.0], [1.0, 1.0])
+        ),
+    ],
+    ids=lambda prior: type(prior).__name__,
+)
+def test_what_is_inside_or_has_no_density_passes(prior: tfd.Distribution) -> None:
+    codes = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    check_codes_in_support(prior, tf.constant(codes))
+
+
+def test_a_surgery_refuses_codes_outside_the_support_of_its_prior() -> None:
+    with pytest.raises(ValueError, match="of the prior Exponential, whose log_prob is finite"):
+        elbo_surgery(
+            np.ones([4, 1], np.float32),
+            lambda x: tfd.Normal(x[:, 0], 1.0),
+            lambda z: tfd.Independent(tfd.Normal(z[:, tf.newaxis], 1.0), 1),
+            tfd.Exponential(1.0),
+        )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,13 @@ from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.network_dtypes import dtype_hint
+from tfp_surgery.surgery.event_space import default_bijector
 
 tfd = tfp.distributions
+
+_PROBES = 100  # codes of each of the first observations that are looked at
+_SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
+_LENGTH_TOLERANCE = 1e-3
 
 
 def observations_of(x: Any, seed: int) -> tuple[np.ndarray, str]:
@@ -52,9 +57,44 @@ def check_model(
                 f"{type(training_aggregate_posterior).__name__}."
             )
         _check_same_codes(training_aggregate_posterior, posterior)
-    code = posterior.sample(seed=tf.constant([0, 0], tf.int32))[:1]
+    codes = posterior.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
+    check_codes_in_support(prior, codes)
+    code = codes[0, :1]
     likelihood = checks.check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
     checks.check_support(likelihood, x)
+
+
+def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
+    """Checks that no code outside the support of the prior has a finite density.
+
+    TFP's densities are formulas that may hold elsewhere too: log_prob of `tfd.Exponential` at -1 is
+    the rate. Outside is where the map of the support to real numbers gives none, and what has
+    another length than one on a sphere.
+
+    Args:
+      prior: p(z), batch `[]`.
+      codes: Draws of posteriors, `[..., *code_shape]`.
+
+    Raises:
+      ValueError: If there are such codes.
+    """
+    bijector = default_bijector(prior) if codes.dtype.is_floating else None
+    if bijector is None:
+        return
+    codes = tf.constant(codes.numpy())  # a bijector remembers what it has made
+    unconstrained = bijector.inverse(codes).numpy()
+    log_prob = prior.log_prob(codes).numpy()
+    missing = np.isnan(unconstrained).reshape(*log_prob.shape, -1).any(axis=-1)
+    if isinstance(prior, _SPHERES):  # whose map takes any vector
+        missing |= np.abs(np.linalg.norm(codes, axis=-1) - 1.0) > _LENGTH_TOLERANCE
+    outside = int(np.sum(np.isfinite(log_prob) & missing))
+    if outside:
+        raise ValueError(
+            f"{outside} of {log_prob.size} draws of the posteriors of the first observations lie "
+            f"outside the support of the prior {prior.name}, whose log_prob is finite there all "
+            "the same: KL(q(z|x) || p(z)) is infinite, whatever the formula gives. Take a prior "
+            "and posteriors over the same codes."
+        )
 
 
 def check_vector_codes(aggregate_posterior: Any, name: str = "aggregate_posterior") -> None:
