@@ -1,5 +1,9 @@
 """ELBO surgery for models made of TensorFlow Probability distributions."""
 
+# isort: off
+from tfp_surgery import xla_flags as _xla_flags  # noqa: F401  before anything is compiled
+
+# isort: on
 from tfp_surgery import datasets, networks, priors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate

@@ -60,6 +60,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import streaming
+from tfp_surgery.distributions.compiled import compiled
 
 tfd = tfp.distributions
 
@@ -261,7 +262,7 @@ def _score_chunks(
     )
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _moments(
     leaves: tf.Tensor, blocks: tf.Tensor, points: tf.Tensor, radius: tf.Tensor
 ) -> tf.Tensor:

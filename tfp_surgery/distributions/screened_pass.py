@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import gaussian, online_softmax, screening
+from tfp_surgery.distributions.compiled import compiled
 from tfp_surgery.distributions.spatial_order import spatial_order
 
 _QUERY_BLOCK = 128
@@ -258,7 +259,7 @@ def _sum_over_events(x: tf.Tensor) -> tf.Tensor:
     return tf.add_n([tf.reduce_sum(part, axis=1) for part in parts])
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _forward_chunk(
     queries: tf.Tensor,
     excluded: tf.Tensor | None,
@@ -298,7 +299,7 @@ def _forward_chunk(
     return results[0], results[1]
 
 
-@tf.function(jit_compile=True, autograph=False)
+@compiled
 def _backward_blocks(
     queries: tf.Tensor,
     excluded: tf.Tensor | None,

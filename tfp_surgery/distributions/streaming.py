@@ -29,6 +29,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import gaussian, online_softmax, screened_pass
+from tfp_surgery.distributions.compiled import compiled
 
 tfd = tfp.distributions
 
@@ -402,8 +403,8 @@ def _generic_blocks(
 class _CompiledPass(_Pass):
     """A pass compiled by XLA: the block is fused and never stored."""
 
-    forward = tf.function(_Pass.forward, jit_compile=True, autograph=False)
-    backward = tf.function(_Pass.backward, jit_compile=True, autograph=False)
+    forward = compiled(_Pass.forward)
+    backward = compiled(_Pass.backward)
 
 
 def _leaves_and_pass(

@@ -1,0 +1,74 @@
+"""compiled: a function as a program of XLA that several threads may run at once.
+
+`tfp_surgery.xla_flags` turns off the fusions of XLA that are not safe in several threads at once.
+Where that came too late, or XLA_FLAGS says otherwise, the function is not compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_surgery import xla_flags
+
+_SIZE = 300  # of a matrix whose reduction XLA gives to such a fusion
+_lock = threading.Lock()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function by XLA, where several threads may then run it at once.
+
+    Args:
+      function: Of (nested) Tensors, None and Python objects.
+
+    Returns:
+      The function, compiled when it is first called.
+    """
+
+    @functools.cache
+    def program(jit_compile: bool | None) -> Callable[..., Any]:
+        traced: Callable[..., Any] = tf.function(function, jit_compile=jit_compile, autograph=False)
+        return traced
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        # None: it is still compiled as a part of what its caller compiles.
+        return program(True if threads_are_safe() else None)(*arguments)
+
+    return call
+
+
+def threads_are_safe() -> bool:
+    """Whether threads may run one program of XLA on a CPU at once; warns where they may not."""
+    with _lock:
+        return _threads_are_safe()
+
+
+@functools.cache
+def _threads_are_safe() -> bool:
+    if tf.__version__.startswith("2.20."):
+        return True
+    with tf.init_scope():
+        # What XLA makes is the one answer that holds whatever came first.
+        program = tf.function(lambda x: tf.reduce_max(x, 1), jit_compile=True, autograph=False)
+        compiler = program.experimental_get_compiler_ir(tf.zeros([_SIZE, _SIZE]))
+        lowered = compiler(stage="optimized_hlo", platform_name="CPU")
+    xla_flags.withdraw_flag()
+    if "__ynn_fusion" not in lowered:
+        return True
+    warnings.warn(
+        "XLA's YNN fusions are on, which can end the process where several threads run one "
+        "compiled program: something was compiled before tfp_surgery was imported, or XLA_FLAGS "
+        "asks for them. log q(z) is therefore computed without XLA, which is slower, and a program "
+        "that you compile yourself (jit_compile=True) must not be run by several threads at once. "
+        "Import tfp_surgery before anything is compiled, or start Python with "
+        f"XLA_FLAGS={xla_flags.FLAG}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
