@@ -54,30 +54,30 @@ def printed(code: str, xla_flags: str | None = None) -> str:
         ("/a/file/of/flags", "/a/file/of/flags"),
     ],
 )
-def test_the_flag_is_added_to_what_the_user_has_set(before: str | None, after: str):
+def test_the_flag_is_added_to_what_the_user_has_set(before: str | None, after: str) -> None:
     assert printed(IMPORT, before) == after
 
 
 @pytest.mark.parametrize("version", ["2.20.0", "2.22.0"])
-def test_a_version_that_is_not_known_to_have_the_flag_is_left_alone(version: str):
+def test_a_version_that_is_not_known_to_have_the_flag_is_left_alone(version: str) -> None:
     assert printed(FAKE_VERSION.format(version) + IMPORT) == "None"
 
 
-def test_fusions_are_off_and_the_flag_is_withdrawn_once_it_is_read():
+def test_fusions_are_off_and_the_flag_is_withdrawn_once_it_is_read() -> None:
     assert printed(SAFE) == "[True, True] 0 None"
     assert printed(SAFE, "--xla_cpu_multi_thread_eigen=true").endswith(
         " 0 --xla_cpu_multi_thread_eigen=true"
     )
 
 
-def test_a_flag_that_comes_too_late_is_told_once():
+def test_a_flag_that_comes_too_late_is_told_once() -> None:
     assert printed(COMPILE + SAFE).startswith("[False, False] 1")
 
 
-def test_fusions_that_the_user_asks_for_are_told_and_kept():
+def test_fusions_that_the_user_asks_for_are_told_and_kept() -> None:
     assert printed(SAFE, f"{FLAG}reduce") == f"[False, False] 1 {FLAG}reduce"
     assert printed(SAFE, f"{FLAG}individual_dot") == f"[True, True] 0 {FLAG}individual_dot"
 
 
-def test_what_xla_makes_decides_where_no_flag_is_set():
+def test_what_xla_makes_decides_where_no_flag_is_set() -> None:
     assert printed(FAKE_VERSION.format("2.22.0") + SAFE) == "[False, False] 1 None"

@@ -33,7 +33,9 @@ def in_threads(function: Any, inputs: list[tf.Tensor]) -> list[Any]:
 
 
 @pytest.mark.parametrize("safe", [True, False])
-def test_threads_at_once_get_what_one_alone_gets(safe: bool, monkeypatch: pytest.MonkeyPatch):
+def test_threads_at_once_get_what_one_alone_gets(
+    safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "threads_are_safe", lambda: safe)
     function = module.compiled(reductions)
     for rows in range(300, 304):
@@ -52,7 +54,7 @@ def test_threads_at_once_get_what_one_alone_gets(safe: bool, monkeypatch: pytest
 @pytest.mark.parametrize("safe", [True, False])
 def test_the_function_is_compiled_only_where_that_is_safe(
     safe: bool, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(module, "threads_are_safe", lambda: safe)
     # XLA knows no strings.
     function = module.compiled(lambda x: tf.strings.length(tf.strings.as_string(x)))
@@ -65,7 +67,7 @@ def test_the_function_is_compiled_only_where_that_is_safe(
 
 def test_an_uncompiled_function_is_compiled_with_what_its_caller_compiles(
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setattr(module, "threads_are_safe", lambda: False)
     function = module.compiled(reductions)
     x = tf.reshape(tf.range(12.0), [3, 4])
