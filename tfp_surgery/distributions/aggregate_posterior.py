@@ -18,7 +18,7 @@ from tensorflow_probability.python.internal import (
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import evaluation, indexing, moments
+from tfp_surgery.distributions import evaluation, fidelity, indexing, moments
 from tfp_surgery.distributions import marginals as marginals_lib
 from tfp_surgery.distributions import weights as weights_lib
 from tfp_surgery.distributions.encoding import encode
@@ -101,7 +101,7 @@ class AggregatePosterior(tfd.Distribution):
 
         Raises:
           TypeError: If `components_distribution` is no distribution over single tensors, or does
-            not declare its parameters.
+            not declare its parameters: also those that a function closes over (eagerly).
           ValueError: If it has no batch dimension, N = 0, or the weights do not fit N.
         """
         parameters = dict(locals())
@@ -117,6 +117,7 @@ class AggregatePosterior(tfd.Distribution):
             if components_distribution.batch_shape[-1] == 0:
                 raise ValueError("components_distribution has no components (N = 0).")
             components_lib.event_rank(components_distribution)
+            fidelity.check_components(components_distribution)
             self._components_distribution = components_distribution
             self._weights = tensor_util.convert_nonref_to_tensor(
                 weights, dtype=components_lib.dtype_of(components_distribution), name="weights"
@@ -159,8 +160,10 @@ class AggregatePosterior(tfd.Distribution):
 
         Raises:
           ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
-            batch is not that of the observations it was given.
-          TypeError: If the encoder does not return a distribution, or not always of one kind.
+            batch is not that of the observations it was given; or if it gives an observation
+            another posterior on a second call (the first and the last are encoded twice more).
+          TypeError: If the encoder does not return a distribution, or not always of one kind, or
+            one with parameters that it does not declare.
         """
         return cls(encode(encoder, x, batch_size), **kwargs)
 
@@ -192,6 +195,10 @@ class AggregatePosterior(tfd.Distribution):
     def num_components(self) -> Any:
         """N: a Python `int` where it is known statically, else a scalar `Tensor`."""
         return components_lib.num_components(self._components_distribution)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with variables of its own; see `components.deep_copy`."""
+        return components_lib.deep_copy(self, memo)
 
     def _event_shape(self) -> tf.TensorShape:
         return self._components_distribution.event_shape

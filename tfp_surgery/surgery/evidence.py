@@ -14,6 +14,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import fidelity
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery.importance_weights import log_weight_chunks
@@ -294,7 +295,9 @@ def _proposals(
         check_model(x, encoder, decoder, prior)
         return encode(encoder, x, batch_size)
     proposals = checks.check_encoder_output(encoder, len(x))
-    proposals = components_lib.broadcast(components_lib.prepare(proposals, "The proposal"))
+    proposals = components_lib.prepare(proposals, "The proposal")
+    fidelity.check_components(proposals)
+    proposals = components_lib.broadcast(proposals)
     check_model(x, lambda x: components_lib.gather(proposals, tf.range(len(x))), decoder, prior)
     return proposals
 
