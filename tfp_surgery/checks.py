@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import point_mass
+
 tfd = tfp.distributions
 
 MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
@@ -208,7 +210,7 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
 
     Raises:
       ValueError: if the prior has a batch shape, or another event shape or dtype than the
-        posterior.
+        posterior, or if one puts probability on points and the other has a density.
     """
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
@@ -224,6 +226,7 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
             f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
             f"the encoder's {posterior.name} has {posterior.dtype.name}."
         )
+    point_mass.check_same_measure(prior, posterior)
     return prior
 
 
