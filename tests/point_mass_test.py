@@ -113,10 +113,10 @@ def test_points_against_a_density_are_refused(name: str) -> None:
         lambda *model: tfs.importance_weighted_elbo(*model, num_importance_samples=5),
         tfs.log_evidence_by_importance_sampling,
         tfs.refined_posteriors,
-        lambda x, encoder, decoder, prior: tfs.mutual_information_bounds(
+        lambda x, encoder, _, prior: tfs.mutual_information_bounds(
             AggregatePosterior.from_encoder(encoder, x), batch_size=2, prior=prior
         ),
-        lambda x, encoder, decoder, prior: tfs.fit_prior(
+        lambda x, encoder, *_: tfs.fit_prior(
             AggregatePosterior.from_encoder(encoder, x), tfs.networks.StandardNormalPrior(D)
         ),
     ],
@@ -167,8 +167,8 @@ def test_integer_codes_of_a_discrete_prior_are_measured() -> None:
 @pytest.mark.parametrize(
     ("posterior", "prior"),
     [
-        (lambda: OfAUser(), lambda: NORMAL),
-        (lambda: tfd.VectorDeterministic(CODES), lambda: OfAUser()),
+        (OfAUser, lambda: NORMAL),
+        (lambda: tfd.VectorDeterministic(CODES), OfAUser),
         (lambda: tfd.MultivariateNormalDiag(CODES), lambda: NORMAL),
         (
             lambda: tfd.OneHotCategorical(logits=CODES),

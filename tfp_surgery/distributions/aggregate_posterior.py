@@ -161,7 +161,7 @@ class AggregatePosterior(tfd.Distribution):
         Raises:
           ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
             batch is not that of the observations it was given; or if it gives an observation
-            another posterior on a second call (the first and the last are encoded twice more).
+            another posterior on a second call (two of them are encoded again).
           TypeError: If the encoder does not return a distribution, or not always of one kind, or
             one with parameters that it does not declare.
         """

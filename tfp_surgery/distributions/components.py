@@ -272,7 +272,7 @@ def deep_copy(node: Any, memo: dict[int, Any]) -> Any:
     a flow among them, are shared, as `copy.deepcopy` shares functions.
     """
 
-    def visit(parameter: Any, event_ndims: Any) -> Any:
+    def visit(parameter: Any, _: Any) -> Any:
         if isinstance(parameter, tfb.Bijector | tfd.Distribution):
             return deep_copy(parameter, memo)
         return copy.deepcopy(parameter, memo) if isinstance(parameter, tf.Variable) else parameter

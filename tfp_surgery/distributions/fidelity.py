@@ -4,7 +4,7 @@ Components are handled by the parameters that their distribution declares. What 
 function that closes over the observations for one, stays as it is when components are joined or
 picked, and then belongs to others: silently where the shapes coincide. So log densities of a few
 draws are noted while they are encoded, and compared with those of the picked components. An
-encoder must also be a function of each observation alone; two of them are encoded again to see it.
+encoder must also be a function of each observation alone: two of them are encoded again.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class EncodingCheck:
     """Notes what the first, a middle and the last batch of posteriors say, then compares."""
 
     def __init__(self, num_batches: int) -> None:
+        """Makes the check of so many batches."""
         self._watched = {0, num_batches // 2, num_batches - 1}
         self._witnesses: list[Witness] = []
 
@@ -169,7 +170,7 @@ def _undeclared_message(components: tfd.Distribution, how: str) -> str:
 def check_encoder_repeats(
     encoder: Callable[[Any], tfd.Distribution], x: Any, joined: tfd.Distribution
 ) -> None:
-    """Encodes the first and the last observation twice more, and compares.
+    """Encodes the first and the last observation alone, twice, and compares.
 
     Args:
       encoder: As for `encode`.
@@ -177,46 +178,49 @@ def check_encoder_repeats(
       joined: What they were encoded to, batch `[N]`, every parameter broadcast to it.
 
     Raises:
-      ValueError: If the two calls differ, or differ from the first by far more than rounding.
+      ValueError: If the two calls differ, or differ from `joined` by far more than rounding.
     """
     num = x.shape[0]
-    rows = [0, num - 1] if num > 1 else [0]
-    batch = tf.gather(tf.convert_to_tensor(x[: rows[-1] + 1 : max(1, rows[-1])]), range(len(rows)))
+    rows = [0, num - 1]
     try:
-        again, once_more = (_leaves_of(encoder, batch) for _ in range(2))
-    except Exception:  # it takes batches of one size only, or none by itself
+        alone, again = ([_encoded(encoder, x[i : i + 1]) for i in rows] for _ in range(2))
+    except Exception:  # it takes batches of one size
+        return
+    leaves = components_lib.leaves(joined)
+    if any(len(given) != len(leaves) for given in alone + again):
         return
     several = tf.constant(np.unique(np.linspace(0, num - 1, _SAMPLE_SIZE).astype(np.int64)))
-    sample = [tf.gather(leaf, several) for leaf in components_lib.leaves(joined)]
-    noted = [tf.gather(leaf, tf.constant(rows)) for leaf in components_lib.leaves(joined)]
-    if not len(noted) == len(again) == len(once_more):
-        return
-    for leaf, *given in zip(sample, noted, again, once_more, strict=True):
-        values = np.asarray(leaf, np.float64)
-        first, second, third = (np.asarray(part, np.float64) for part in given)
+    for number, leaf in enumerate(leaves):
+        values = np.asarray(tf.gather(leaf, several), np.float64)
         size, spread = _root_mean_square(values), _root_mean_square(values - values.mean(axis=0))
-        if _root_mean_square(third - second) > 0.01 * spread + 1e-5 * size:
+        in_batch = np.asarray(tf.gather(leaf, tf.constant(rows)), np.float64)
+        first, second = (
+            np.concatenate([given[number] for given in calls]) for calls in (alone, again)
+        )
+        if _root_mean_square(second - first) > 0.01 * spread + 1e-5 * size:
             raise ValueError(
-                "the encoder gives other posteriors when it is called again on the same "
-                "observations: dropout may be left on, or it draws at random inside. Hand in the "
-                "encoder as it is used after training, for instance "
-                "lambda x: encoder(x, training=False); codes are drawn from the distribution that "
-                "it returns."
+                "the encoder gives an observation another posterior when it is called again: "
+                "dropout may be left on, or it draws at random inside. Hand in the encoder as it "
+                "is used after training, for instance lambda x: encoder(x, training=False); codes "
+                "are drawn from the distribution that it returns."
             )
-        if num > 1 and _root_mean_square(second - first) > 0.25 * spread + size / 32.0:
+        if _root_mean_square(first - in_batch) > 0.25 * spread + size / 32.0:
             raise ValueError(
-                "the encoder gives an observation another posterior when it is encoded with other "
-                "observations: batch normalisation may run in training mode, or the network "
-                "compares the observations of a batch. Every result would depend on batch_size. "
-                "Hand in an encoder of each observation by itself, for instance "
+                "the encoder gives an observation another posterior alone than in a batch: batch "
+                "normalisation may run in training mode, the network may compare the observations "
+                "of a batch, or it draws at random. Every result would depend on batch_size. Hand "
+                "in an encoder of each observation by itself, for instance "
                 "lambda x: encoder(x, training=False)."
             )
 
 
-def _leaves_of(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> list[tf.Tensor]:
+def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: Any) -> list[np.ndarray]:
+    """The parameters of the posteriors of a batch, float64."""
+    batch = tf.convert_to_tensor(batch)
     posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
     posterior = components_lib.prepare(posterior, "The encoder's posterior")
-    return components_lib.leaves(components_lib.broadcast(posterior))
+    leaves = components_lib.leaves(components_lib.broadcast(posterior))
+    return [np.asarray(leaf, np.float64) for leaf in leaves]
 
 
 def _root_mean_square(values: np.ndarray) -> float:

@@ -141,12 +141,21 @@ def _differentiable(
             entropy_grad: tf.Tensor,
             variables: Sequence[tf.Variable] | None = None,
         ) -> Any:
-            arguments = (queries, log_weights, leaves, excluded_index)
-            arguments += ((log_prob, entropy), (log_prob_grad, entropy_grad))
-            if not variables:
-                return [_first_order_only(part) for part in compute.backward(*arguments)]
-            grads = [_first_order_only(part) for part in compute.backward(*arguments, variables)]
-            return grads[: -len(variables)], grads[-len(variables) :]
+            network: Any = [variables] if variables else []
+            grads = [
+                _first_order_only(part)
+                for part in compute.backward(
+                    queries,
+                    log_weights,
+                    leaves,
+                    excluded_index,
+                    (log_prob, entropy),
+                    (log_prob_grad, entropy_grad),
+                    *network,
+                )
+            ]
+            num_inputs = 2 + len(leaves)
+            return (grads[:num_inputs], grads[num_inputs:]) if variables else grads
 
         return (log_prob, entropy), grad
 
@@ -238,7 +247,9 @@ class _Pass:
         queries_wanted = queries.dtype.is_floating
         query_floats = queries if queries_wanted else tf.zeros(ps.shape(queries), log_weights.dtype)
 
-        def query_step(i: tf.Tensor, query_grads: Any, source_grads: Any, variable_grads: Any) -> Any:
+        def query_step(
+            i: tf.Tensor, query_grads: Any, source_grads: Any, variable_grads: Any
+        ) -> Any:
             z = query_blocks.gather(queries, i, axis)
             excluded = (
                 None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
@@ -462,7 +473,9 @@ def _network_width(
     first = (*[slice(None)] * batch_ndims, slice(0, 1))
     with tf.GradientTape() as tape:
         score([leaf[first] for leaf in leaves], queries[first])
-    return max((size for variable in tape.watched_variables() for size in variable.shape), default=1)
+    return max(
+        (size for variable in tape.watched_variables() for size in variable.shape), default=1
+    )
 
 
 @functools.cache
