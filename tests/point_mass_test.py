@@ -237,6 +237,14 @@ def test_one_collapsed_scale_is_found_wherever_it_is(measure: Callable[..., Any]
         measure(x, encoder, _decoder, NORMAL)
 
 
+def test_operators_of_a_scale_are_looked_at() -> None:
+    zero = tf.linalg.LinearOperatorDiag(tf.constant([1.0, 0.0]))
+    with pytest.raises(ValueError, match="prior MultivariateNormalLinearOperator has no density"):
+        point_mass.check_same_measure(tfd.MultivariateNormalLinearOperator(None, zero), NORMAL)
+    lower = tf.linalg.LinearOperatorLowerTriangular(tf.constant([[0.5, 0.0], [0.0, 1.0]]))
+    point_mass.check_same_measure(tfd.MultivariateNormalLinearOperator(tf.zeros(D), lower), NORMAL)
+
+
 def test_a_narrow_scale_stays() -> None:
     point_mass.check_same_measure(NORMAL, tfd.MultivariateNormalDiag(CODES, tf.fill([D], 1e-30)))
 

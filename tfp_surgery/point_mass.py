@@ -37,6 +37,7 @@ _UNKNOWN = (tfd.Autoregressive, tfd.JointDistribution, tfd.MarkovChain, tfd.Pixe
 _OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 _ABSTRACT = {*tfd.Distribution.__mro__, *tfd.AutoCompositeTensorDistribution.__mro__}
 _SCALES = ("scale", "scale_diag", "scale_tril")
+_TRIANGULAR = (tf.linalg.LinearOperatorDiag, tf.linalg.LinearOperatorLowerTriangular)
 
 
 def measures(distribution: Any) -> frozenset[str]:
@@ -128,16 +129,25 @@ def _zero_scale(node: Any) -> str:
                     return problem
         if name not in _SCALES or value is None or "scale_perturb_factor" in node.parameters:
             continue
-        scale = tf.get_static_value(tf.convert_to_tensor(value))
-        if scale is None or not np.issubdtype(scale.dtype, np.number):
-            continue
-        if name == "scale_tril" and scale.ndim >= 2:
-            scale = np.diagonal(scale, axis1=-2, axis2=-1)
-        num_zeros = int(np.sum(scale == 0))
-        if num_zeros:
-            kind = type(node).__name__
+        scale = _scale(name, value)
+        if scale is not None and (scale == 0).any():
+            kind, num_zeros = type(node).__name__, np.sum(scale == 0)
             return f"{name} of {kind} is exactly 0 in {num_zeros} of {scale.size} places"
     return ""
+
+
+def _scale(name: str, value: Any) -> np.ndarray | None:
+    """The scales in a parameter, which of a triangle are its diagonal; None where unknown."""
+    if isinstance(value, tf.linalg.LinearOperator):
+        if not isinstance(value, _TRIANGULAR):
+            return None
+        value = value.diag_part()
+    scale = tf.get_static_value(tf.convert_to_tensor(value))
+    if scale is None or not np.issubdtype(scale.dtype, np.number):
+        return None
+    if name == "scale_tril" and scale.ndim >= 2:
+        scale = np.diagonal(scale, axis1=-2, axis2=-1)
+    return np.asarray(scale)
 
 
 def _name(distribution: Any) -> str:

@@ -179,6 +179,7 @@ def check_encoder_repeats(
 
     Raises:
       ValueError: If the two calls differ, or differ from `joined` by far more than rounding.
+        Parameters that are not finite are not compared.
     """
     num = x.shape[0]
     rows = [0, num - 1]
@@ -191,9 +192,9 @@ def check_encoder_repeats(
         return
     several = tf.constant(np.unique(np.linspace(0, num - 1, _SAMPLE_SIZE).astype(np.int64)))
     for number, leaf in enumerate(leaves):
-        values = np.asarray(tf.gather(leaf, several), np.float64)
+        values = _finite(tf.gather(leaf, several))
         size, spread = _root_mean_square(values), _root_mean_square(values - values.mean(axis=0))
-        in_batch = np.asarray(tf.gather(leaf, tf.constant(rows)), np.float64)
+        in_batch = _finite(tf.gather(leaf, tf.constant(rows)))
         first, second = (
             np.concatenate([given[number] for given in calls]) for calls in (alone, again)
         )
@@ -220,8 +221,14 @@ def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: Any) -> list[np.
     posterior = checks.check_encoder_output(encoder(batch), batch.shape[0])
     posterior = components_lib.prepare(posterior, "The encoder's posterior")
     leaves = components_lib.leaves(components_lib.broadcast(posterior))
-    return [np.asarray(leaf, np.float64) for leaf in leaves]
+    return [_finite(leaf) for leaf in leaves]
 
 
 def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values**2))) if values.size else 0.0
+
+
+def _finite(leaf: Any) -> np.ndarray:
+    """Values as float64, NaN for what is infinite."""
+    values = np.asarray(leaf, np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
