@@ -33,6 +33,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import gaussian, online_softmax, screened_pass
+from tfp_surgery.distributions.blocks import Blocks, move_axis
 
 tfd = tfp.distributions
 
@@ -119,9 +120,9 @@ def _differentiable(
     results: tuple[tf.Tensor, tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     batch_ndims = components_lib.batch_rank(distribution) - 1
-    queries = _move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
+    queries = move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
     if excluded_index is not None:
-        excluded_index = _move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
+        excluded_index = move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
 
     if type(distribution) is tfd.Normal:
         queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
@@ -160,7 +161,7 @@ def _differentiable(
         return (log_prob, entropy), grad
 
     log_prob, entropy = streamed(queries, log_weights, *leaves)
-    return _move_axis(log_prob, batch_ndims, 0), _move_axis(entropy, batch_ndims, 0)
+    return move_axis(log_prob, batch_ndims, 0), move_axis(entropy, batch_ndims, 0)
 
 
 def _first_order_only(gradient: tf.Tensor | None) -> tf.Tensor | None:
@@ -193,8 +194,8 @@ class _Pass:
         """Returns log q(z) and H[q(n|z)], each `[B..., M]`."""
         axis = self._batch_ndims
         dtype = log_weights.dtype
-        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
-        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
 
         def query_step(i: tf.Tensor, outputs: Any) -> Any:
             z = query_blocks.gather(queries, i, axis)
@@ -240,8 +241,8 @@ class _Pass:
         Every block is computed anew.
         """
         axis = self._batch_ndims
-        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
-        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
         sources = (log_weights, *leaves)
         wanted = [source.dtype.is_floating for source in sources]
         queries_wanted = queries.dtype.is_floating
@@ -334,7 +335,7 @@ class _Pass:
 
     def _weighted_scores(
         self,
-        blocks: _Blocks,
+        blocks: Blocks,
         j: tf.Tensor,
         z: tf.Tensor,
         log_weights: tf.Tensor,
@@ -348,67 +349,13 @@ class _Pass:
         return tf.where(blocks.mask(j, excluded), scores, tf.constant(-math.inf, scores.dtype))
 
 
-class _Blocks:
-    """Equal blocks that cover an axis; the last one overlaps nothing but repeats the end."""
-
-    def __init__(self, length: Any, limit: Any) -> None:
-        self.length = length
-        self.count = ps.maximum(1, -(-length // limit))
-        self.size = ps.maximum(1, -(-length // self.count))
-
-    def _positions(self, i: tf.Tensor) -> tf.Tensor:
-        return i * self.size + tf.range(self.size)
-
-    def valid(self, i: tf.Tensor) -> tf.Tensor:
-        """Which entries of block i lie within the axis, shape `[size]`."""
-        return self._positions(i) < self.length
-
-    def gather(self, tensor: tf.Tensor, i: tf.Tensor, axis: int) -> tf.Tensor:
-        return tf.gather(tensor, tf.minimum(self._positions(i), self.length - 1), axis=axis)
-
-    def mask(self, j: tf.Tensor, excluded: tf.Tensor | None) -> tf.Tensor:
-        """Which components of block j take part, `[n, 1]` or `[B..., n, m]`."""
-        keep = self.valid(j)[:, tf.newaxis]  # [n, 1]
-        if excluded is None:
-            return keep
-        positions = tf.cast(self._positions(j), excluded.dtype)[:, tf.newaxis]  # [n, 1]
-        return keep & tf.not_equal(positions, excluded[..., tf.newaxis, :])  # [B..., n, m]
-
-    def scatter_add(self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int) -> tf.Tensor:
-        """Adds block j's part to the total; what repeats the end is zero and adds nothing."""
-        positions = tf.minimum(self._positions(j), self.length - 1)
-        if axis == 0:
-            return tf.tensor_scatter_nd_add(total, positions[:, tf.newaxis], part)
-        moved = tf.tensor_scatter_nd_add(
-            _move_axis(total, axis, 0), positions[:, tf.newaxis], _move_axis(part, axis, 0)
-        )
-        return _move_axis(moved, 0, axis)
-
-    def join(self, stacked: tf.Tensor, axis: int) -> tf.Tensor:
-        """Turns `[count, ..., size, ...]` (size at `axis` of a block) into `[..., length, ...]`."""
-        moved = _move_axis(stacked, 0, axis)  # [..., count, size, ...]
-        shape = ps.shape(moved)
-        flat = tf.reshape(
-            moved, ps.concat([shape[:axis], [self.count * self.size], shape[axis + 2 :]], axis=0)
-        )
-        return tf.gather(flat, tf.range(self.length), axis=axis)
-
-
-def _move_axis(tensor: tf.Tensor, source: int, destination: int) -> tf.Tensor:
-    if source == destination:
-        return tensor
-    order = list(range(tensor.shape.rank))
-    order.insert(destination, order.pop(source))
-    return tf.transpose(tensor, order)
-
-
 def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
     event_ndims = components_lib.event_rank(distribution)
 
     def score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
         block = components_lib.with_leaves(distribution, leaves)
-        z = tf.expand_dims(_move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
-        return _move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
+        z = tf.expand_dims(move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
+        return move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
 
     return score
 
