@@ -45,7 +45,9 @@ def test_a_flow_of_a_network_is_taken_apart_as_tfp_does_alone() -> None:
     weights = tf.Variable([0.8, -0.4])
     flow = tfb.Invert(
         tfb.MaskedAutoregressiveFlow(
-            lambda z: [tf.stack([0.0 * z[..., 0], w * tf.tanh(z[..., 0])], -1) for w in weights]
+            lambda z: [
+                tf.stack([0.0 * z[..., 0], weights[i] * tf.tanh(z[..., 0])], -1) for i in range(2)
+            ]
         )
     )
 
