@@ -160,7 +160,7 @@ def _two_inverse_steps(dtype: str) -> Flow:
 
     def shift_and_log_scale(z: tf.Tensor) -> list[tf.Tensor]:
         masked = weights * np.triu(np.ones([3, 3]), 1)  # coordinate j sees those before it
-        return [tf.tanh(tf.linalg.matvec(matrix, z, transpose_a=True)) for matrix in masked]
+        return [tf.tanh(tf.linalg.matvec(masked[i], z, transpose_a=True)) for i in range(2)]
 
     step = tfb.Invert(tfb.MaskedAutoregressiveFlow(shift_and_log_scale))
     return lambda: tfb.Chain([step, tfb.Permute([2, 1, 0]), step]), [weights]
