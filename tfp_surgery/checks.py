@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import point_mass
 from tfp_surgery.arrays import checked_numbers
 
 tfd = tfp.distributions
@@ -201,7 +202,7 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
 
     Raises:
       ValueError: if the prior has a batch shape, or another event shape or dtype than the
-        posterior.
+        posterior, or if one puts probability on points and the other has a density.
     """
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
@@ -229,6 +230,7 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
             f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
             f"the encoder's {posterior.name} has {posterior.dtype.name}.{way_out}"
         )
+    point_mass.check_same_measure(prior, posterior)
     return prior
 
 

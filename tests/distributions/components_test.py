@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -119,6 +123,50 @@ def test_prepare_unwraps_what_layers_of_tfp_made() -> None:
     assert all(leaf.shape[0] == N for leaf in leaves)
     x = _normal(N, D)
     np.testing.assert_allclose(prepared.log_prob(x), coercible.log_prob(x), rtol=1e-5)
+
+
+def test_a_permutation_is_shared_by_all_components() -> None:
+    distribution = tfd.TransformedDistribution(
+        tfd.MultivariateNormalDiag(_normal(N, D)), tfb.Chain([tfb.Permute([3, 1, 0, 2]), tfb.Exp()])
+    )
+    x = distribution.sample(seed=(1, 2))
+    broadcast = components_lib.broadcast(distribution)
+    np.testing.assert_allclose(broadcast.log_prob(x), distribution.log_prob(x), rtol=1e-6)
+    picked = components_lib.gather(broadcast, tf.constant([2, 0]))
+    expected = tf.gather(distribution.log_prob(x), [2, 0])
+    np.testing.assert_allclose(picked.log_prob(tf.gather(x, [2, 0])), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 1.0]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_aggregate_can_be_copied_deeply(family: str, weights: list[float] | None) -> None:
+    original = AggregatePosterior(FAMILIES[family](), weights=weights)
+    one, again = copy.deepcopy([original, original])
+    assert one is again
+    assert one is not original
+    z = original.sample(5, seed=(1, 2))
+    for copied in (one, copy.copy(original)):
+        assert type(copied) is type(original)
+        np.testing.assert_array_equal(copied.log_prob(z), original.log_prob(z))
+    without_one = copy.deepcopy(LeaveOneOut(original, [0, 2]))
+    np.testing.assert_array_equal(
+        without_one.log_prob(z[:2]), original.leave_one_out_log_prob(z[:2], [0, 2])
+    )
+
+
+def test_a_deep_copy_has_variables_of_its_own() -> None:
+    loc = tf.Variable(_normal(N, D))
+    original = AggregatePosterior(tfd.Independent(tfd.Normal(loc, 1.0), 1))
+    z = original.sample(3, seed=(1, 2))
+    before = original.log_prob(z)
+    copied = copy.deepcopy(original)
+    loc.assign_add(tf.ones_like(loc))
+    np.testing.assert_array_equal(copied.log_prob(z), before)
+    with tf.GradientTape() as tape:
+        log_prob = copied.log_prob(z)
+    (variable,) = copied.trainable_variables
+    assert variable is not loc
+    assert tape.gradient(log_prob, variable) is not None
 
 
 def test_linear_operators_are_refused_with_advice() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +13,9 @@ import tensorflow_probability as tfp
 
 from tests.testing import oracles
 from tfp_surgery.distributions import streaming
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 
+tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
@@ -134,6 +139,175 @@ def test_gradients_agree_with_the_dense_computation(case: str, kind: str, what: 
         np.testing.assert_allclose(
             got, wanted, rtol=1e-7, atol=1e-9 * max(1.0, np.abs(wanted).max())
         )
+
+
+Flow = tuple[Callable[[], tfb.Bijector], Sequence[tf.Variable]]
+
+
+def _autoregressive_network(_: str) -> Flow:
+    """TFP's, whose weights are float32."""
+    network = tfb.AutoregressiveNetwork(
+        params=2, hidden_units=[8], event_shape=[3], activation="tanh"
+    )
+    network(tf.zeros([1, 3]))
+    flow = tfb.Invert(tfb.MaskedAutoregressiveFlow(network))
+    return lambda: flow, network.trainable_variables
+
+
+def _two_inverse_steps(dtype: str) -> Flow:
+    """Of one network, with the order turned round in between."""
+    weights = tf.Variable(np.random.default_rng(4).normal(size=(2, 3, 3)), dtype=dtype)
+
+    def shift_and_log_scale(z: tf.Tensor) -> list[tf.Tensor]:
+        masked = weights * np.triu(np.ones([3, 3]), 1)  # coordinate j sees those before it
+        return [tf.tanh(tf.linalg.matvec(masked[i], z, transpose_a=True)) for i in range(2)]
+
+    step = tfb.Invert(tfb.MaskedAutoregressiveFlow(shift_and_log_scale))
+    return lambda: tfb.Chain([step, tfb.Permute([2, 1, 0]), step]), [weights]
+
+
+def _coupling_of_keras_3(dtype: str) -> Flow:
+    layer = keras.layers.Dense(4, activation="tanh", dtype=dtype)
+    layer.build((None, 1))
+
+    def shift_and_log_scale(z: tf.Tensor, size: int, **_: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        both = layer(z)
+        return both[..., :size], both[..., size:]
+
+    def flow() -> tfb.Bijector:
+        return tfb.RealNVP(num_masked=1, shift_and_log_scale_fn=shift_and_log_scale)
+
+    return flow, [variable.value for variable in layer.trainable_variables]
+
+
+def _table_in_a_function(dtype: str) -> Flow:
+    """Its gradients are sparse."""
+    table = tf.Variable(np.random.default_rng(3).normal(size=(3, 3)), dtype=dtype)
+
+    def flow() -> tfb.Bijector:
+        return tfb.MaskedAutoregressiveFlow(lambda z: (tf.gather(table, [1])[0] + 0.0 * z, None))
+
+    return flow, [table]
+
+
+def _declared_variables(dtype: str) -> Flow:
+    """A [D] shift and a [D, D] matrix, with N = D components."""
+    shift = tf.Variable([0.1, -0.2, 0.3], dtype=dtype)
+    matrix = tf.Variable([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [0.2, 0.3, 0.5]], dtype=dtype)
+    return lambda: tfb.Shift(shift)(tfb.ScaleMatvecTriL(matrix)), [shift, matrix]
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("blocks", ["many ragged blocks"], indirect=True)
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [
+        (_autoregressive_network, "eager"),
+        (_two_inverse_steps, "eager"),
+        (_coupling_of_keras_3, "eager"),
+        (_table_in_a_function, "eager"),
+        (_declared_variables, "eager"),
+        (_table_in_a_function, "graph"),
+        pytest.param(_coupling_of_keras_3, "graph", marks=pytest.mark.slow),
+        pytest.param(_two_inverse_steps, "graph", marks=pytest.mark.slow),
+        pytest.param(_coupling_of_keras_3, "compiled", marks=pytest.mark.slow),
+        pytest.param(_autoregressive_network, "compiled", marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_reach_the_network_that_components_share(
+    make: Callable[[str], Flow], mode: str
+) -> None:
+    """As TFP's own log_prob and autodiff have them; N = 3 is the first dimension of kernels too."""
+    dtype = "float32" if make is _autoregressive_network else "float64"
+    flow, network = make(dtype)
+    rng = np.random.default_rng(0)
+    num, num_queries = 3, 6
+    loc, scale = (tf.Variable(rng.normal(size=(num, 3)), dtype=dtype) for _ in range(2))
+    z = tf.Variable(rng.normal(size=(num_queries, 3)), dtype=dtype)
+    upstream = tf.constant(rng.normal(size=(2, num_queries)), dtype)
+    variables = [z, loc, scale, *network]
+
+    def components() -> tfd.Distribution:
+        return tfd.TransformedDistribution(
+            tfd.MultivariateNormalDiag(loc, tf.exp(0.3 * scale)), flow()
+        )
+
+    def streamed() -> Any:
+        with tf.GradientTape() as tape:
+            evaluation = AggregatePosterior(components()).evaluate(z)
+            results = tf.stack([evaluation.log_prob, evaluation.index_entropy])
+            objective = tf.reduce_sum(upstream * results)
+        return results, tape.gradient(objective, variables)
+
+    with tf.GradientTape() as tape:
+        scores = components().log_prob(z[:, tf.newaxis])  # [M, N]
+        index_log_prob = tf.nn.log_softmax(scores)
+        entropy = -tf.reduce_sum(tf.exp(index_log_prob) * index_log_prob, -1)
+        expected = tf.stack([tf.reduce_logsumexp(scores, -1) - np.log(num), entropy])
+        objective = tf.reduce_sum(upstream * expected)
+    expected_grads = tape.gradient(objective, variables)
+
+    if mode != "eager":
+        streamed = tf.function(streamed, jit_compile=mode == "compiled")
+    actual, actual_grads = streamed()
+    rounding = 100.0 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(actual, expected, rtol=rounding, atol=rounding)
+    for got, wanted in zip(actual_grads, expected_grads, strict=True):
+        dense = tf.convert_to_tensor(wanted).numpy()
+        size = max(1.0, np.abs(dense).max())
+        np.testing.assert_allclose(tf.convert_to_tensor(got), dense, atol=10 * rounding * size)
+
+
+def test_a_network_wide_enough_makes_blocks_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers are what takes memory, forward and backward: no array exceeds the budget."""
+    budget, width = 2**14, 256
+    monkeypatch.setattr(streaming, "_GENERIC_BLOCK_ELEMENTS", budget)
+    monkeypatch.setattr(streaming, "_GENERIC_BLOCK_QUERIES", 4)
+    layer = keras.layers.Dense(width, activation="tanh")
+    layer.build((None, 1))
+    sizes = []
+
+    def shift_and_log_scale(z: tf.Tensor, size: int, **_: Any) -> tuple[tf.Tensor, None]:
+        hidden = layer(z)
+        sizes.append(int(tf.size(hidden)))
+        return hidden[..., :size], None
+
+    flow = tfb.RealNVP(num_masked=1, shift_and_log_scale_fn=shift_and_log_scale)
+    loc = tf.constant(np.random.default_rng(0).normal(size=(20, 2)), tf.float32)
+    components = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(loc), flow)
+    with tf.GradientTape() as tape:
+        log_prob, _ = streaming.log_prob_and_index_entropy(
+            components, _uniform_log_weights(20, tf.float32), loc
+        )
+    forward = len(sizes)
+    gradients = tape.gradient(log_prob, [v.value for v in layer.trainable_variables])
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert len(sizes) > forward > 1
+    assert max(sizes) <= budget
+
+
+def test_an_eager_tape_keeps_no_block_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tape that recorded the forward would hold the layers of all nine blocks."""
+    monkeypatch.setattr(streaming, "_GENERIC_BLOCK_ELEMENTS", 8)
+    layer = keras.layers.Dense(2)
+    layer.build((None, 1))
+    alive: list[Any] = []
+
+    def shift_and_log_scale(z: tf.Tensor, size: int, **_: Any) -> tuple[tf.Tensor, None]:
+        hidden = tf.exp(layer(z))  # the gradient of exp needs its result
+        alive.append(weakref.ref(hidden))
+        return hidden[..., :size], None
+
+    flow = tfb.RealNVP(num_masked=1, shift_and_log_scale_fn=shift_and_log_scale)
+    components = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([9, 2])), flow)
+    with tf.GradientTape() as tape:
+        log_prob, _ = streaming.log_prob_and_index_entropy(
+            components, _uniform_log_weights(9, tf.float32), tf.zeros([5, 2])
+        )
+        gc.collect()
+        kept = sum(reference() is not None for reference in alive)
+    assert kept <= len(alive) / 10  # those of one score, which told how wide the layers are
+    assert tape.gradient(log_prob, layer.kernel.value) is not None
 
 
 def test_excluded_component_is_masked_inside_the_sum() -> None:

@@ -19,7 +19,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery import arrays
 from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import evaluation, indexing, moments
+from tfp_surgery.distributions import evaluation, fidelity, indexing, moments
 from tfp_surgery.distributions import marginals as marginals_lib
 from tfp_surgery.distributions import weights as weights_lib
 from tfp_surgery.distributions.encoding import encode
@@ -102,7 +102,7 @@ class AggregatePosterior(tfd.Distribution):
 
         Raises:
           TypeError: If `components_distribution` is no distribution over single tensors, or does
-            not declare its parameters.
+            not declare its parameters: also those that a function closes over (eagerly).
           ValueError: If it has no batch dimension, N = 0, or weights that are masked or do not fit.
         """
         parameters = dict(locals())
@@ -118,6 +118,7 @@ class AggregatePosterior(tfd.Distribution):
             if components_distribution.batch_shape[-1] == 0:
                 raise ValueError("components_distribution has no components (N = 0).")
             components_lib.event_rank(components_distribution)
+            fidelity.check_components(components_distribution)
             self._components_distribution = components_distribution
             arrays.reject_missing("weights", weights)
             self._weights = tensor_util.convert_nonref_to_tensor(
@@ -161,8 +162,10 @@ class AggregatePosterior(tfd.Distribution):
 
         Raises:
           ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
-            batch is not that of the observations it was given.
-          TypeError: If the encoder does not return a distribution, or not always of one kind.
+            batch is not that of the observations it was given; or if it gives an observation
+            another posterior on a second call (two of them are encoded again).
+          TypeError: If the encoder does not return a distribution, or not always of one kind, or
+            one with parameters that it does not declare.
         """
         return cls(encode(encoder, x, batch_size), **kwargs)
 
@@ -194,6 +197,10 @@ class AggregatePosterior(tfd.Distribution):
     def num_components(self) -> Any:
         """N: a Python `int` where it is known statically, else a scalar `Tensor`."""
         return components_lib.num_components(self._components_distribution)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with variables of its own; see `components.deep_copy`."""
+        return components_lib.deep_copy(self, memo)
 
     def _event_shape(self) -> tf.TensorShape:
         return self._components_distribution.event_shape

@@ -8,6 +8,7 @@ without knowing which distribution they belong to. The traversal is TFP's own
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import batch_shape_lib
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery import checks
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
+
+# Declared to have a batch of parameters, and refused by TFP with one: shared by all components.
+_SHARED = (tfb.Permute,)
+_OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 
 
 def _map_leaves(node: Any, fn: Callable[[tf.Tensor], tf.Tensor], x_event_ndims: Any = None) -> Any:
@@ -45,6 +51,8 @@ def _mapped_parameters(
             )
         return fn(tf.convert_to_tensor(parameter))
 
+    if isinstance(node, _SHARED):
+        return {}
     try:
         mapped: dict[str, Any] = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
             node, visit, bijector_x_event_ndims=x_event_ndims
@@ -126,6 +134,41 @@ def _kinds(distribution: tfd.Distribution) -> list[type]:
     return found
 
 
+def undeclared(distribution: tfd.Distribution) -> list[str]:
+    """Where a distribution may hold parameters that it does not declare, in words; often nowhere.
+
+    These are functions, which may close over anything, what a class of TFP takes without declaring
+    it (the bijectors of `tfb.Blockwise`), and classes that are not TFP's.
+    """
+    found: list[str] = []
+
+    def collect(node: Any, ignore: Callable[[tf.Tensor], Any], x_event_ndims: Any = None) -> None:
+        kind = type(node)
+        declared = _mapped_parameters(node, ignore, collect, x_event_ndims)
+        if isinstance(node, _SHARED):
+            return
+        if not kind.__module__.startswith(_OF_TFP):
+            found.append(kind.__name__)
+            return
+        properties = kind.parameter_properties()
+        for name, value in node.parameters.items():
+            is_shape = name in properties and properties[name].specifies_shape
+            if name not in declared and not is_shape and not _is_plain(value):
+                found.append(f"{name} of {kind.__name__}")
+
+    collect(distribution, lambda _: None)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number or an option, which no observation has a hand in."""
+    if callable(value) and not isinstance(value, tf.Module):
+        module = getattr(value, "__module__", None) or ""
+        return module.startswith(_OF_TFP) and not getattr(value, "__closure__", None)
+    plain = (bool, int, float, str, np.generic, tf.DType)
+    return value is None or type(value) is object or isinstance(value, plain)
+
+
 def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
     """Returns a copy whose every parameter tensor carries the full batch shape.
 
@@ -134,7 +177,28 @@ def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
     """
     if _has_full_parameters(distribution):
         return distribution
-    return distribution._broadcast_parameters_with_batch_shape(batch_shape_tensor(distribution))
+    return _broadcast(distribution, batch_shape_tensor(distribution))
+
+
+def _broadcast(node: Any, batch_shape: Any, x_event_ndims: Any = None) -> Any:
+    """TFP's `_broadcast_parameters_with_batch_shape`, but for what is shared."""
+
+    def visit(parameter: Any, event_ndims: Any) -> Any:
+        if isinstance(parameter, tfb.Bijector):
+            return _broadcast(parameter, batch_shape, event_ndims)
+        shape = ps.concat([batch_shape, ps.ones([event_ndims], np.int32)], axis=0)
+        if isinstance(parameter, tfd.Distribution):
+            return _broadcast(parameter, shape)
+        if isinstance(parameter, tf.linalg.LinearOperator):  # refused where leaves are asked for
+            return parameter
+        return tf.broadcast_to(parameter, ps.broadcast_shape(shape, ps.shape(parameter)))
+
+    if isinstance(node, _SHARED):
+        return node
+    parameters = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
+        node, visit, bijector_x_event_ndims=x_event_ndims
+    )
+    return node.copy(**parameters) if parameters else node
 
 
 def _has_full_parameters(distribution: tfd.Distribution) -> bool:
@@ -199,6 +263,25 @@ def gather(
     return _map_leaves(
         distribution, lambda leaf: tf.gather(leaf, indices, axis=axis, batch_dims=batch_dims)
     )
+
+
+def deep_copy(node: Any, memo: dict[int, Any]) -> Any:
+    """Copies a distribution or bijector with copies of its variables, for `copy.deepcopy`.
+
+    TFP's wrappers cannot be copied by `copy`. Tensors do not change, and functions, the networks in
+    a flow among them, are shared, as `copy.deepcopy` shares functions.
+    """
+
+    def visit(parameter: Any, _: Any) -> Any:
+        if isinstance(parameter, tfb.Bijector | tfd.Distribution):
+            return deep_copy(parameter, memo)
+        return copy.deepcopy(parameter, memo) if isinstance(parameter, tf.Variable) else parameter
+
+    event_ndims = node.forward_min_event_ndims if isinstance(node, tfb.Bijector) else None
+    copied = batch_shape_lib.map_fn_over_parameters_with_event_ndims(
+        node, visit, bijector_x_event_ndims=event_ndims
+    )
+    return type(node)(**{**node.parameters, **copied})  # node.copy keeps the original
 
 
 def concatenate(distributions: Sequence[tfd.Distribution]) -> tfd.Distribution:

@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import arrays, checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import fidelity
 from tfp_surgery.network_dtypes import dtype_hint
 
 tfd = tfp.distributions
@@ -30,19 +31,33 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
 
     Raises:
       ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
-        batch is not that of the observations it was given.
-      TypeError: If the encoder does not return a distribution, or not always of one kind.
+        batch is not that of the observations it was given; or if it gives an observation another
+        posterior on a second call.
+      TypeError: If the encoder does not return a distribution, or not always of one kind, or one
+        with parameters that it does not declare (see `fidelity`).
     """
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
     checks.checked_integer("batch_size", batch_size, 1)
     x = _observations(x)
+    has_values = tf.executing_eagerly() and not tf.is_symbolic_tensor(x)
+    starts = range(0, x.shape[0], batch_size)
+    check = fidelity.EncodingCheck(len(starts))
     parts = []
-    for start in range(0, x.shape[0], batch_size):
+    for number, start in enumerate(starts):
         batch = tf.convert_to_tensor(x[start : start + batch_size])
         posterior = checks.check_encoder_output(_encoded(encoder, batch), batch.shape[0])
-        parts.append(components_lib.prepare(posterior, "The encoder's posterior"))
-    return components_lib.concatenate(parts)
+        posterior = components_lib.prepare(posterior, "The encoder's posterior")
+        if has_values:
+            with tf.init_scope():  # a tape would keep what is only compared
+                check.note(number, start, posterior)
+        parts.append(posterior)
+    joined = components_lib.concatenate(parts)
+    if has_values:
+        with tf.init_scope():
+            check.compare(joined)
+            fidelity.check_encoder_repeats(encoder, x, joined)
+    return joined
 
 
 def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> Any:

@@ -126,6 +126,10 @@ class LeaveOneOut(tfd.Distribution):
         """The components left out, as given, shape `[B...]`."""
         return self._index
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with variables of its own; see `components.deep_copy`."""
+        return components_lib.deep_copy(self, memo)
+
     def _event_shape(self) -> tf.TensorShape:
         return self._aggregate_posterior.event_shape
 

@@ -282,6 +282,10 @@ class Resampled(tfd.Distribution):
         )
         return tf.stop_gradient(z)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with variables of its own; see `components.deep_copy`."""
+        return components_lib.deep_copy(self, memo)
+
     def _event_shape(self) -> tf.TensorShape:
         return self._base_distribution.event_shape
 

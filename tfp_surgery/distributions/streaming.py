@@ -10,6 +10,9 @@ that of one block whatever the number of queries M and components N. The backwar
 the blocks instead of keeping them, as attention kernels do, hence gradients to the queries and to
 the components' parameters need no more memory either.
 
+Components may hold the weights of a network that all of them share (a flow): `tf.custom_gradient`
+names the variables that the scores read, and each block adds to their gradients.
+
 Gaussians have kernels of their own (see `gaussian`), compiled by XLA, and many of them with
 independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
 gradients to the components for each of up to eight threads); every other distribution is scored by
@@ -18,6 +21,7 @@ its own `log_prob`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +33,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions import gaussian, online_softmax, screened_pass
+from tfp_surgery.distributions.blocks import Blocks, move_axis
 from tfp_surgery.distributions.compiled import compiled
 
 tfd = tfp.distributions
@@ -116,9 +121,9 @@ def _differentiable(
     results: tuple[tf.Tensor, tf.Tensor] | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     batch_ndims = components_lib.batch_rank(distribution) - 1
-    queries = _move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
+    queries = move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
     if excluded_index is not None:
-        excluded_index = _move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
+        excluded_index = move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
 
     if type(distribution) is tfd.Normal:
         queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
@@ -126,31 +131,44 @@ def _differentiable(
 
     @tf.custom_gradient
     def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
-        # Without stop_gradient an eager tape would record, and keep, every block of the forward.
         inputs = [tf.stop_gradient(part) for part in (queries, log_weights, *leaves)]
-        log_prob, entropy = results or compute.forward(
-            inputs[0], inputs[1], inputs[2:], excluded_index
-        )
-
-        def grad(log_prob_grad: tf.Tensor, entropy_grad: tf.Tensor) -> Any:
-            grads = compute.backward(
-                queries,
-                log_weights,
-                leaves,
-                excluded_index,
-                (log_prob, entropy),
-                (log_prob_grad, entropy_grad),
+        # An eager tape would record, and keep, every block of the forward.
+        with tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext():
+            log_prob, entropy = results or compute.forward(
+                inputs[0], inputs[1], inputs[2:], excluded_index
             )
-            return tuple(None if part is None else _first_order_only(part) for part in grads)
+
+        def grad(
+            log_prob_grad: tf.Tensor,
+            entropy_grad: tf.Tensor,
+            variables: Sequence[tf.Variable] | None = None,
+        ) -> Any:
+            network: Any = [variables] if variables else []
+            grads = [
+                _first_order_only(part)
+                for part in compute.backward(
+                    queries,
+                    log_weights,
+                    leaves,
+                    excluded_index,
+                    (log_prob, entropy),
+                    (log_prob_grad, entropy_grad),
+                    *network,
+                )
+            ]
+            num_inputs = 2 + len(leaves)
+            return (grads[:num_inputs], grads[num_inputs:]) if variables else grads
 
         return (log_prob, entropy), grad
 
     log_prob, entropy = streamed(queries, log_weights, *leaves)
-    return _move_axis(log_prob, batch_ndims, 0), _move_axis(entropy, batch_ndims, 0)
+    return move_axis(log_prob, batch_ndims, 0), move_axis(entropy, batch_ndims, 0)
 
 
-def _first_order_only(gradient: tf.Tensor) -> tf.Tensor:
+def _first_order_only(gradient: tf.Tensor | None) -> tf.Tensor | None:
     """Makes a second derivative an error: the forward's results are constants to the backward."""
+    if gradient is None:
+        return None
     return tf.raw_ops.PreventGradient(
         input=gradient, message="The aggregate posterior's log_prob has first derivatives only."
     )
@@ -177,8 +195,8 @@ class _Pass:
         """Returns log q(z) and H[q(n|z)], each `[B..., M]`."""
         axis = self._batch_ndims
         dtype = log_weights.dtype
-        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
-        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
 
         def query_step(i: tf.Tensor, outputs: Any) -> Any:
             z = query_blocks.gather(queries, i, axis)
@@ -217,17 +235,23 @@ class _Pass:
         excluded_index: tf.Tensor | None,
         results: tuple[tf.Tensor, tf.Tensor],
         upstream: tuple[tf.Tensor, tf.Tensor],
+        variables: Sequence[tf.Variable] = (),
     ) -> tuple[tf.Tensor | None, ...]:
-        """Returns the gradients to queries, log weights and leaves, recomputing every block."""
+        """Returns the gradients to queries, log weights, leaves and the variables of the scores.
+
+        Every block is computed anew.
+        """
         axis = self._batch_ndims
-        query_blocks = _Blocks(ps.shape(queries)[axis], self._query_block)
-        component_blocks = _Blocks(ps.shape(log_weights)[axis], self._component_block)
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
         sources = (log_weights, *leaves)
         wanted = [source.dtype.is_floating for source in sources]
         queries_wanted = queries.dtype.is_floating
         query_floats = queries if queries_wanted else tf.zeros(ps.shape(queries), log_weights.dtype)
 
-        def query_step(i: tf.Tensor, query_grads: Any, source_grads: Any) -> Any:
+        def query_step(
+            i: tf.Tensor, query_grads: Any, source_grads: Any, variable_grads: Any
+        ) -> Any:
             z = query_blocks.gather(queries, i, axis)
             excluded = (
                 None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
@@ -244,11 +268,15 @@ class _Pass:
                 for part in (log_prob_grad, entropy_grad)
             )
 
-            def component_step(j: tf.Tensor, z_grad: tf.Tensor, source_grads: Any) -> Any:
+            def component_step(
+                j: tf.Tensor, z_grad: tf.Tensor, source_grads: Any, variable_grads: Any
+            ) -> Any:
                 block = [component_blocks.gather(source, j, axis) for source in sources]
                 watched = [part for part, want in zip(block, wanted, strict=True) if want]
+                if queries_wanted:
+                    watched.insert(0, z)
                 with tf.GradientTape() as tape:
-                    tape.watch([z, *watched] if queries_wanted else watched)
+                    tape.watch([*watched, *variables])
                     scores = tf.expand_dims(block[0], -1) + self._score(block[1:], z)
                 keep = component_blocks.mask(j, excluded)
                 scores_kept = tf.where(keep, scores, tf.constant(-math.inf, scores.dtype))
@@ -259,7 +287,7 @@ class _Pass:
                 )
                 grads = tape.gradient(
                     scores,
-                    [z, *watched] if queries_wanted else watched,
+                    [*watched, *variables],
                     output_gradients=score_grad,
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,
                 )
@@ -267,19 +295,24 @@ class _Pass:
                     z_grad = z_grad + grads.pop(0)
                 source_grads = tuple(
                     component_blocks.scatter_add(total, part, j, axis)
-                    for total, part in zip(source_grads, grads, strict=True)
+                    for total, part in zip(source_grads, grads[: len(source_grads)], strict=True)
                 )
-                return j + 1, z_grad, source_grads
+                variable_grads = tuple(
+                    total + part  # which may be sparse
+                    for total, part in zip(variable_grads, grads[len(source_grads) :], strict=True)
+                )
+                return j + 1, z_grad, source_grads, variable_grads
 
-            _, z_grad, source_grads = tf.while_loop(
+            z_grad = tf.zeros_like(query_blocks.gather(query_floats, i, axis))
+            _, z_grad, source_grads, variable_grads = tf.while_loop(
                 lambda j, *_: j < component_blocks.count,
                 component_step,
-                (0, tf.zeros_like(query_blocks.gather(query_floats, i, axis)), source_grads),
+                (0, z_grad, source_grads, variable_grads),
                 parallel_iterations=1,
             )
-            return i + 1, query_grads.write(i, z_grad), source_grads
+            return i + 1, query_grads.write(i, z_grad), source_grads, variable_grads
 
-        _, query_grads, source_grads = tf.while_loop(
+        _, query_grads, source_grads, variable_grads = tf.while_loop(
             lambda i, *_: i < query_blocks.count,
             query_step,
             (
@@ -290,6 +323,7 @@ class _Pass:
                     for source, want in zip(sources, wanted, strict=True)
                     if want
                 ),
+                tuple(tf.zeros(variable.shape, variable.dtype) for variable in variables),
             ),
             parallel_iterations=1,
         )
@@ -297,11 +331,12 @@ class _Pass:
         return (
             query_blocks.join(query_grads.stack(), axis) if queries_wanted else None,
             *(next(remaining) if want else None for want in wanted),
+            *variable_grads,
         )
 
     def _weighted_scores(
         self,
-        blocks: _Blocks,
+        blocks: Blocks,
         j: tf.Tensor,
         z: tf.Tensor,
         log_weights: tf.Tensor,
@@ -315,79 +350,29 @@ class _Pass:
         return tf.where(blocks.mask(j, excluded), scores, tf.constant(-math.inf, scores.dtype))
 
 
-class _Blocks:
-    """Equal blocks that cover an axis; the last one overlaps nothing but repeats the end."""
-
-    def __init__(self, length: Any, limit: Any) -> None:
-        self.length = length
-        self.count = ps.maximum(1, -(-length // limit))
-        self.size = ps.maximum(1, -(-length // self.count))
-
-    def _positions(self, i: tf.Tensor) -> tf.Tensor:
-        return i * self.size + tf.range(self.size)
-
-    def valid(self, i: tf.Tensor) -> tf.Tensor:
-        """Which entries of block i lie within the axis, shape `[size]`."""
-        return self._positions(i) < self.length
-
-    def gather(self, tensor: tf.Tensor, i: tf.Tensor, axis: int) -> tf.Tensor:
-        return tf.gather(tensor, tf.minimum(self._positions(i), self.length - 1), axis=axis)
-
-    def mask(self, j: tf.Tensor, excluded: tf.Tensor | None) -> tf.Tensor:
-        """Which components of block j take part, `[n, 1]` or `[B..., n, m]`."""
-        keep = self.valid(j)[:, tf.newaxis]  # [n, 1]
-        if excluded is None:
-            return keep
-        positions = tf.cast(self._positions(j), excluded.dtype)[:, tf.newaxis]  # [n, 1]
-        return keep & tf.not_equal(positions, excluded[..., tf.newaxis, :])  # [B..., n, m]
-
-    def scatter_add(self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int) -> tf.Tensor:
-        """Adds block j's part to the total; what repeats the end is zero and adds nothing."""
-        positions = tf.minimum(self._positions(j), self.length - 1)
-        if axis == 0:
-            return tf.tensor_scatter_nd_add(total, positions[:, tf.newaxis], part)
-        moved = tf.tensor_scatter_nd_add(
-            _move_axis(total, axis, 0), positions[:, tf.newaxis], _move_axis(part, axis, 0)
-        )
-        return _move_axis(moved, 0, axis)
-
-    def join(self, stacked: tf.Tensor, axis: int) -> tf.Tensor:
-        """Turns `[count, ..., size, ...]` (size at `axis` of a block) into `[..., length, ...]`."""
-        moved = _move_axis(stacked, 0, axis)  # [..., count, size, ...]
-        shape = ps.shape(moved)
-        flat = tf.reshape(
-            moved, ps.concat([shape[:axis], [self.count * self.size], shape[axis + 2 :]], axis=0)
-        )
-        return tf.gather(flat, tf.range(self.length), axis=axis)
-
-
-def _move_axis(tensor: tf.Tensor, source: int, destination: int) -> tf.Tensor:
-    if source == destination:
-        return tensor
-    order = list(range(tensor.shape.rank))
-    order.insert(destination, order.pop(source))
-    return tf.transpose(tensor, order)
-
-
 def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
     event_ndims = components_lib.event_rank(distribution)
 
     def score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
         block = components_lib.with_leaves(distribution, leaves)
-        z = tf.expand_dims(_move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
-        return _move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
+        z = tf.expand_dims(move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
+        return move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
 
     return score
 
 
 def _generic_blocks(
-    leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
+    leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int, width: int
 ) -> tuple[Any, Any]:
-    """Sizes of component and query blocks that keep one generic block within its budget."""
+    """Sizes of component and query blocks that keep one generic block within its budget.
+
+    `width` is that of the widest layer of a network that scores one query at a time.
+    """
     shape = ps.shape(queries)
     query_block = ps.minimum(ps.maximum(shape[batch_ndims], 1), _GENERIC_BLOCK_QUERIES)
-    per_component = query_block * ps.reduce_prod(
-        ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)
+    per_component = query_block * ps.maximum(
+        ps.reduce_prod(ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)),
+        ps.reduce_prod(shape[:batch_ndims]) * width,
     )
     for leaf in leaves:
         leaf_shape = ps.shape(leaf)
@@ -421,8 +406,24 @@ def _leaves_and_pass(
     if full_covariance is not None:
         return full_covariance, _gaussian_pass(batch_ndims, True, small)
     leaves = tuple(components_lib.leaves(distribution))
-    blocks = _generic_blocks(leaves, queries, batch_ndims)
-    return leaves, _Pass(_generic_score(distribution, batch_ndims), batch_ndims, *blocks)
+    score = _generic_score(distribution, batch_ndims)
+    width = 1
+    if components_lib.undeclared(distribution):
+        width = _network_width(score, leaves, queries, batch_ndims)
+    blocks = _generic_blocks(leaves, queries, batch_ndims, width)
+    return leaves, _Pass(score, batch_ndims, *blocks)
+
+
+def _network_width(
+    score: _Score, leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
+) -> int:
+    """The largest dimension of a variable that the scores read: its layer is as wide at most."""
+    first = (*[slice(None)] * batch_ndims, slice(0, 1))
+    with tf.GradientTape() as tape:
+        score([leaf[first] for leaf in leaves], queries[first])
+    return max(
+        (size for variable in tape.watched_variables() for size in variable.shape), default=1
+    )
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.distributions.distribution import DiscreteDistributionMixin
 from tensorflow_probability.python.internal import (
     assert_util,
     dtype_util,
@@ -19,7 +20,7 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
-class DiscretizedLogistic(tfd.Distribution):
+class DiscretizedLogistic(DiscreteDistributionMixin, tfd.Distribution):
     """A distribution over the levels `k / (num_levels - 1)`, `k = 0, ..., num_levels - 1`.
 
     Level k has the mass that a logistic distribution puts within half a step of it; the first and

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import checks, point_mass
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.distributions import fidelity
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery import consistency
@@ -312,10 +313,15 @@ def _proposals(
     """q(z|x_n) as one batch `[N]`, once the model is checked."""
     if not isinstance(encoder, tfd.Distribution):
         check_model(x, encoder, decoder, prior)
-        return encode(encoder, x, batch_size)
+        posteriors = encode(encoder, x, batch_size)
+        point_mass.check_not_singular(posteriors, "posterior")
+        return posteriors
     proposals = checks.check_encoder_output(encoder, len(x))
-    proposals = components_lib.broadcast(components_lib.prepare(proposals, "The proposal"))
+    proposals = components_lib.prepare(proposals, "The proposal")
+    fidelity.check_components(proposals)
+    proposals = components_lib.broadcast(proposals)
     check_model(x, lambda x: components_lib.gather(proposals, tf.range(len(x))), decoder, prior)
+    point_mass.check_not_singular(proposals, "proposal")
     return proposals
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions.distribution import DiscreteDistributionMixin
 
-from tfp_surgery.checks import MIXTURES, WRAPPERS, unwrap
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
+from tfp_surgery.point_mass import measures
 from tfp_surgery.surgery.active_units import ActiveUnits, active_units
 from tfp_surgery.surgery.marginal_kl_split import MarginalKLSplit
 from tfp_surgery.surgery.mutual_information import (
@@ -35,8 +33,6 @@ tfd = tfp.distributions
 # Of log q(z_j) where a surgery has none: exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
 _BATCH_SIZE = 128
-
-_DISCRETE = (DiscreteDistributionMixin, DiscretizedLogistic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +206,4 @@ def _units(aggregate: AggregatePosterior, absent: dict[str, str]) -> ActiveUnits
 
 def _is_discrete(likelihood: Any) -> bool:
     """Whether a likelihood is known to be a probability mass function."""
-    while True:
-        likelihood = unwrap(likelihood)
-        if isinstance(likelihood, WRAPPERS):
-            likelihood = likelihood.distribution
-        elif isinstance(likelihood, MIXTURES):
-            likelihood = likelihood.components_distribution
-        else:
-            return isinstance(likelihood, _DISCRETE)
+    return measures(likelihood) == {"mass"}

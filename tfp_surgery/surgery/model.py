@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import checks, point_mass
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -134,7 +134,8 @@ def _check_same_codes(aggregate: AggregatePosterior, posterior: tfd.Distribution
 
 
 def check_no_nan(aggregate: AggregatePosterior) -> None:
-    """Raises where the encoder gave NaN parameters."""
+    """Raises where the encoder gave NaN parameters, or a density with a scale of 0."""
+    point_mass.check_not_singular(aggregate.components_distribution, "posterior")
     for leaf in components_lib.leaves(aggregate.components_distribution):
         values = leaf.numpy()
         if leaf.dtype.is_floating and np.isnan(values).any():

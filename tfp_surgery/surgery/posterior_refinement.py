@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery import checks, point_mass
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.distributions.gaussian import diagonal_parameters
@@ -96,6 +96,7 @@ def refined_posteriors(
     first = tf.convert_to_tensor(x[:2])
     _check_gradients(first, independent_gaussians(encoder(first)), decoder, prior)
     posteriors = independent_gaussians(encode(encoder, x, batch_size))
+    point_mass.check_not_singular(posteriors, "posterior")
     return _refined(x, posteriors, decoder, prior, num_steps, learning_rate, seed, batch_size)
 
 

@@ -1,0 +1,155 @@
+"""Whether posterior and prior put probability on points or have densities.
+
+TFP calls the logarithms of both log_prob, and they have no common unit. A posterior that puts mass
+on a point has an infinite KL to a prior with a density, whatever the difference of the two says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.distributions.distribution import DiscreteDistributionMixin
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+_MASSES = (
+    DiscreteDistributionMixin,
+    tfd.Deterministic,
+    tfd.VectorDeterministic,
+    tfd.PoissonLogNormalQuadratureCompound,
+)
+# The attributes that hold the distributions of the events.
+_CONTENTS = (
+    "components_distribution",
+    "components",
+    "distributions",
+    "distribution",
+    "base_distribution",
+    "aggregate_posterior",
+    "observation_distribution",
+)
+# They are what a function makes of them.
+_UNKNOWN = (tfd.Autoregressive, tfd.JointDistribution, tfd.MarkovChain, tfd.PixelCNN)
+_OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
+_ABSTRACT = {*tfd.Distribution.__mro__, *tfd.AutoCompositeTensorDistribution.__mro__}
+_SCALES = ("scale", "scale_diag", "scale_tril")
+_TRIANGULAR = (tf.linalg.LinearOperatorDiag, tf.linalg.LinearOperatorLowerTriangular)
+
+
+def measures(distribution: Any) -> frozenset[str]:
+    """What log_prob of a distribution is the logarithm of.
+
+    Args:
+      distribution: A `tfd.Distribution`.
+
+    Returns:
+      Of "mass" and "density" those that occur in it: both for a mixture or a product of both, and
+      neither where it is not known, for a class of the user's own above all.
+    """
+    while hasattr(distribution, "tensor_distribution"):  # of tfp.layers
+        distribution = distribution.tensor_distribution
+    if isinstance(distribution, _UNKNOWN):
+        return frozenset()
+    dtype = distribution.dtype
+    if isinstance(distribution, _MASSES):
+        return frozenset(["mass"])
+    if isinstance(dtype, tf.DType) and (dtype.is_integer or dtype.is_bool):
+        return frozenset(["mass"])
+    for name in _CONTENTS:
+        contents = getattr(distribution, name, None)
+        parts = contents if isinstance(contents, (list, tuple)) else [contents]
+        if parts and all(isinstance(part, tfd.Distribution) for part in parts):
+            return frozenset().union(*map(measures, parts))
+    concrete = [kind for kind in type(distribution).__mro__ if kind not in _ABSTRACT]
+    is_known = any(kind.__module__.startswith(_OF_TFP) for kind in concrete)
+    return frozenset(["density"] if is_known else [])
+
+
+def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> None:
+    """Checks that KL(q(z|x) || p(z)) is not infinite by the kind of the two distributions.
+
+    Args:
+      prior: p(z).
+      posterior: q(z|x), or an aggregate of such.
+
+    Raises:
+      ValueError: If one puts probability on points where the other has a density, or if the scale
+        of either is exactly 0 somewhere.
+    """
+    of_prior, of_posterior = measures(prior), measures(posterior)
+    if of_prior and "mass" in of_posterior - of_prior:
+        raise ValueError(
+            f"the posterior {_name(posterior)} puts probability on points, and the prior "
+            f"{_name(prior)} has a density: KL(q(z|x) || p(z)) is infinite and the ELBO -inf, "
+            "whatever log_prob gives. Let the encoder return a distribution with a density, such "
+            "as tfd.MultivariateNormalDiag(codes, scales); of an autoencoder whose codes are "
+            "points, only the reconstruction can be trained and measured. Integer or one-hot codes "
+            "go with a prior of probability masses, such as tfd.OneHotCategorical."
+        )
+    if of_prior and "density" in of_posterior - of_prior:
+        raise ValueError(
+            f"the posterior {_name(posterior)} has a density, and the prior {_name(prior)} puts "
+            "probability on points alone: KL(q(z|x) || p(z)) is infinite and the ELBO -inf. Let "
+            "both be probability masses, or both densities."
+        )
+    check_not_singular(posterior, "posterior")
+    check_not_singular(prior, "prior")
+
+
+def check_not_singular(distribution: tfd.Distribution, what: str) -> None:
+    """Checks that no scale of a density is exactly 0, as far as values are known.
+
+    Args:
+      distribution: A distribution.
+      what: What it is, for the message.
+
+    Raises:
+      ValueError: If a scale is 0: the distribution is a point there, and has no density.
+    """
+    problem = _zero_scale(distribution) if "density" in measures(distribution) else ""
+    if problem:
+        raise ValueError(
+            f"the {what} {_name(distribution)} has no density: {problem}, which is a point mass. "
+            "Its KL to a density is infinite and the ELBO -inf. Keep the scale above zero, for "
+            "instance tfp.bijectors.Softplus(low=1e-4) of what the network gives."
+        )
+
+
+def _zero_scale(node: Any) -> str:
+    """Which scale in a distribution or bijector is 0, in words; an empty string if none is."""
+    for name, value in node.parameters.items():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, tfd.Distribution | tfb.Bijector):
+                problem = _zero_scale(part)
+                if problem:
+                    return problem
+        if name not in _SCALES or value is None or "scale_perturb_factor" in node.parameters:
+            continue
+        scale = _scale(name, value)
+        if scale is not None and (scale == 0).any():
+            kind, num_zeros = type(node).__name__, np.sum(scale == 0)
+            return f"{name} of {kind} is exactly 0 in {num_zeros} of {scale.size} places"
+    return ""
+
+
+def _scale(name: str, value: Any) -> np.ndarray | None:
+    """The scales in a parameter, which of a triangle are its diagonal; None where unknown."""
+    if isinstance(value, tf.linalg.LinearOperator):
+        if not isinstance(value, _TRIANGULAR):
+            return None
+        value = value.diag_part()
+    scale = tf.get_static_value(tf.convert_to_tensor(value))
+    if scale is None or not np.issubdtype(scale.dtype, np.number):
+        return None
+    if name == "scale_tril" and scale.ndim >= 2:
+        scale = np.diagonal(scale, axis1=-2, axis2=-1)
+    return np.asarray(scale)
+
+
+def _name(distribution: Any) -> str:
+    kind = type(distribution).__name__
+    return kind if distribution.name == kind else f"{distribution.name} ({kind})"
