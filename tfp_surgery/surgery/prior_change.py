@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -80,16 +81,30 @@ class PriorMeasurement:
         self._num_observations = int(aggregate.num_components)
         self._num_samples = num_samples
         self._seed = seed
-        z, self._log_former = self._scored(former_prior, "the former prior")
+        z, log_former = self._scored(former_prior)
+        self._log_former = checked_draws("log p(z) of the former prior", log_former)
         evaluated = aggregate.evaluate(z, tolerance=tolerance)
         self._log_aggregate = checked_draws("log q(z)", evaluated.log_prob)
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
 
-    def change_to(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> PriorChange:
+    def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:
         """Scores another prior on the same draws.
 
         Args:
           prior: p(z), or a callable that returns it.
+
+        Returns:
+          log p(z), float64 `[S, N]`, whether finite or not.
+        """
+        return self._scored(prior)[1]
+
+    def change_to(
+        self, prior: tfd.Distribution | Callable[[], tfd.Distribution] | np.ndarray
+    ) -> PriorChange:
+        """The change to another prior, on the same draws.
+
+        Args:
+          prior: p(z), or a callable that returns it, or what `log_prob` gave for it.
 
         Returns:
           The `PriorChange` from the former prior to this one.
@@ -97,11 +112,9 @@ class PriorMeasurement:
         Raises:
           ValueError: If a log density of a draw is not finite.
         """
-        _, log_prior = self._scored(prior, "the prior")
-
-        def estimate(values: np.ndarray) -> Estimate:
-            return stratified_estimate(values, self._num_observations)
-
+        log_prior = prior if isinstance(prior, np.ndarray) else self.log_prob(prior)
+        log_prior = checked_draws("log p(z) of the prior", log_prior)
+        estimate = functools.partial(stratified_estimate, population_size=self._num_observations)
         return PriorChange(
             marginal_kl_before=estimate(self._log_aggregate - self._log_former),
             marginal_kl_after=estimate(self._log_aggregate - log_prior),
@@ -113,7 +126,7 @@ class PriorMeasurement:
         )
 
     def _scored(
-        self, prior: tfd.Distribution | Callable[[], tfd.Distribution], what: str
+        self, prior: tfd.Distribution | Callable[[], tfd.Distribution]
     ) -> tuple[tf.Tensor, np.ndarray]:
         """Draws z `[S, N, D]`, the same each time, and log p(z) of them, float64 `[S, N]`."""
         num_observations = self._num_observations
@@ -129,5 +142,5 @@ class PriorMeasurement:
             z, log_prob, _ = draw(indices, step_seed)
             z_parts.append(z[:, start - shown :])
             log_prob_parts.append(log_prob[:, start - shown :])
-        log_prior = checked_draws(f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1))
+        log_prior = tf.concat(log_prob_parts, axis=1).numpy().astype(np.float64)
         return tf.concat(z_parts, axis=1), log_prior

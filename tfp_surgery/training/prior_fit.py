@@ -17,12 +17,15 @@ class PriorFitProgress:
       step: Number of steps taken.
       training_log_prob: The mean of log p(z) over the fresh codes of the steps since the last
         look, each under the prior of its step; None at step 0.
+      fixed_log_prob: E[log p(z)] on draws from the q(z) that is fitted, the same throughout, on
+        which the looks are compared; None with a validation set, and if there are no steps.
       validation_log_prob: E[log p(z)] under the held-out q(z), on one draw of each of its
         observations, the same throughout; None without one.
     """
 
     step: int
     training_log_prob: float | None
+    fixed_log_prob: float | None
     validation_log_prob: float | None
 
 
