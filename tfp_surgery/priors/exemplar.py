@@ -20,7 +20,7 @@ tfd = tfp.distributions
 _WIDTH_FLOOR = 1e-5
 _MAX_CODES = 1000  # that initialize looks at
 _EM_STEPS = 20
-_LEAST_VARIANCE = 1e-6
+_LEAST_VARIANCE = 1e-9  # as the floor of the width, in units of the codes' own variances
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
