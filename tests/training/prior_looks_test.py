@@ -97,7 +97,14 @@ def test_what_became_worse_is_said() -> None:
         UserWarning, match=r"worse than it was before.*q\(z\) fitted to grew by .* of step [1-9]"
     ):
         fit = _fit(
-            q_z, prior, former_prior=prior, validation=moved, learning_rate=0.3, num_samples=100
+            q_z,
+            prior,
+            former_prior=prior,
+            validation=moved,
+            learning_rate=0.3,
+            evaluate_every=2,
+            patience=None,
+            num_samples=100,
         )
     assert fit.training.elbo_change.value < 0
     assert fit.validation is not None

@@ -214,8 +214,9 @@ def fit_prior(
     if last > 0 and looks.best_step == 0 and validation is None:
         warnings.warn(
             f"no look at the fit of {prior.name} was better than its start, whose weights it has "
-            "again: a smaller learning_rate may help, or more steps; weights in the unit of the "
-            "codes learn well where the codes have standard deviations near one.",
+            "again. Where these were not the best already, a smaller learning_rate may help, or "
+            "more steps; weights in the unit of the codes learn well where the codes have standard "
+            "deviations near one.",
             stacklevel=2,
         )
     for name, before, after in zip(("fitted to", "held out"), at_start, at_end, strict=False):
