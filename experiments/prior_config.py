@@ -110,13 +110,6 @@ class PriorsConfig:
         idle = [name for name in idle if name != str(STANDARD)]
         if idle:
             raise ValueError(f"--priors names {','.join(idle)}, which --mode leaves nothing to do.")
-        for name in names:
-            minimum = FAMILIES[name.family].min_latent_size
-            if self.latent_sizes and min(self.latent_sizes) < minimum:
-                raise ValueError(
-                    f"--priors={name} needs codes of size {minimum} or more, and --latent_sizes "
-                    f"has {min(self.latent_sizes)}: give it a run of its own."
-                )
         if self.fit_steps is not None and self.fit_steps < 1:
             raise ValueError(f"--fit_steps must be at least 1, got {self.fit_steps}.")
         for name in _INTEGERS:
@@ -125,6 +118,13 @@ class PriorsConfig:
                     f"--{name} must be at least {_MINIMA.get(name, 1)}, got {getattr(self, name)}."
                 )
         self.training  # noqa: B018 - checks the rest
+        for prior in names:
+            minimum = FAMILIES[prior.family].min_latent_size
+            if min(self.latent_sizes) < minimum:
+                raise ValueError(
+                    f"--priors={prior} needs codes of size {minimum} or more, and --latent_sizes "
+                    f"has {min(self.latent_sizes)}: give it a run of its own."
+                )
 
     @property
     def training(self) -> Config:

@@ -159,7 +159,7 @@ def em_mixture(codes: np.ndarray, name: PriorName, seed: int) -> tuple[tfd.Distr
     fitted = mixture.GaussianMixture(
         name.num_components,
         covariance_type="full" if full else "diag",
-        reg_covar=1e-4 * codes.var(axis=0).mean(),  # in the unit of the codes
+        reg_covar=1e-4,
         random_state=seed,
     ).fit(codes)
     loc = tf.constant(fitted.means_, tf.float32)

@@ -129,7 +129,7 @@ _FAMILIES: dict[str, Callable[[Encoder], Prior]] = {
     ],
 )
 def test_every_family_is_fitted_alike_in_all_units(family: str) -> None:
-    """The draws of the results are the same: what is left is what training makes of rounding."""
+    """Rounding parts the paths of two trainings: they end as near as those of two seeds."""
     marginal_kls = []
     for unit in ([1.0, 1.0], [1e3, 3e-4]):
         encoder = Encoder(unit)
@@ -139,7 +139,8 @@ def test_every_family_is_fitted_alike_in_all_units(family: str) -> None:
         marginal_kls.append(fit.training.marginal_kl_after)
     first = marginal_kls[0]
     for other in marginal_kls[1:]:
-        assert abs(other.value - first.value) <= first.standard_error, marginal_kls
+        error = np.hypot(other.standard_error, first.standard_error)
+        assert abs(other.value - first.value) <= _ERRORS * error, marginal_kls
 
 
 def test_the_aggregate_posterior_itself_has_no_unit() -> None:
@@ -172,7 +173,8 @@ def test_an_initialized_prior_trains_alike_in_a_model() -> None:
         marginal_kls.append(values[1])
     first = marginal_kls[0]
     for other in marginal_kls[1:]:
-        assert abs(other.value - first.value) <= first.standard_error, marginal_kls
+        error = np.hypot(other.standard_error, first.standard_error)
+        assert abs(other.value - first.value) <= _ERRORS * error, marginal_kls
 
 
 if __name__ == "__main__":
