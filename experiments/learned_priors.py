@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,15 @@ def _evaluation(config: PriorsConfig, train_set: Dataset, test_set: Dataset) -> 
             f"--num_images={config.num_images} exceeds the {len(test_set)} images of "
             f"{test_set.name}/test."
         )
-    for text in config.priors:
-        number = PriorName.parse(text).num_components
-        if number is not None and number > len(train_set):
-            raise ValueError(f"--priors={text} has more components than {train_set.describe()}.")
+    for mode, name in config.plan:
+        # A layer that is fitted afterwards is made from what the fit does not hold out.
+        fitted = mode == POSTHOC and name.family not in ("aggregate", *EM_FAMILIES)
+        available = len(train_set) - (_num_held_out(train_set) if fitted else 0)
+        if name.num_components is not None and name.num_components > available:
+            share = f", of which it is fitted to {available}" if fitted else ""
+            raise ValueError(
+                f"--priors={name} has more components than {train_set.describe()}{share}."
+            )
     rng = np.random.default_rng([config.seed, _IMAGES_STREAM])
     chosen = np.sort(rng.choice(len(test_set), config.num_images, replace=False))
     return Evaluation(
@@ -130,6 +135,11 @@ def _evaluation(config: PriorsConfig, train_set: Dataset, test_set: Dataset) -> 
         num_samples=config.num_samples,
         seed=config.seed,
     )
+
+
+def _num_held_out(x: Sized) -> int:
+    """How many observations, the last of the training set, stop a fit early."""
+    return -(-len(x) // _HELD_OUT_SHARE)
 
 
 def _run_latent_size(
@@ -213,7 +223,7 @@ def _fit_afterwards(
             posteriors.sample(seed=seed).numpy(), name, config.seed
         )
     else:
-        held_out = -(-len(x) // _HELD_OUT_SHARE)
+        held_out = _num_held_out(x)
         given = Ingredients(vae.encoder, latent_size, x[:-held_out], config.seed)
         keras.utils.set_random_seed(config.seed)  # the layer's first weights
         layer = prior_family.build(name, given)

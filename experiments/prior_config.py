@@ -118,6 +118,13 @@ class PriorsConfig:
                     f"--{name} must be at least {_MINIMA.get(name, 1)}, got {getattr(self, name)}."
                 )
         self.training  # noqa: B018 - checks the rest
+        for prior in names:
+            minimum = FAMILIES[prior.family].min_latent_size
+            if min(self.latent_sizes) < minimum:
+                raise ValueError(
+                    f"--priors={prior} needs codes of size {minimum} or more, and --latent_sizes "
+                    f"has {min(self.latent_sizes)}: give it a run of its own."
+                )
 
     @property
     def training(self) -> Config:

@@ -68,12 +68,16 @@ class Family:
       num_components: K unless the name says another; None where there is no such number.
       modes: of `MODES`.
       fit: how it is fitted afterwards, if it is.
+      min_latent_size: the least size of a code that it is defined for.
+      min_components: the least K.
     """
 
     make: Callable[[Ingredients, Any], Prior] | None
     num_components: int | None = None
     modes: tuple[str, ...] = MODES
     fit: FitSettings = FitSettings(2000, 1000, 5e-3)
+    min_latent_size: int = 1
+    min_components: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +102,14 @@ class PriorName:
         family, _, number = text.partition(":")
         if family not in FAMILIES:
             raise ValueError(f"--priors names {text!r}, which is none of {', '.join(FAMILIES)}.")
-        default = FAMILIES[family].num_components
+        default, minimum = FAMILIES[family].num_components, FAMILIES[family].min_components
         if not number:
             return cls(family, default)
-        if default is None or not number.isdecimal() or int(number) < 1:
+        if default is None or not number.isdecimal() or int(number) < minimum:
             raise ValueError(
                 f"--priors names {text!r}: after the colon stands the number of components, of "
-                "families that have one."
+                f"families that have one; {family} takes "
+                f"{'none' if default is None else f'at least {minimum}'}."
             )
         return cls(family, int(number))
 
@@ -191,6 +196,8 @@ def _exemplar(given: Ingredients, num_components: int, leave_one_out: bool) -> P
 
 
 _NETWORK_FIT = FitSettings(6000, 500, 2e-3)
+_COUPLING_SIZE = 2  # a coupling changes one part of a code by the other
+_EXEMPLARS = 2  # one of them is left out at a time
 
 FAMILIES = {
     "standard": Family(lambda given, _: StandardNormalPrior(given.latent_size), modes=(JOINT,)),
@@ -203,12 +210,15 @@ FAMILIES = {
         200,
     ),
     "vamp": Family(_vamp, 500),
-    "exemplar": Family(lambda given, k: _exemplar(given, k, True), 1000),
-    "exemplar_self": Family(lambda given, k: _exemplar(given, k, False), 1000),
+    "exemplar": Family(lambda given, k: _exemplar(given, k, True), 1000, min_components=_EXEMPLARS),
+    "exemplar_self": Family(
+        lambda given, k: _exemplar(given, k, False), 1000, min_components=_EXEMPLARS
+    ),
     "aggregate": Family(lambda given, _: AggregatePrior(given.encoder, given.latent_size, given.x)),
     "realnvp": Family(
         lambda given, _: FlowPrior(given.latent_size, kind="realnvp", num_layers=8),
         fit=_NETWORK_FIT,
+        min_latent_size=_COUPLING_SIZE,
     ),
     "maf": Family(
         lambda given, _: FlowPrior(given.latent_size, kind="maf", num_layers=5), fit=_NETWORK_FIT
@@ -216,6 +226,7 @@ FAMILIES = {
     "spline": Family(
         lambda given, _: FlowPrior(given.latent_size, kind="neural_spline", num_layers=4),
         fit=_NETWORK_FIT,
+        min_latent_size=_COUPLING_SIZE,
     ),
     "autoregressive": Family(
         lambda given, _: AutoregressivePrior(given.latent_size), fit=_NETWORK_FIT

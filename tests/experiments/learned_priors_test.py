@@ -225,6 +225,15 @@ def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
         (["--mode=both"], "--mode must be joint, posthoc or both"),
         (["--latent_sizes=2,x"], "--latent_sizes takes integers"),
         (["--latent_sizes=0"], "--latent_sizes must be at least 1"),
+        (
+            ["--latent_sizes=2,1", "--priors=mog,realnvp"],
+            "--priors=realnvp needs codes of size 2 or more, and --latent_sizes has 1",
+        ),
+        (["--latent_sizes=1", "--priors=spline"], "--priors=spline needs codes of size 2"),
+        (["--priors=exemplar:1"], "exemplar takes at least 2"),
+        (["--priors=exemplar_self:1"], "exemplar_self takes at least 2"),
+        # Of 1500 observations, a twelfth is held out of the fit.
+        (["--priors=mog:1376", "--mode=posthoc"], "of which it is fitted to 1375"),
         (["--num_images=298"], "exceeds the 297 images of digits/test"),
         (["--priors=vamp:1501"], "more components than digits/train"),
         (["--fit_steps=0"], "--fit_steps must be at least 1"),

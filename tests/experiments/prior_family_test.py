@@ -23,7 +23,7 @@ def test_names_are_read_and_written() -> None:
         assert str(PriorName.parse(text)) == text
     assert PriorName.parse("mog") == PriorName("mog", FAMILIES["mog"].num_components)
     assert PriorName.parse("mog:7").file_name == "mog_7"
-    for wrong in ("gauss", "mog:0", "mog:-1", "mog:x", "standard:3"):
+    for wrong in ("gauss", "mog:0", "mog:-1", "mog:x", "standard:3", "exemplar:1"):
         with pytest.raises(ValueError, match="--priors names"):
             PriorName.parse(wrong)
 
@@ -34,6 +34,18 @@ def test_every_layer_is_built_over_the_codes(family: str, given: Ingredients) ->
     layer = build(PriorName.parse(text), given)
     assert layer.event_size == 2
     assert np.isfinite(layer().log_prob(np.zeros([2], np.float32)))
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.make])
+def test_the_least_size_of_a_code_is_that_of_the_layer(family: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2, (30, 3, 2)).astype("float32")
+    given = Ingredients(MLPEncoder(1, (4,)), latent_size=1, x=x, seed=1)
+    name = PriorName.parse(f"{family}:3" if FAMILIES[family].num_components else family)
+    if FAMILIES[family].min_latent_size > 1:
+        with pytest.raises(ValueError, match="event_size of at least 2"):
+            build(name, given)
+    else:
+        assert np.isfinite(build(name, given)().log_prob(np.zeros([1], np.float32)))
 
 
 def test_what_is_no_layer_is_not_built(given: Ingredients) -> None:

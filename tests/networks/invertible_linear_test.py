@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_surgery.networks.invertible_linear import InvertibleLinear
+from tfp_surgery.networks.invertible_linear import InvertibleLinear, WhitenedLinear
 
 D = 4
 
@@ -47,10 +47,40 @@ def test_whitened_codes_have_mean_zero_and_covariance_one() -> None:
     np.testing.assert_allclose(u, returned, atol=1e-5)  # the codes were rounded to float32
     np.testing.assert_allclose(u.mean(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(np.cov(u.T), np.eye(D), atol=1e-5)
-    # The first coordinate is that of the largest variance.
-    variances, axes = np.linalg.eigh(np.cov(codes.T))
-    largest = (codes - codes.mean(axis=0)) @ axes[:, -1] / variances[-1] ** 0.5
+    # The first coordinate is that of the largest variance of the standardised codes.
+    _, axes = np.linalg.eigh(np.corrcoef(codes.T))
+    largest = (codes - codes.mean(axis=0)) / codes.std(axis=0) @ axes[:, -1]
     assert abs(np.corrcoef(largest, u[:, 0])[0, 1]) > 1 - 1e-8
+
+
+def test_whitening_is_the_same_in_every_unit_of_each_dimension() -> None:
+    rng = np.random.default_rng(2)
+    codes = rng.normal(size=(500, D)) @ rng.normal(size=(D, D))
+    layer = InvertibleLinear(D, tf.float64)
+    u = layer.whiten(codes)
+    # To the signs of the axes, which are the eigenvectors' own.
+    for unit in (1e-3, 1e3, np.array([1.0, 0.02, 5.0, 1e-4])):
+        np.testing.assert_allclose(np.abs(layer.whiten(codes * unit + unit)), np.abs(u), atol=1e-8)
+
+
+def test_what_is_learned_starts_as_the_identity_after_the_whitening() -> None:
+    rng = np.random.default_rng(4)
+    codes = 1e-3 * rng.normal(size=(500, D)) @ rng.normal(size=(D, D)) + 1.0
+    layer, fixed = WhitenedLinear(D, tf.float64), InvertibleLinear(D, tf.float64)
+    np.testing.assert_array_equal(layer.bijector().forward(codes), codes)
+    layer.lower_upper.assign_add(rng.normal(size=(D, D)))
+    np.testing.assert_array_equal(layer.whiten(codes), fixed.whiten(codes))
+    u = layer.bijector().inverse(codes)
+    np.testing.assert_array_equal(u, fixed.bijector().inverse(codes))
+    np.testing.assert_allclose(layer.bijector().forward(u), codes, rtol=1e-12)
+    assert [v.path for v in layer.trainable_variables] == [layer.loc.path, layer.lower_upper.path]
+    # What is learned acts on whitened codes.
+    layer.loc.assign([0.0, 0.0, 0.0, 1.0])
+    np.testing.assert_allclose(layer.bijector().inverse(codes), u - [0.0, 0.0, 0.0, 1.0], atol=1e-9)
+    # Freezing and thawing leaves what is fixed fixed.
+    layer.trainable = False
+    layer.trainable = True
+    assert len(layer.trainable_variables) == 2
 
 
 def test_codes_in_a_plane_stay_finite() -> None:

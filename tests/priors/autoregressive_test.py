@@ -10,7 +10,7 @@ import scipy.stats
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
-from tests.testing.prior_conformance import PriorConformance
+from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tests.testing.prior_fitting import fit_by_adam, marginal_kl, scattered_weights
 from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.autoregressive import AutoregressivePrior
@@ -30,6 +30,11 @@ def small(event_size: int = 2, **kwargs: Any) -> AutoregressivePrior:
 
 
 class TestAutoregressivePriorConformance(PriorConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        return small(**kwargs)
+
+
+class TestAutoregressivePriorUnits(UnitConformance):
     def make(self, **kwargs: Any) -> Prior:
         return small(**kwargs)
 

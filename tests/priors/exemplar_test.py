@@ -116,7 +116,10 @@ def test_initialize_finds_the_width_of_codes() -> None:
     prior = ExemplarPrior(IdentityEncoder(0.3), 2, x * 10)
     codes = x * 10 + 0.5 * np.random.default_rng(1).normal(size=x.shape)
     prior.initialize(codes)
-    assert abs(float(prior.width) - 0.5) < 4.5 * 0.5 / np.sqrt(2 * codes.size)
+    np.testing.assert_allclose(prior.unit, codes.std(axis=0), rtol=1e-6)
+    widths = prior().components_distribution.stddev().numpy()[0]
+    # One width in standard deviations: those of the two dimensions differ by less than 2%.
+    assert np.all(abs(widths - 0.5) < 0.01 + 4.5 * 0.5 / np.sqrt(2 * codes.size))
     prior.initialize(x * 10)  # codes without any spread
     assert 0 < float(prior.width) < 0.01
 

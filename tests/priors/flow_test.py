@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
-from tests.testing.prior_conformance import PriorConformance
+from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tests.testing.prior_fitting import fit_by_adam, marginal_kl, scattered_weights
 from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.flow import KINDS, FlowPrior
@@ -44,6 +44,21 @@ class TestNeuralSplineFlowConformance(PriorConformance):
 
 @pytest.mark.slow
 class TestMaskedAutoregressiveFlowConformance(PriorConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        return small(kind="maf", **kwargs)
+
+
+class TestRealNVPUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        return small(kind="realnvp", **kwargs)
+
+
+class TestNeuralSplineFlowUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        return small(kind="neural_spline", **kwargs)
+
+
+class TestMaskedAutoregressiveFlowUnits(UnitConformance):
     def make(self, **kwargs: Any) -> Prior:
         return small(kind="maf", **kwargs)
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 import tfp_surgery as tfs
 from tests.testing.oracles import log_prob_and_entropy
-from tests.testing.prior_conformance import PriorConformance
+from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tfp_surgery.priors.mixture import MixturePrior
 
 tfd = tfp.distributions
@@ -99,6 +99,16 @@ class TestFullConformance(PriorConformance):
         return layer
 
 
+class TestDiagonalUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> MixturePrior:
+        return MixturePrior(3, 2, **kwargs)
+
+
+class TestFullUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> MixturePrior:
+        return MixturePrior(3, 2, "full", **kwargs)
+
+
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 @pytest.mark.parametrize("condition_size", [None, 4])
 def test_density_is_that_of_its_weights(covariance: str, condition_size: int | None) -> None:
@@ -179,17 +189,18 @@ def test_initialize_finds_separate_clusters() -> None:
     codes = np.concatenate(clusters)
     layer = MixturePrior(3, 2, "full", dtype="float64")
     layer.initialize(codes)
-    added = 0.5 * 3 * 2 / len(codes) * codes.var(axis=0).mean()
-    order = [int(np.argmin(np.sum((layer.loc.numpy() - c) ** 2, axis=1))) for c in centres]
+    added = 0.5 * 3 * 2 / len(codes) * codes.var(axis=0)
+    loc = layer().components_distribution.mean().numpy()
+    order = [int(np.argmin(np.sum((loc - c) ** 2, axis=1))) for c in centres]
     np.testing.assert_allclose(
         tf.nn.softmax(layer.logits).numpy()[order], counts / counts.sum(), rtol=1e-6
     )
     components = layer().components_distribution
     for k, cluster in zip(order, clusters, strict=True):
-        np.testing.assert_allclose(layer.loc.numpy()[k], cluster.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(loc[k], cluster.mean(axis=0), rtol=1e-6)
         np.testing.assert_allclose(
             components.covariance()[k],
-            np.cov(cluster.T, bias=True) + added * np.eye(2),
+            np.cov(cluster.T, bias=True) + np.diag(added),
             rtol=1e-5,
             atol=1e-6,
         )

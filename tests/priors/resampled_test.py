@@ -10,9 +10,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
-from tests.testing.prior_conformance import PriorConformance
+from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.networks.priors import Prior, StandardNormalPrior
+from tfp_surgery.priors.mixture import MixturePrior
 from tfp_surgery.priors.resampled import ResampledPrior
 
 tfd = tfp.distributions
@@ -82,6 +83,33 @@ class TestResampledPriorConformance(PriorConformance):
         same = prior.copy(log_normalizer=log_normalizer)
         np.testing.assert_allclose(log_prob, same.log_prob(z), rtol=1e-4, atol=1e-4)
         assert len(np.unique(z, axis=0)) == 16
+
+
+class TestResampledPriorUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        settings: dict[str, Any] = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
+        return _strong(ResampledPrior(2, 5, (8,), **settings, **kwargs), factor=2.0)
+
+
+class TestResampledMixtureUnits(UnitConformance):
+    def make(self, **kwargs: Any) -> Prior:
+        base = MixturePrior(3, 2, dtype=kwargs.get("dtype"))
+        settings: dict[str, Any] = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
+        return _strong(ResampledPrior(2, 5, (8,), base, **settings, **kwargs), factor=2.0)
+
+
+def test_without_a_base_it_is_the_gaussian_of_the_moments_that_is_resampled() -> None:
+    layer = ResampledPrior(2, num_normalizer_samples=10)
+    assert layer.base.fitted_variables == []
+    np.testing.assert_array_equal(layer.base().mean(), [0.0, 0.0])
+    np.testing.assert_array_equal(layer.base().stddev(), [1.0, 1.0])
+    codes = np.random.default_rng(0).normal(size=(50, 2)) * [1e-3, 5.0] + [0.0, 2.0]
+    layer.initialize(codes)
+    np.testing.assert_allclose(layer.base().mean(), codes.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(layer.base().stddev(), codes.std(axis=0), rtol=1e-6)
+    fixed = ResampledPrior(2, base=StandardNormalPrior(2), num_normalizer_samples=10)
+    fixed.initialize(codes)
+    np.testing.assert_array_equal(fixed.base().stddev(), [1.0, 1.0])
 
 
 def test_the_density_is_that_of_its_acceptance_network() -> None:

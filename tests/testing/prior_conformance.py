@@ -158,3 +158,87 @@ class PriorConformance:
             [prior.log_prob(block.astype(prior.dtype.as_numpy_dtype)) for block in blocks]
         )
         return points, np.exp(log_prob.astype(np.float64)) * step**2
+
+
+class UnitConformance:
+    """Tests of what `initialize` does to a prior with weights of its own; `make` as above.
+
+    The codes of one layer are those of another in other units, each dimension in its own. They are
+    powers of two: in floating point too, all that is left is one problem.
+    """
+
+    unit = np.array([2.0**-11, 2.0**9])
+
+    def make(self, **kwargs: Any) -> Prior:
+        """As `PriorConformance.make`."""
+        raise NotImplementedError
+
+    def _initialized(self) -> tuple[Prior, Prior, np.ndarray]:
+        """One prior initialized with codes, one with codes in other units, and the codes."""
+        rng = np.random.default_rng(2)
+        codes = rng.normal(size=(12, 2))[rng.integers(12, size=600)]
+        codes = codes + 0.2 * rng.normal(size=codes.shape) + [3.0, -1.0]
+        first, second = (self.make(dtype="float64") for _ in range(2))
+        second.set_weights(first.get_weights())
+        first.initialize(codes)
+        second.initialize(codes * self.unit)
+        return first, second, codes
+
+    def test_the_density_is_that_of_other_units(self) -> None:
+        """log p(c z) = log p(z) - sum log c, and draws of one seed are c times as large."""
+        first, second, codes = self._initialized()
+        np.testing.assert_allclose(
+            second().log_prob(codes * self.unit),
+            first().log_prob(codes) - np.log(self.unit).sum(),
+            atol=1e-9,
+        )
+        z, other = (layer().sample(50, seed=(3, 4)) for layer in (first, second))
+        np.testing.assert_allclose(other, z * self.unit, rtol=1e-9, atol=1e-12)
+
+    def test_training_is_that_of_other_units(self) -> None:
+        """The gradients to what is learned are equal, and with them every step of training."""
+        first, second, codes = self._initialized()
+        gradients = []
+        for layer, z in ((first, codes), (second, codes * self.unit)):
+            with tf.GradientTape() as tape:
+                log_prob = tf.reduce_mean(layer(training=True).log_prob(z))
+            gradients.append(tape.gradient(log_prob, [v.value for v in layer.fitted_variables]))
+        for variable, one, other in zip(first.fitted_variables, *gradients, strict=True):
+            scale = np.abs(one).max()
+            assert scale > 0, variable.path
+            np.testing.assert_allclose(other, one, atol=1e-9 * scale, err_msg=variable.path)
+
+    def test_the_units_survive_saving(self, tmp_path: Any) -> None:
+        """A file of a model holds them: the loaded prior has the density of the saved one."""
+        layer = self.make()
+        codes = np.random.default_rng(2).normal(size=(300, 2)) * self.unit + 1.0
+        z = codes[:20].astype(np.float32)
+        before = layer().log_prob(z).numpy()
+        layer.initialize(codes)
+        decoder = tfs.networks.MLPDecoder(_EVENT_SHAPE, (8,))
+        vae = tfs.VAE(tfs.networks.MLPEncoder(2, (8,)), decoder, layer)
+        vae.build((None, *_EVENT_SHAPE))
+        vae.save(tmp_path / "vae.keras")
+        loaded = keras.saving.load_model(tmp_path / "vae.keras").prior
+        np.testing.assert_array_equal(loaded().log_prob(z), layer().log_prob(z))
+        assert np.all(np.abs(loaded().log_prob(z) - before) > 0.1)
+
+    @pytest.mark.parametrize(
+        "codes",
+        [
+            np.array([[0.3, -1.0], [0.5, 2.0], [0.0, 1.0]]),
+            np.stack([np.linspace(-1, 2, 200), np.full(200, 0.1)], axis=1),
+            np.full((200, 2), 0.1),
+        ],
+        ids=["few", "one dimension varies", "none varies"],
+    )
+    def test_few_codes_and_codes_that_do_not_vary(self, codes: np.ndarray) -> None:
+        """The density of the codes is finite, as is the gradient of the fit."""
+        layer = self.make()
+        z = (1e-3 * codes).astype(np.float32)
+        layer.initialize(z)
+        with tf.GradientTape() as tape:
+            log_prob = layer().log_prob(z)
+        assert np.all(np.isfinite(log_prob))
+        for gradient in tape.gradient(log_prob, [v.value for v in layer.fitted_variables]):
+            assert np.all(np.isfinite(gradient))

@@ -48,6 +48,7 @@ def _gaussians(loc: Any, scale: Any) -> tfs.AggregatePosterior:
     )
 
 
+@pytest.mark.filterwarnings("ignore:no look at the fit")
 @pytest.mark.parametrize("case", oracles.CASES)
 def test_reaches_the_best_gaussian(case: str) -> None:
     """KL(q || p) exceeds its least by no more than the noise of the last steps leaves."""
@@ -68,7 +69,9 @@ def test_reaches_the_best_gaussian(case: str) -> None:
     marginal_kl = cross_entropy - small_aggregates.entropy(case)
     bound = _ERRORS * fit.training.marginal_kl_after.standard_error + 1e-5
     assert abs(fit.training.marginal_kl_after.value - marginal_kl) <= bound
-    assert fit.best_step == fit.num_steps == 1200
+    # What collapsed starts at N(0, I), which is the best there is.
+    assert fit.best_step == (0 if case == "collapsed" else 1200)
+    assert fit.num_steps == 1200
     assert not fit.stopped_early
 
 

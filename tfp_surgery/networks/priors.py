@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.networks.standardization import Standardization, moments
+
 tfd = tfp.distributions
 
 
@@ -78,3 +80,46 @@ class StandardNormalPrior(Prior):
         del condition
         zeros = tf.zeros([self.event_size], self.density_dtype)
         return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery")
+class MomentPrior(Prior):
+    """N(m, diag(s^2)) with the moments of the codes, which are not trained; N(0, I) at first."""
+
+    def __init__(self, event_size: int, **kwargs: Any):
+        """Makes the layer.
+
+        Args:
+          event_size: D, the size of a code.
+          **kwargs: of `keras.layers.Layer`.
+
+        Raises:
+          ValueError: if `event_size` is below 1.
+        """
+        super().__init__(event_size, **kwargs)
+        self.standardization = Standardization(self.event_size, self.density_dtype)
+
+    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+        """Takes mean and standard deviation of each dimension from the codes.
+
+        Args:
+          codes: draws from the aggregate posterior, floating `[M, D]`.
+          seed: unused; nothing here is random.
+        """
+        del seed
+        self.standardization.assign(*moments(codes))
+
+    def call(self, condition: Any = None) -> tfd.MultivariateNormalDiag:
+        """Builds the prior.
+
+        Args:
+          condition: unused; Keras calls no layer whose `call` takes no argument.
+
+        Returns:
+          p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
+        """
+        del condition
+        return tfd.MultivariateNormalDiag(
+            tf.convert_to_tensor(self.standardization.loc),
+            tf.convert_to_tensor(self.standardization.scale),
+        )

@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks import checked_integer
 from tfp_surgery.distributions.autoregressive_mixture import AutoregressiveMixture
-from tfp_surgery.networks.invertible_linear import InvertibleLinear
+from tfp_surgery.networks.invertible_linear import WhitenedLinear
 from tfp_surgery.networks.masked import MaskedNetwork
 from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.condition import batch_shape_of, check_codes, check_condition
@@ -33,8 +33,9 @@ class AutoregressivePrior(Prior):
     One masked network gives the parameters of all conditionals (Germain et al. 2015, "MADE: masked
     autoencoder for distribution estimation"); mixtures for real-valued conditionals are those of
     RNADE (Uria, Murray and Larochelle 2013). `log_prob` calls the network once, sampling D times,
-    one coordinate after the other. The affine map to u is learned; `initialize` sets it to whiten
-    the codes, with the principal axes in the order of their variance.
+    one coordinate after the other. `initialize` whitens the codes by a fixed affine map, with the
+    principal axes in the order of their variance; a learned one follows, which starts as the
+    identity, and both are in W. All that is learned is in whitened units.
 
     Attributes:
       event_size: D, as given to the constructor, as are `num_components`, `hidden_sizes`,
@@ -79,8 +80,7 @@ class AutoregressivePrior(Prior):
             condition_size,
             dtype=self.dtype_policy,
         )
-        self.linear = InvertibleLinear(self.event_size, self.density_dtype)
-        self.linear.assign(np.zeros(self.event_size), np.eye(self.event_size))
+        self.linear = WhitenedLinear(self.event_size, self.density_dtype)
         self._spread_components(np.random.default_rng(0).normal(size=(1000, self.event_size)))
 
     def initialize(self, codes: np.ndarray, seed: int = 0) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import check_observations
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.networks.standardization import moments
+from tfp_surgery.priors.condition import check_codes
 from tfp_surgery.priors.encoder_prior import ObservationPrior
 
 tfd = tfp.distributions
@@ -19,16 +20,18 @@ tfd = tfp.distributions
 _WIDTH_FLOOR = 1e-5
 _MAX_CODES = 1000  # that initialize looks at
 _EM_STEPS = 20
-_LEAST_VARIANCE = 1e-6
+_LEAST_VARIANCE = 1e-9  # as the floor of the width, in units of the codes' own variances
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
 class ExemplarPrior(ObservationPrior):
     r"""The prior of the exemplar VAE (Norouzi et al. 2020, section 3).
 
-        p(z) = 1/M sum_m N(z; mu(x_m), s^2 I)
+        p(z) = 1/M sum_m N(z; mu(x_m), s^2 diag(c^2))
 
-    mu(x_m) is the mean of the encoder's q(z|x_m), and s one learned width that all share. The
+    mu(x_m) is the mean of the encoder's q(z|x_m), and s one learned width that all share. c is the
+    unit of each dimension: 1, as in the paper, until `initialize` sets it to the standard
+    deviations of the codes, so that one width suits all dimensions. It is not trained. The
     exemplars x_m are all N observations of a data set, or a random subset that `seed` chooses once,
     here: so p(z) is one density, the same in every training step and measurement. (The paper
     draws a subset anew, and searches nearest neighbours, in each step.)
@@ -75,10 +78,11 @@ class ExemplarPrior(ObservationPrior):
         """
         super().__init__(encoder, event_size, x, num_components, leave_one_out, seed, **kwargs)
         self.raw_width = self._add_weight("raw_width", _raw(1.0))
+        self.unit = self._add_weight("unit", np.ones(self.event_size), trainable=False)
 
     @property
     def width(self) -> tf.Tensor:
-        """s, a scalar."""
+        """s, a scalar, in units of c."""
         return tf.nn.softplus(tf.convert_to_tensor(self.raw_width)) + _WIDTH_FLOOR
 
     def call(self, condition: Any = None) -> AggregatePosterior:
@@ -95,24 +99,26 @@ class ExemplarPrior(ObservationPrior):
         """
         self._reject(condition)
         loc = self._posteriors(self.exemplars).mean()  # [M, D]
-        scale = tf.fill([self.event_size], self.width)
+        scale = tf.convert_to_tensor(self.unit) * self.width
         return AggregatePosterior(tfd.MultivariateNormalDiag(loc, scale))
 
     def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
-        """Sets the width by maximum likelihood of some of the codes, by a few steps of EM.
+        """Sets units, and the width by maximum likelihood of some of the codes, by steps of EM.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`.
+          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
           seed: integer in [0, 2**31).
 
         Raises:
-          TypeError: if `codes` are no numbers.
-          ValueError: if there are none, or some are masked or not finite.
+          ValueError: if the codes have another shape, or are not finite.
         """
-        codes = check_observations(codes, "codes")
+        codes = check_codes(codes, self.event_size)
+        centre, unit = moments(codes)
+        self.unit.assign(unit)
         chosen = np.random.default_rng(seed).permutation(len(codes))[:_MAX_CODES]
-        z = codes[chosen].astype(np.float64)
+        z = (codes[chosen] - centre) / unit
         loc = self().components_distribution.mean().numpy().astype(np.float64)
+        loc = (loc - centre) / unit
         squares = (z**2).sum(1)[:, None] + (loc**2).sum(1) - 2 * z @ loc.T  # [codes, M]
         variance = squares.min(axis=1).mean() / self.event_size  # no more than the best
         for _ in range(_EM_STEPS):

@@ -13,7 +13,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.checks import checked_integer
 from tfp_surgery.distributions.coupling import Coupling, kept_for_one_more_call
-from tfp_surgery.networks.invertible_linear import InvertibleLinear
+from tfp_surgery.networks.invertible_linear import InvertibleLinear, WhitenedLinear
 from tfp_surgery.networks.masked import MaskedNetwork
 from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.condition import batch_shape_of, check_codes, check_condition
@@ -31,8 +31,9 @@ class FlowPrior(Prior):
 
         p(z) = N(f^-1(z); 0, I) |det df^-1/dz|,    f = A_1 T_1 A_2 T_2 ... A_L T_L
 
-    The A are learned affine maps (of full rank, by their LU factorization); `initialize` sets the
-    first to whiten the codes, the others start as random rotations. The T are of one of these
+    The A are learned affine maps (of full rank, by their LU factorization). The first starts as
+    the identity, after a fixed affine map that `initialize` sets to whiten the codes: all that is
+    learned is in whitened units. The others start as random rotations. The T are of one of these
     kinds:
 
     - `"realnvp"`: affine couplings (Dinh, Sohl-Dickstein and Bengio 2017, "Density estimation using
@@ -93,10 +94,11 @@ class FlowPrior(Prior):
         self.tail_bound = float(tail_bound)
         self.condition_size = condition_size
         self.networks = [self._network() for _ in range(self.num_layers)]
+        size, dtype = self.event_size, self.density_dtype
         self.linears = [
-            InvertibleLinear(self.event_size, self.density_dtype) for _ in range(self.num_layers)
+            WhitenedLinear(size, dtype),
+            *(InvertibleLinear(size, dtype) for _ in range(self.num_layers - 1)),
         ]
-        self.linears[0].assign(np.zeros(self.event_size), np.eye(self.event_size))
 
     @property
     def _num_masked(self) -> int:
@@ -120,7 +122,7 @@ class FlowPrior(Prior):
         )
 
     def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
-        """Sets the first affine map to whiten the codes.
+        """Sets the fixed affine map to whiten the codes, and the first learned one to the identity.
 
         Args:
           codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.

@@ -18,6 +18,7 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.weights import weights_from_logits
 from tfp_surgery.networks.encoders import SCALE_FLOOR
 from tfp_surgery.networks.priors import Prior
+from tfp_surgery.networks.standardization import Standardization, moments
 
 tfd = tfp.distributions
 
@@ -26,8 +27,8 @@ _SKLEARN_COVARIANCE = {"diagonal": "diag", "full": "full"}
 _INITIAL_VARIANCE = 0.5
 _EM_ITERATIONS = 5
 _EM_CODES = 20_000
-# Variance added to every dimension, in units of that of the codes, if a component has D codes; it
-# falls with the number of codes.
+# Variance added to every dimension of the standardised codes, if a component has D codes; it falls
+# with the number of codes.
 _EM_REGULARIZATION = 0.5
 
 
@@ -35,11 +36,13 @@ _EM_REGULARIZATION = 0.5
 class MixturePrior(Prior):
     r"""A mixture of K Gaussians with learned weights, means and covariances.
 
-        p(z) = sum_k w_k N(z; mu_k, L_k L_k^T),    w = softmax(logits)
+        p(z) = sum_k w_k N(z; m + S mu_k, S L_k (S L_k)^T),    w = softmax(logits)
 
-    L_k is diagonal or lower triangular, with diagonal `softplus(raw) + 1e-5`. The result of a call
-    is an `AggregatePosterior` over the K components: it scores block by block, without an array of
-    codes times components times sizes, and draws from chosen components alone.
+    L_k is diagonal or lower triangular, with diagonal `softplus(raw) + 1e-5`. m and S = diag(s) are
+    not trained: m = 0 and S = I until `initialize` sets them to mean and standard deviations of
+    codes, so that what is learned is the same in every unit of z. The result of a call is an
+    `AggregatePosterior` over the K components: it scores block by block, without an array of codes
+    times components times sizes, and draws from chosen components alone.
 
     Given a condition c of size C, every parameter (logits, mu_k and the raw L_k) is that of the
     unconditional mixture plus a linear function of c, which is zero at the start.
@@ -62,6 +65,7 @@ class MixturePrior(Prior):
       event_size: D, the size of a code.
       covariance: `"diagonal"` or `"full"`.
       condition_size: C, or None.
+      standardization: layer with the weights m and s, `loc` and `scale`, each `[D]`.
       logits: weights of the layer, `[K]`, as for the next two.
       loc: mu, `[K, D]`.
       raw_scale: `[K, D]`, or for full covariances `[K, D (D + 1) / 2]` in the order of
@@ -101,6 +105,7 @@ class MixturePrior(Prior):
         raw_scale = self._raw_scale(
             variance if covariance == "diagonal" else variance[..., np.newaxis] * np.eye(event_size)
         )
+        self.standardization = Standardization(self.event_size, self.density_dtype)
         self.logits = self._add_weight("logits", [self.num_components], "zeros")
         self.loc = self._add_weight(
             "loc", variance.shape, keras.initializers.RandomNormal(stddev=_INITIAL_VARIANCE**0.5)
@@ -128,20 +133,26 @@ class MixturePrior(Prior):
             size is another.
         """
         logits, loc, raw_scale = self._parameters(condition)
+        unit = tf.convert_to_tensor(self.standardization.scale)
+        loc = tf.convert_to_tensor(self.standardization.loc) + unit * loc
         if self.covariance == "diagonal":
-            components = tfd.MultivariateNormalDiag(loc, tf.nn.softplus(raw_scale) + SCALE_FLOOR)
+            scale = unit * (tf.nn.softplus(raw_scale) + SCALE_FLOOR)
+            components = tfd.MultivariateNormalDiag(loc, scale)
         else:
             raw_scale = tfp.math.fill_triangular(raw_scale)  # [..., K, D, D]
             diagonal = tf.nn.softplus(tf.linalg.diag_part(raw_scale)) + SCALE_FLOOR
-            components = tfd.MultivariateNormalTriL(loc, tf.linalg.set_diag(raw_scale, diagonal))
+            scale = unit[:, tf.newaxis] * tf.linalg.set_diag(raw_scale, diagonal)
+            components = tfd.MultivariateNormalTriL(loc, scale)
         return AggregatePosterior(components, weights_from_logits(logits), name="MixturePrior")
 
     def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
         """Sets the weights by five steps of scikit-learn's EM, from means that k-means++ chooses.
 
-        At most 20000 of the codes are used. To every variance is added a part of the codes' own,
-        0.5 K D / M (at most 0.5): with few codes a component, EM alone would fit their chance. A
-        condition has no influence after that, until it is trained.
+        The codes are standardised first, by their mean and standard deviation in each dimension (of
+        a dimension in which all are equal, by the root mean square of the others' deviations). At
+        most 20000 of them are used. To every variance is added a part of the codes' own, 0.5 K D /
+        M (at most 0.5): with few codes a component, EM alone would fit their chance. A condition
+        has no influence after that, until it is trained.
 
         Args:
           codes: draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
@@ -159,13 +170,15 @@ class MixturePrior(Prior):
                 f"{list(codes.shape)}."
             )
         checked_integer("seed", seed, 0, MAX_SEED)
+        centre, unit = moments(codes)
+        codes = (codes - centre) / unit
         if len(codes) > _EM_CODES:
             codes = np.random.default_rng(seed).choice(codes, _EM_CODES, replace=False)
         share = min(1.0, self.num_components * self.event_size / len(codes))
         mixture = GaussianMixture(
             self.num_components,
             covariance_type=_SKLEARN_COVARIANCE[self.covariance],
-            reg_covar=_EM_REGULARIZATION * share * codes.var(axis=0).mean(),
+            reg_covar=_EM_REGULARIZATION * share,
             max_iter=_EM_ITERATIONS,
             init_params="k-means++",
             random_state=seed,
@@ -173,6 +186,7 @@ class MixturePrior(Prior):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here
             mixture.fit(codes)
+        self.standardization.assign(centre, unit)
         self.logits.assign(np.log(mixture.weights_))
         self.loc.assign(mixture.means_)
         self.raw_scale.assign(self._raw_scale(mixture.covariances_))

@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from tfp_surgery.checks import MAX_SEED, checked_integer
 from tfp_surgery.distributions.resampled import Resampled
-from tfp_surgery.networks.priors import Prior, StandardNormalPrior
+from tfp_surgery.networks.priors import MomentPrior, Prior
+from tfp_surgery.networks.standardization import Standardization, moments
+from tfp_surgery.priors.condition import check_codes
 
 _MEASURING_STREAM, _TRAINING_STREAM = 0, 1
 
@@ -21,7 +23,8 @@ class ResampledPrior(Prior):
     r"""Learned accept/reject sampling (LARS) of Bauer and Mnih (2019) over a base prior pi.
 
     A network of tanh layers with a sigmoid at its end gives a(z), the probability that a proposal
-    z ~ pi is accepted; the T-th proposal always is. See
+    z ~ pi is accepted; the T-th proposal always is. It sees z in standard deviations of the codes
+    from their mean, once `initialize` has taken these from codes, and z itself before. See
     `tfp_surgery.distributions.resampled.Resampled` for the density and for what its estimated
     normaliser Z = E_pi[a(z)] does to it.
 
@@ -64,8 +67,9 @@ class ResampledPrior(Prior):
           event_size: D, the size of a code.
           truncation: T, the most proposals that a draw costs, at least 1.
           hidden_sizes: units of each hidden layer of the acceptance network.
-          base: the prior that is resampled, over codes of the same size and dtype; N(0, I) if None.
-            It is trained together with the acceptance network if it is trainable.
+          base: the prior that is resampled, over codes of the same size and dtype. It is trained
+            together with the acceptance network if it is trainable. If None, N(0, I), and after
+            `initialize` the Gaussian of the codes' mean and variances; it is not trained.
           num_normalizer_samples: draws from the base that estimate Z, at least 2.
           num_training_samples: the same for calls with `training=True`.
           seed: integer in [0, 2**31), of the draws that estimate Z.
@@ -77,7 +81,7 @@ class ResampledPrior(Prior):
         """
         super().__init__(event_size, **kwargs)
         dtype = self.density_dtype.name
-        self.base = StandardNormalPrior(self.event_size, dtype=dtype) if base is None else base
+        self.base = MomentPrior(self.event_size, dtype=dtype) if base is None else base
         if not isinstance(self.base, Prior):
             raise TypeError(f"base must be a prior layer, got {type(base).__name__}.")
         if (self.base.event_size, self.base.density_dtype.name) != (self.event_size, dtype):
@@ -94,6 +98,7 @@ class ResampledPrior(Prior):
         )
         self.num_training_samples = checked_integer("num_training_samples", num_training_samples, 2)
         self.seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.standardization = Standardization(self.event_size, self.density_dtype)
         self.acceptance_layers = [
             *(keras.layers.Dense(size, "tanh", dtype=dtype) for size in self.hidden_sizes),
             keras.layers.Dense(1, dtype=dtype),
@@ -109,12 +114,22 @@ class ResampledPrior(Prior):
         return [*self.base.fitted_variables, *self._acceptance_weights()]
 
     def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
-        """Initialises the base; see `Prior.initialize`."""
+        """Initialises the base, and sets the units in which the acceptance network sees codes.
+
+        Args:
+          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: integer in [0, 2**31), of the base.
+
+        Raises:
+          ValueError: if the codes have another shape, or are not finite.
+        """
+        checked = check_codes(codes, self.event_size)
         self.base.initialize(codes, seed)
+        self.standardization.assign(*moments(checked))
 
     def log_acceptance(self, z: tf.Tensor) -> tf.Tensor:
         """log a(z), shape `[...]`, of codes of shape `[..., D]`."""
-        hidden = tf.reshape(z, [-1, self.event_size])  # [..., D] -> [M, D]
+        hidden = tf.reshape(self.standardization(z), [-1, self.event_size])  # [..., D] -> [M, D]
         for layer in self.acceptance_layers:
             hidden = layer(hidden)
         return tf.math.log_sigmoid(tf.reshape(hidden, tf.shape(z)[:-1]))  # [M, 1] -> [...]

@@ -85,7 +85,11 @@ class PriorMeasurement:
         self._num_observations = int(aggregate.num_components)
         self._num_samples = num_samples
         self._seed = seed
-        z, self._log_former = self._scored(former_prior, "the former prior")
+        z, log_former = self._scored(former_prior)
+        self._cause_of_failure = cause(z)
+        self._log_former = checked_draws(
+            "log p(z) of the former prior", log_former, cause=self._cause_of_failure
+        )
         evaluated = aggregate.evaluate(z, tolerance=tolerance)
         self._log_aggregate = checked_draws(
             "log q(z)", evaluated.log_prob, cause=cause(z, own=True)
@@ -94,11 +98,24 @@ class PriorMeasurement:
         self._cause = rounding_of_draws(z.numpy())
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
 
-    def change_to(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> PriorChange:
+    def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:
         """Scores another prior on the same draws.
 
         Args:
           prior: p(z), or a callable that returns it.
+
+        Returns:
+          log p(z), `[S, N]`, whether finite or not.
+        """
+        return self._scored(prior)[1]
+
+    def change_to(
+        self, prior: tfd.Distribution | Callable[[], tfd.Distribution] | np.ndarray
+    ) -> PriorChange:
+        """The change to another prior, on the same draws.
+
+        Args:
+          prior: p(z), or a callable that returns it, or what `log_prob` gave for it.
 
         Returns:
           The `PriorChange` from the former prior to this one.
@@ -106,7 +123,8 @@ class PriorMeasurement:
         Raises:
           ValueError: If a log density of a draw is not finite.
         """
-        _, log_prior = self._scored(prior, "the prior")
+        log_prior = prior if isinstance(prior, np.ndarray) else self.log_prob(prior)
+        log_prior = checked_draws("log p(z) of the prior", log_prior, cause=self._cause_of_failure)
 
         def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
             return stratified_estimate(terms, self._num_observations, truncation)
@@ -133,7 +151,7 @@ class PriorMeasurement:
         )
 
     def _scored(
-        self, prior: tfd.Distribution | Callable[[], tfd.Distribution], what: str
+        self, prior: tfd.Distribution | Callable[[], tfd.Distribution]
     ) -> tuple[tf.Tensor, np.ndarray]:
         """Draws z `[S, N, D]`, the same each time, and log p(z) of them, `[S, N]`."""
         num_observations = self._num_observations
@@ -149,8 +167,4 @@ class PriorMeasurement:
             z, log_prob, _ = draw(indices, step_seed)
             z_parts.append(z[:, start - shown :])
             log_prob_parts.append(log_prob[:, start - shown :])
-        z = tf.concat(z_parts, axis=1)
-        log_prior = checked_draws(
-            f"log p(z) of {what}", tf.concat(log_prob_parts, axis=1), cause=cause(z)
-        )
-        return z, log_prior
+        return tf.concat(z_parts, axis=1), tf.concat(log_prob_parts, axis=1).numpy()

@@ -139,22 +139,24 @@ class FixedCodes:
           prior: The layer; `prior()` gives p(z).
           batch_size: Codes scored at a time.
         """
-        self._codes = codes
-        self._size = min(batch_size, len(codes))
-        self._log_prob = XlaOrGraph(
-            lambda z: checks.build_prior(prior).log_prob(z),
-            tf.TensorSpec([self._size, *codes.shape[1:]], codes.dtype),
-        )
+        num_codes = len(codes)
+        size = min(batch_size, num_codes)
+        starts = np.arange(0, num_codes, size)
+        # The last block repeats earlier codes to keep one shape.
+        shown = np.minimum(starts, num_codes - size)
+        self._blocks = tf.gather(codes, shown[:, np.newaxis] + np.arange(size))  # [L, size, D]
+        self._counts = starts[:, np.newaxis] <= shown[:, np.newaxis] + np.arange(size)
+
+        def log_prob(blocks: tf.Tensor) -> tf.Tensor:
+            prior_now = checks.build_prior(prior)  # once: some priors are dear to build
+            return tf.map_fn(prior_now.log_prob, blocks, parallel_iterations=1)
+
+        self._log_prob = XlaOrGraph(log_prob, tf.TensorSpec(self._blocks.shape, self._blocks.dtype))
 
     def mean_log_prob(self) -> float:
         """The mean of log p(z) over the codes, under the prior as it is now."""
-        total = 0.0
-        for start in range(0, len(self._codes), self._size):
-            # The last block repeats earlier codes to keep one shape.
-            shown = min(start, len(self._codes) - self._size)
-            values = self._log_prob(self._codes[shown : shown + self._size]).numpy()
-            total += values[start - shown :].sum(dtype=np.float64)
-        return total / len(self._codes)
+        values = self._log_prob(self._blocks).numpy()  # [L, size]
+        return float(values[self._counts].mean(dtype=np.float64))
 
 
 class XlaOrGraph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tfp_surgery.surgery.consistency import warning_lines
 from tfp_surgery.surgery.presentation import aligned_rows, count_draws, record
 from tfp_surgery.surgery.prior_change import PriorChange
 
@@ -17,12 +18,15 @@ class PriorFitProgress:
       step: Number of steps taken.
       training_log_prob: The mean of log p(z) over the fresh codes of the steps since the last
         look, each under the prior of its step; None at step 0.
+      fixed_log_prob: E[log p(z)] on draws from the q(z) that is fitted, the same throughout, on
+        which the looks are compared; None with a validation set, and if there are no steps.
       validation_log_prob: E[log p(z)] under the held-out q(z), on one draw of each of its
         observations, the same throughout; None without one.
     """
 
     step: int
     training_log_prob: float | None
+    fixed_log_prob: float | None
     validation_log_prob: float | None
 
 
@@ -84,4 +88,5 @@ class PriorFit:
                     ("change in ELBO", change.elbo_change),
                 ]
             )
+            lines += warning_lines(change.warnings)
         return "\n".join(lines)

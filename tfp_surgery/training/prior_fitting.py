@@ -9,26 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import checks
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.evaluation import checked_tolerance
+from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
+from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.model import check_no_nan, check_vector_codes
 from tfp_surgery.surgery.prior_change import PriorMeasurement
-from tfp_surgery.training.likelihood_ascent import (
-    FixedCodes,
-    LikelihoodAscent,
-    restore,
-    snapshot,
-)
-from tfp_surgery.training.prior_fit import PriorFit, PriorFitProgress
+from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
+from tfp_surgery.training.prior_fit import PriorFit
+from tfp_surgery.training.prior_looks import PriorLooks
 
 tfd = tfp.distributions
 
 # Streams of the seed, beside that of the training codes.
-_INITIAL_STREAM, _VALIDATION_STREAM = 6, 7
+_INITIAL_STREAM, _VALIDATION_STREAM, _LOOKS_STREAM = 6, 7, 10
+# On which looks are compared without a validation set: a tenth of the default steps' codes between
+# two looks, and enough to tell apart what differs by some thousandths of a nat.
+_LOOKS_CODES = 10_000
+_NOISE_ERRORS = 3.0  # standard errors by which a fit may seem worse than its start
 
 
 def fit_prior(
@@ -59,16 +62,27 @@ def fit_prior(
     ELBO gains, and reconstruction and index-code mutual information stay what they are. The steps
     are compiled by XLA, or run without it, with a warning, where XLA cannot compile the prior.
 
+    The priors of `tfs.priors` learn in standard deviations of the codes, which `initialize` tells
+    them: the same fit in every unit of z. A layer of another kind that keeps its weights in the
+    unit of z is fitted well where its codes have standard deviations near one.
+
+    The prior gets the weights of the best of all looks at it, those it started with included: these
+    are the weights after `initialize`, or those handed in if nothing is initialized. Looks are
+    compared by E[log p(z)] on fixed codes: 10000 draws from q(z) that take no part in training. All
+    steps are taken then, since the looks get better up to the last, with its low learning rate.
+
     The prior learns q(z) of these observations and may do worse on others. Give `validation` to
-    see it: E[log p(z)] under the held-out q(z) is then followed on one fixed draw of each of its
-    observations, training stops when it has not risen for `patience` looks, and the prior gets the
-    weights of the best look, those it started with included. Without it the prior keeps the last.
+    see it: the looks are then compared on one fixed draw of each held-out observation, and training
+    stops when E[log p(z)] under the held-out q(z) has not risen for `patience` looks.
 
     The changes in the result are measured on draws that took no part in training or in the choice
-    of the best look. Under the held-out q(z) they are thus unbiased for that q(z) and this prior.
-    But the look was chosen for these observations among all looks: for yet other observations the
+    of the best look: they are unbiased for each q(z) and this prior. But with `validation` the look
+    was chosen for these held-out observations among all looks: for yet other observations the
     number is optimistic, by little where the values of the last looks differ by little. What is
     not to be optimistic at all takes a third data set, and `elbo_surgery` on it.
+
+    Warnings say if a fit without `validation` found nothing better than its start, and if on the
+    draws of the result the prior is worse than at the start by more than three standard errors.
 
     Args:
       aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
@@ -85,9 +99,10 @@ def fit_prior(
         to initialize only.
       batch_size: Codes a step.
       learning_rate: The highest, reached after a twentieth of the steps.
-      evaluate_every: Look at the validation set, and report, every so many steps.
-      patience: Looks without a better value after which to stop; None for all the steps. Little
-        patience may stop a fit that would have gained once the learning rate falls.
+      evaluate_every: Look at the prior, and report, every so many steps.
+      patience: Looks without a better value on the validation set after which to stop; None for all
+        the steps. Little patience may stop a fit that would have gained once the learning rate
+        falls. Without a validation set all steps are taken.
       num_samples: Draws an observation, for the changes in the result. With 1 their standard
         errors are NaN.
       tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
@@ -161,10 +176,17 @@ def fit_prior(
     started = time.perf_counter()
     if initialize and hasattr(prior, "initialize"):
         prior.initialize(_codes(aggregate_posterior, seed, _INITIAL_STREAM).numpy(), seed)
-    held_out = None
+    initialized = time.perf_counter()
+    at_start = [measurement.log_prob(prior) for measurement in measurements if num_steps > 0]
+    started += time.perf_counter() - initialized
+    codes = None
     if validation is not None:
-        held_out = FixedCodes(_codes(validation, seed, _VALIDATION_STREAM), prior, batch_size)
-    looks = _Looks(prior, held_out, num_steps, verbose)
+        codes = _codes(validation, seed, _VALIDATION_STREAM)
+    elif num_steps > 0:
+        stream = tf.constant([seed, _LOOKS_STREAM], tf.int32)
+        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=stream)
+    fixed_codes = None if codes is None else FixedCodes(codes, prior, batch_size)
+    looks = PriorLooks(prior, fixed_codes, validation is not None, num_steps, verbose)
     looks.look(0, None)
     if num_steps > 0:
         ascent = LikelihoodAscent(
@@ -179,13 +201,37 @@ def fit_prior(
         for step in range(0, num_steps, evaluate_every):
             end = min(step + evaluate_every, num_steps)
             looks.look(end, ascent.run(step, end))
-            if patience is not None and looks.since_best >= patience:
+            if validation is not None and patience is not None and looks.since_best >= patience:
                 break
     looks.restore_best()
     seconds = time.perf_counter() - started
 
-    changes = [measurement.change_to(prior) for measurement in measurements]
+    at_end = [measurement.log_prob(prior) for measurement in measurements]
+    changes = [
+        measurement.change_to(log_prob)
+        for measurement, log_prob in zip(measurements, at_end, strict=True)
+    ]
+    for change in changes:
+        consistency.warn(change.warnings, stacklevel=3)
     last = looks.history[-1].step
+    if last > 0 and looks.best_step == 0 and validation is None:
+        warnings.warn(
+            f"no look at the fit of {prior.name} was better than its start, whose weights it has "
+            "again. Where these were not the best already, a smaller learning_rate may help, or "
+            "more steps; weights in the unit of the codes learn well where the codes have standard "
+            "deviations near one.",
+            stacklevel=2,
+        )
+    for name, before, after in zip(("fitted to", "held out"), at_start, at_end, strict=False):
+        loss = _loss(before, after)
+        if loss is not None:
+            warnings.warn(
+                f"the prior is worse than it was before the first step: the marginal KL of the "
+                f"q(z) {name} grew by {loss}. It has the weights of step {looks.best_step}, the "
+                f"best of the looks on {'held-out' if validation is not None else 'fixed'} codes; "
+                "num_steps=0 leaves those of the start.",
+                stacklevel=2,
+            )
     return PriorFit(
         training=changes[0],
         validation=None if validation is None else changes[1],
@@ -201,60 +247,18 @@ def fit_prior(
     )
 
 
-class _Looks:
-    """The looks at a fit: their history, and the weights of the best one.
-
-    Attributes:
-      history: `PriorFitProgress` of each look.
-      best_step: The step of the best look; of the last one without a validation set.
-      since_best: The number of looks after the best one.
-    """
-
-    def __init__(
-        self,
-        prior: keras.layers.Layer,
-        held_out: FixedCodes | None,
-        num_steps: int,
-        verbose: bool,
-    ) -> None:
-        self.history: list[PriorFitProgress] = []
-        self.best_step = self.since_best = 0
-        self._prior = prior
-        self._held_out = held_out
-        self._num_steps = num_steps
-        self._verbose = verbose
-        self._best_value = -math.inf
-        self._best_weights = snapshot(prior)
-
-    def look(self, step: int, training: float | None) -> None:
-        """Takes the value on the validation set after `step` steps."""
-        value = None if self._held_out is None else self._held_out.mean_log_prob()
-        self.history.append(PriorFitProgress(step, training, value))
-        self.since_best += 1
-        if value is None or value > self._best_value:
-            self.best_step, self.since_best = step, 0
-            if value is not None:
-                self._best_value, self._best_weights = value, snapshot(self._prior)
-        if self._verbose:
-            parts = [f"fit_prior: step {step} of {self._num_steps}"]
-            if training is not None:
-                parts.append(f"E[log p(z)] {training:.4f} nats in training")
-            if value is not None:
-                parts.append(
-                    f"{value:.4f} nats held out (best {self._best_value:.4f} at step "
-                    f"{self.best_step})"
-                )
-            print(", ".join(parts), flush=True)
-
-    def restore_best(self) -> None:
-        """Gives the prior the weights of the best look, if looks were compared."""
-        if self._held_out is not None:
-            restore(self._prior, self._best_weights)
-
-
 def _codes(aggregate: AggregatePosterior, seed: int, stream: int) -> tf.Tensor:
     """One draw of each q(z|x_n), `[N, D]`."""
     return aggregate.components_distribution.sample(seed=tf.constant([seed, stream], tf.int32))
+
+
+def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:
+    """What log p(z) lost on the draws `[S, N]` of a result, if that is more than noise."""
+    loss = stratified_estimate([before, -after], before.shape[1])
+    error = loss.standard_error
+    if math.isnan(error):  # one draw an observation: from the spread over all, which is wider
+        error = float((before - after).std() / math.sqrt(before.size)) + rounding(before, after)
+    return loss if loss.value > _NOISE_ERRORS * error else None
 
 
 def _standard_normal(aggregate: AggregatePosterior) -> tfd.Distribution:
