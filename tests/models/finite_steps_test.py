@@ -223,7 +223,7 @@ def test_an_update_that_overflows_is_named() -> None:
 def test_weights_that_are_not_finite_from_the_start() -> None:
     vae = make_vae(jit_compile=False)
     vae.build((None, 3))
-    kernel = vae.encoder.trainable_weights[0]
+    kernel = vae.trainable_weights[0]
     kernel.assign(np.full(kernel.shape, np.nan))
     with pytest.raises(FloatingPointError, match=r"before training step 1 \S+/kernel .* held"):
         vae.fit(batches(), verbose=0)
@@ -237,7 +237,7 @@ def test_later_epochs_callbacks_and_checkpoints(tmp_path: Path) -> None:
             self.model.optimizer.learning_rate = 0.01 / (1 + epoch)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            kernel = self.model.encoder.trainable_weights[0]
+            kernel = self.model.trainable_weights[0]
             kernel.assign(0.5 * kernel)
 
     path = tmp_path / "checkpoint.keras"
@@ -257,7 +257,7 @@ def test_later_epochs_callbacks_and_checkpoints(tmp_path: Path) -> None:
     assert not (tmp_path / "model.keras").exists()
     expected = make_vae(Root, jit_compile=False)
     expected.fit(batches(X[: 2 * BAD]), epochs=3, verbose=0, callbacks=[Halve()])
-    kernel = expected.encoder.trainable_weights[0]
+    kernel = expected.trainable_weights[0]
     kernel.assign(2.0 * kernel)  # on_epoch_end, which the other run has not come to
     assert_same(state(vae), state(expected))
     resumed = load_checkpoint(path).model

@@ -143,7 +143,8 @@ class Untouched(keras.callbacks.Callback):
 
 
 def test_decoders_priors_and_objectives_hide_weights_too() -> None:
-    hidden_decoder, layer = decoder(), GaussianPrior(2)
+    hidden_decoder: Any = decoder()
+    layer: Any = GaussianPrior(2)
     discriminator = keras.layers.Dense(1, name="discriminator")
     discriminator.build((None, 3))
 
@@ -297,7 +298,7 @@ class Hiding(GaussianPrior):
         super().__init__(2)
         layers = [keras.layers.Dense(2, name="hidden_dense")]
         layers[0].build((None, 2))
-        self.shift = lambda loc: layers[0](loc[tf.newaxis])[0]
+        self.shift: Any = lambda loc: layers[0](loc[tf.newaxis])[0]
 
     def call(self, condition: Any = None) -> tfd.Distribution:
         base = super().call(condition)
@@ -319,7 +320,7 @@ def test_fit_prior_refuses_weights_that_the_prior_does_not_own() -> None:
 def test_fit_prior_leaves_the_encoder_of_a_prior_alone() -> None:
     """Whether it is a layer or a function: its weights are not the prior's."""
     q_z = small_aggregates.aggregate("overlapping")
-    net = keras.layers.Dense(4)
+    net: Any = keras.layers.Dense(4)
     net.build((None, 3))
     for encoder in (MLPEncoder(2, (4,)), lambda x: gaussian(net(x))):
         prior = tfs.priors.VampPrior(
