@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +30,14 @@ def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
         unfinished.replace(filepath)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def cause_of(error: Exception) -> str:
+    """What Keras could not load, without the configuration of the model that it prints along.
+
+    Args:
+      error: from loading a model or weights.
+    """
+    innermost = str(error).rpartition("Exception encountered: ")[2]
+    text = re.split(r"Full object config:|\n\nconfig=|List of objects", innermost)[0].strip()
+    return text if text.endswith(".") else f"{text}."

@@ -64,7 +64,12 @@ def test_indices_stay_with_their_observations() -> None:
         (batches((X, np.arange(6))), ValueError, '{"x": x, "index": index}'),  # may be labels
         (batches({"x": X, "index": X[:, 0, 0]}), ValueError, "int32 or int64"),
         (batches({"x": X, "index": np.zeros([6, 1], int)}), ValueError, r"of shape \[B\]"),
-        ((X, X), TypeError, "got tuple"),
+        (
+            (X, X),
+            TypeError,
+            r"its own target.* in the place of \(x, x\).*got a tuple .* 0: \(6, 2, 2\)",
+        ),
+        ({"x": X}, TypeError, "observations alone.*got a dict"),
         (iter([X]), TypeError, "tf.data.Dataset of batches, got list_iterator"),
         (None, TypeError, "got NoneType"),
     ],

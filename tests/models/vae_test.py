@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -538,6 +539,51 @@ def test_bad_arguments() -> None:
     for settings in ({"loss": "mse"}, {"metrics": ["mse"]}):
         with pytest.raises(ValueError, match="compile a VAE with an optimizer alone"):
             compiled(VAE(encoder, decoder, prior), **settings).fit(BINARY)
+
+
+def test_an_evaluation_that_is_not_finite_is_told() -> None:
+    vae = compiled(make_vae(GaussianLikelihood()))
+    vae.fit(LEVELS, verbose=0)
+    huge = np.where(np.arange(10)[:, None, None, None] == 3, np.float32(1e30), LEVELS[:10])
+    with pytest.warns(UserWarning, match="the loss of an evaluation is not finite"):
+        vae.fit(LEVELS, verbose=0, validation_data=huge)
+    with pytest.warns(UserWarning, match="the loss of an evaluation is not finite"):
+        vae.evaluate(huge, verbose=0)
+    with pytest.raises(TypeError, match=r"Give x in the place of \(x, x\) or \(x, y\)"):
+        vae.fit(LEVELS, verbose=0, validation_data=(LEVELS, LEVELS))
+
+
+@pytest.mark.parametrize("kind", ["mirrored", "one device"])
+def test_a_strategy_of_one_replica(kind: str, tmp_path: Path) -> None:
+    """Trains as without it, and as Keras can there: one step a call, without XLA."""
+    strategy: Any = tf.distribute.OneDeviceStrategy("/cpu:0")
+    if kind == "mirrored":
+        strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+
+    def trained(scope: Any, **settings: Any) -> tuple[VAE, Any]:
+        keras.utils.set_random_seed(1)
+        with scope:
+            vae = make_vae()
+            vae.compile(keras.optimizers.Adam(0.01), **settings)
+        return vae, vae.fit(batches(), epochs=2, verbose=0, validation_data=BINARY[:8]).history
+
+    vae, history = trained(strategy.scope())
+    assert (vae.jit_compile, vae.steps_per_execution, vae.optimizer.iterations) == (False, 1, 8)
+    alone, expected = trained(contextlib.nullcontext(), jit_compile=False)
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5)
+    assert vae.evaluate(BINARY, verbose=0) == pytest.approx(alone.evaluate(BINARY, verbose=0), 1e-5)
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    for weight, value in zip(loaded.get_weights(), vae.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, value)
+    kernel = vae.trainable_weights[0]
+    kernel.assign(np.full(kernel.shape, np.inf))
+    before = vae.get_weights()
+    with pytest.raises(FloatingPointError, match="before training step 9"):
+        vae.fit(BINARY, verbose=0)
+    for weight, value in zip(vae.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
 
 
 def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

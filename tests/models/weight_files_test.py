@@ -105,7 +105,7 @@ def test_a_truncated_file_changes_nothing(tmp_path: Path, name: str, part: float
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
     before = state(network)
-    with pytest.raises(OSError, match=rf"{name} cannot be read as weights. The model is as it was"):
+    with pytest.raises(OSError, match=rf"{name} cannot be read as weights: .+ The model is as it"):
         network.load_weights(file)
     assert_same(state(network), before)
 

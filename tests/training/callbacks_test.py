@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -34,7 +38,8 @@ def test_reports_a_subset_while_training_and_everything_at_the_end() -> None:
     assert [epoch for epoch, _ in callback.history] == [1, 3]
     assert all(surgery.num_query == 100 for _, surgery in callback.history)
     assert all(surgery.num_observations == 1500 for _, surgery in callback.history)
-    assert history["surgery_elbo"] == [surgery.elbo.value for _, surgery in callback.history]
+    assert history["surgery_elbo"][1::2] == [s.elbo.value for _, s in callback.history]
+    assert np.all(np.isnan(history["surgery_elbo"][::2]))
     result = callback.result
     assert result is not None
     assert result.num_query == 1500
@@ -52,6 +57,81 @@ def test_the_average_of_the_weights_is_what_the_end_is_about() -> None:
     callback = ElboSurgeryCallback(dataset, every=9, num_query=10)
     vae.fit(dataset.batches(128, seed=0), epochs=1, verbose=0, callbacks=[callback])
     assert callback.result == elbo_surgery(dataset, vae.encoder, vae.decoder, vae.prior)
+
+
+TERMS = [
+    "surgery_average_kl",
+    "surgery_elbo",
+    "surgery_index_code_mutual_information",
+    "surgery_marginal_kl",
+]
+
+
+@pytest.mark.parametrize("validation", ["none", "every epoch", "every other epoch"])
+def test_every_epoch_has_the_same_columns(tmp_path: Path, validation: str) -> None:
+    dataset = load("digits", binarization="fixed")
+    x = dataset.observations()[:64]
+    vae = _vae(dataset.event_shape)
+    vae.compile("adam", jit_compile=False)
+    file = tmp_path / "log.csv"
+    settings: dict[str, Any] = {} if validation == "none" else {"validation_data": x[:8]}
+    if validation == "every other epoch":
+        settings["validation_freq"] = 2
+    callback = ElboSurgeryCallback(x, every=3, num_query=10)
+    loggers = [keras.callbacks.CSVLogger(file), keras.callbacks.TensorBoard(tmp_path / "board")]
+    history = vae.fit(x, epochs=4, verbose=2, callbacks=[callback, [*loggers]], **settings).history
+    rows = list(csv.DictReader(file.open()))
+    columns = [name for name in rows[0] if name.startswith("surgery_")]
+    assert set(TERMS) < set(columns) == {f"surgery_{n}" for n in callback.history[0][1].estimates()}
+    assert not [name for name in rows[0] if name.startswith("val_surgery_")]
+    assert {"loss", "val_loss"} < set(rows[0])  # Keras has the latter without validation as well
+    for name in columns:
+        found = [float(row[name]) for row in rows]
+        np.testing.assert_array_equal(found, history[name])
+        assert np.isnan(found).tolist() == [True, True, False, True]
+
+
+def test_to_what_monitors_a_term_nan_is_no_improvement(tmp_path: Path) -> None:
+    dataset = load("digits", binarization="fixed")
+    x = dataset.observations()[:64]
+    vae = _vae(dataset.event_shape)
+    vae.compile("adam", jit_compile=False)
+    saved: list[int] = []
+
+    class Checkpoint(keras.callbacks.ModelCheckpoint):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            super().on_epoch_end(epoch, logs)
+            saved.extend([epoch] if Path(self.filepath).exists() else [])
+            Path(self.filepath).unlink(missing_ok=True)
+
+    monitor: dict[str, Any] = {"monitor": "surgery_elbo", "mode": "max"}
+    checkpoint = Checkpoint(
+        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True, **monitor
+    )
+    stop = keras.callbacks.EarlyStopping(patience=4, restore_best_weights=True, **monitor)
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=4, **monitor)
+    callback = ElboSurgeryCallback(x, every=2, num_query=20)
+    vae.fit(x, epochs=6, verbose=0, callbacks=[callback, checkpoint, stop, plateau])
+    values = [surgery.elbo.value for _, surgery in callback.history]
+    assert values == sorted(values)  # it rises at each look
+    assert saved == [1, 3, 5]
+    assert stop.best == plateau.best == checkpoint.best == values[-1]
+    assert stop.stopped_epoch == 0
+
+
+def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    vae = _vae((3,))
+    vae.compile("adam", jit_compile=False)
+    epochs: list[int] = []
+    seen = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: epochs.append(epoch))
+    with pytest.raises(ValueError, match="support"):
+        vae.fit(
+            (x > 0).astype(np.float32),
+            verbose=0,
+            callbacks=[ElboSurgeryCallback(x, every=9), seen],
+        )
+    assert not epochs
 
 
 def test_what_cannot_be_carved_is_refused_before_training() -> None:

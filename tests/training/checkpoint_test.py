@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.models.vae import VAE
@@ -16,6 +19,8 @@ from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
 from tfp_surgery.networks.priors import StandardNormalPrior
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
+
+tfd = tfp.distributions
 
 NUM_EPOCHS = 4
 
@@ -173,6 +178,56 @@ def test_says_that_a_model_file_is_no_checkpoint(
     finished[0].save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="not written by CheckpointCallback"):
         load_checkpoint(tmp_path / "model.keras")
+
+
+class NeedsItsFunction(MLPEncoder):
+    """Keras can make no configuration of it."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(2, (5,))
+        self.function = function
+
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError("NeedsItsFunction has no get_config")
+
+
+def test_what_cannot_be_saved_is_told_before_the_first_epoch(
+    dataset: Dataset, tmp_path: pathlib.Path
+) -> None:
+    def encoder(x: Any) -> Any:
+        return tfd.MultivariateNormalDiag(tf.reshape(x, [-1, 9])[:, :2])
+
+    decoder, prior = MLPDecoder((3, 3, 1), (5,)), StandardNormalPrior(2)
+    for part, message in (
+        (encoder, "CheckpointCallback cannot save this model: a VAE whose encoder is a function"),
+        (NeedsItsFunction(len), "cannot save this model: NeedsItsFunction has no get_config"),
+    ):
+        vae = VAE(part, decoder, prior)
+        vae.compile("adam", jit_compile=False)
+        with pytest.raises(ValueError, match=message):
+            fit(vae, dataset, 0, StopAt(0), CheckpointCallback(tmp_path / "checkpoint.keras"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cause_of_a_failed_load_comes_first(
+    finished: tuple[VAE, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "unknown.keras"
+    with (
+        zipfile.ZipFile(finished[1]) as archive,
+        zipfile.ZipFile(path, "w") as changed,
+    ):
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "config.json":
+                content = content.replace(b"MLPEncoder", b"MyEncoder9")
+                content = content.replace(b"tfp_surgery.networks.encoders", b"my_own_module")
+            changed.writestr(name, content)
+    with pytest.raises(ValueError, match=r"^Could not locate class 'MyEncoder9'") as error:
+        load_checkpoint(path)
+    message = str(error.value)
+    assert message.endswith("unknown.keras is whole, but its model cannot be rebuilt here.")
+    assert "config" not in message
 
 
 def test_says_that_there_is_no_file(tmp_path: pathlib.Path) -> None:

@@ -95,18 +95,17 @@ def test_what_is_not_finite_stops_at_its_step_with_the_last_good_weights() -> No
     settings: Any = {"num_steps": 400, "batch_size": 16, "learning_rate": 0.01, "seed": 0}
     prior = Brittle(2)
     ascent = LikelihoodAscent(codes, prior, [prior.loc], **settings)
-    with pytest.raises(
-        FloatingPointError, match=r"step (6|7)[0-9] of the fit.*after 50 steps"
-    ) as e:
+    with pytest.raises(FloatingPointError, match=r"step (6|7)[0-9] of the fit.*before it") as e:
         ascent.run(0, 400)
     step = int(str(e.value).split()[1])
     stopped = _weights(prior)
 
     prior = Brittle(2)
     again = LikelihoodAscent(codes, prior, [prior.loc], **settings)
-    again.run(0, 50)
+    again.run(0, step)
     np.testing.assert_array_equal(_weights(prior), stopped)
-    again.run(50, step)
+    for kept, expected in zip(ascent._optimizer.variables, again._optimizer.variables, strict=True):
+        np.testing.assert_array_equal(kept, expected)
     assert prior.loc.numpy().max() > 0.5  # of which the next step is the first to know
     with pytest.raises(FloatingPointError, match=f"step {step} of"):
         again.run(step, step + 1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfp_surgery.models.finite_steps import FiniteSteps
 from tfp_surgery.models.weight_files import WholeFileModel
 
 # A call from Python costs Keras 1 to 3 ms, a step of a small model takes 5 to 10.
@@ -32,7 +32,9 @@ class FastModel(WholeFileModel):
         `fit` or `evaluate` has chosen.
     """
 
-    _chooses_jit = _chooses_steps = _jit_is_chosen = False
+    _chooses_jit = _chooses_steps = False
+    # What settled jit_compile: True for a training step, False for one of evaluation.
+    _jit_chosen_by: bool | None = None
     train_function: Any
 
     def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
@@ -51,6 +53,9 @@ class FastModel(WholeFileModel):
           other than those of Keras has a method for batches. So do `evaluate` and `predict`
           always.
 
+        Under a strategy of `tf.distribute` both are what Keras can do there: no XLA, and one step
+        a call.
+
         Args:
           optimizer: as Keras takes it.
           **kwargs: of `keras.Model.compile`, without loss and metrics.
@@ -58,12 +63,13 @@ class FastModel(WholeFileModel):
         kwargs = {"jit_compile": "auto", "steps_per_execution": "auto", **kwargs}
         self._chooses_jit = kwargs["jit_compile"] == "auto"
         self._chooses_steps = kwargs["steps_per_execution"] == "auto"
-        self._jit_is_chosen = False
+        self._jit_chosen_by = None
         if self._chooses_jit:
             kwargs["jit_compile"] = False
         if self._chooses_steps:
             kwargs["steps_per_execution"] = 1
-        super().compile(optimizer, **kwargs)
+        with self.distribute_strategy.scope():  # of the variables of an optimizer given by name
+            super().compile(optimizer, **kwargs)
         self._other_functions = (None, None, None)
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -87,58 +93,54 @@ class FastModel(WholeFileModel):
             return super().predict(x, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes `train_function`; under XLA the steps of one call are one program of XLA."""
-        if self.run_eagerly or not self.jit_compile or self.steps_per_execution == 1:
-            return super().make_train_function(force)
+        """Makes `train_function`, whose steps stop before the first that is not finite."""
         if self.train_function is None or force:
-            self.train_function = self._joined_steps()
+            are_only_steps = self._chooses_steps and self.steps_per_execution > 1
+            self.train_function = FiniteSteps(self, are_only_steps)
         return self.train_function
 
-    def _joined_steps(self) -> Callable[[Iterator[Any]], Any]:
-        """A training function for up to `steps_per_execution` batches.
+    def reset_metrics(self) -> None:
+        """Resets the metrics; see `keras.Model.reset_metrics`."""
+        super().reset_metrics()
+        self._forget_steps()
 
-        Keras calls the program of a step from a loop of TensorFlow's, between whose turns XLA gives
-        back all the memory of parameters and moments, and asks for it again.
+    def _forget_steps(self) -> None:
+        if isinstance(self.train_function, FiniteSteps):
+            self.train_function.forget()
+
+    def loss_and_logs(self, batch: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Takes one training step.
+
+        Args:
+          batch: what the model is trained on, as the pipeline gives it.
+
+        Returns:
+          The loss that was differentiated, with penalties, a scalar; and the metrics.
         """
-        steps = self.steps_per_execution
-        step = tf.function(self.train_step, autograph=False)
+        raise NotImplementedError
 
-        @tf.function(jit_compile=True, autograph=False)
-        def joined_steps(batches: Any, count: tf.Tensor) -> Any:
-            def batch(index: Any) -> Any:
-                return tf.nest.map_structure(lambda stacked: stacked[index], batches)
+    def what_is_not_finite(self, batch: Any) -> str:
+        """Says what the first thing is that is not finite in a training step on `batch`."""
+        raise NotImplementedError
 
-            logs = step.get_concrete_function(batch(0)).structured_outputs
-            _, logs = tf.while_loop(
-                lambda index, _: index < count,
-                lambda index, _: (index + 1, step(batch(index))),
-                (0, tf.nest.map_structure(lambda log: tf.zeros(log.shape, log.dtype), logs)),
-            )
-            return logs
+    def _trace(self, step: Callable[[Any], Any], batch: Any) -> None:
+        """Traces a step of a built model on a batch, and settles `jit_compile="auto"` by it.
 
-        def function(iterator: Iterator[Any]) -> Any:
-            batches = list(itertools.islice(iterator, steps))
-            if not batches:
-                raise StopIteration
-            for _, group in itertools.groupby(batches, _shapes):
-                same = list(group)
-                count = tf.constant(len(same))
-                # Filled up, never to be read: one program serves all counts.
-                same += same[:1] * (steps - len(same))
-                stacked = tf.nest.map_structure(lambda *parts: tf.stack(parts), *same)
-                logs = joined_steps(stacked, count)
-            return logs
-
-        return function
-
-    def _choose_jit(self, batch: Any) -> None:
-        """Settles `jit_compile="auto"` for a built model, from one training step on a batch."""
-        if not self._chooses_jit or self._jit_is_chosen or self.run_eagerly:
+        What fails without XLA too is raised as it is, before anything of the model has changed.
+        """
+        is_training = step == self.train_step
+        if self.run_eagerly or self._is_distributed:
             return
-        step = tf.function(self.train_step, jit_compile=True, autograph=False)
+        is_chosen = not self._chooses_jit or self._jit_chosen_by in (is_training, True)
+        if is_chosen and not (is_training and self.train_function is None):
+            return
+        program = tf.function(step, jit_compile=True, autograph=False)
+        program.get_concrete_function(batch)
+        if is_chosen:
+            return
         try:
-            lowered = step.experimental_get_compiler_ir(batch)(stage="hlo")
-        except Exception as error:  # if it fails without XLA as well, training will say so
+            lowered = program.experimental_get_compiler_ir(batch)(stage="hlo")
+        except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
                 f"XLA cannot compile this model, whose steps run without it: {reason or error!r}. "
@@ -153,20 +155,24 @@ class FastModel(WholeFileModel):
             # Keras tells that it does without XLA where operations are to be deterministic.
             warnings.simplefilter("ignore")
             self.jit_compile = jit_compile
-        self._jit_is_chosen = True
+        self._jit_chosen_by = is_training
         self.train_function = self.test_function = self.predict_function = None
 
-    def _can_join_steps(self, callbacks: Any, *step_counts: Any) -> bool:
+    @property
+    def _is_distributed(self) -> bool:
+        """Whether the model is made or used under a strategy of `tf.distribute`."""
+        return self._distribute_strategy is not None or tf.distribute.has_strategy()
+
+    def _can_join_steps(self, callbacks: Iterable[Any], *step_counts: Any) -> bool:
         """Whether nothing can tell several steps in one call from one."""
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = callbacks.callbacks
         return all(count is None for count in step_counts) and not any(
-            _sees_batches(callback) for callback in tf.nest.flatten(callbacks or [])
+            _sees_batches(callback) for callback in callbacks
         )
 
     @contextmanager
     def _many_steps_in_one_call(self, many: bool) -> Iterator[None]:
         """Executes many steps in one call, or one, where `compile` left that open."""
+        many = many and not self._is_distributed
         steps = _STEPS_TOGETHER if many else 1
         if not self._chooses_steps or self.run_eagerly or self.steps_per_execution == steps:
             yield
@@ -185,8 +191,11 @@ class FastModel(WholeFileModel):
         self._other_functions = functions
 
 
-def _shapes(batch: Any) -> list[tf.TensorShape]:
-    return [part.shape for part in tf.nest.flatten(batch)]
+def listed(callbacks: Any) -> list[Any]:
+    """The callbacks that `fit` was given: one, nested lists of them, or a `CallbackList`."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return tf.nest.flatten(callbacks or [])  # type: ignore[no-any-return]
 
 
 def _sees_batches(callback: Any) -> bool:

@@ -57,6 +57,12 @@ class TrainingInput:
         else:
             if isinstance(x, tuple) and len(x) == 1:
                 x = x[0]
+            if isinstance(x, (tuple, dict)):
+                raise TypeError(
+                    "x must be observations alone, an array of shape [N, *event_shape] or a "
+                    "tf.data.Dataset of batches: each is its own target. Give x in the place of "
+                    f"(x, x) or (x, y), as validation_data too; got {_described(x)}."
+                )
             if not (hasattr(x, "__array__") or isinstance(x, list)):
                 raise TypeError(
                     "x must be an array of shape [N, *event_shape] or a tf.data.Dataset of "
@@ -172,3 +178,9 @@ def _observation_spec(element_spec: Any) -> tf.TensorSpec:
     if not is_index or index.shape.rank != 1:
         raise ValueError(f'"index" must be int32 or int64 of shape [B], got {index}.')
     return spec
+
+
+def _described(x: tuple[Any, ...] | dict[Any, Any]) -> str:
+    parts = x.items() if isinstance(x, dict) else enumerate(x)
+    shapes = [f"{name}: {getattr(part, 'shape', type(part).__name__)}" for name, part in parts]
+    return f"a {type(x).__name__} with the shapes {', '.join(shapes)}"

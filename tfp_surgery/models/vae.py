@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -18,14 +19,18 @@ from tfp_surgery.checks import (
     check_encoder_output,
     check_prior,
     check_support,
+    unwrap,
 )
-from tfp_surgery.models.execution import FastModel
+from tfp_surgery.models.execution import FastModel, listed
+from tfp_surgery.models.not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (
     TrainingInput,
     observations_and_index,
     reject_targets,
 )
-from tfp_surgery.training.objectives import ObjectiveTerms, elbo
+from tfp_surgery.training.callbacks import ElboSurgeryCallback
+from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
+from tfp_surgery.training.variables import check_decoder_gradient, checked_gradients
 
 tfd = tfp.distributions
 
@@ -111,6 +116,7 @@ class VAE(FastModel):
         self.objective = elbo() if objective is None else objective
         self.seed = seed
         self.event_shape: tuple[int, ...] | None = None
+        self._frozen_variables: set[Any] = set()  # that hide in functions
         self._loss = keras.metrics.Mean(name="loss")
         self._reconstruction = keras.metrics.Mean(name="average_reconstruction")
         self._kl = keras.metrics.Mean(name="average_kl")
@@ -137,8 +143,6 @@ class VAE(FastModel):
         with tf.init_scope():
             probe = tf.zeros([2, *event_shape], keras.config.floatx())
             check_decoder_output(self.decoder(self._probe_code(probe)), 2, event_shape)
-        for name in ("encoder", "decoder", "prior"):
-            self._check_weights_are_tracked(name)
         self.event_shape = event_shape
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -172,7 +176,7 @@ class VAE(FastModel):
             sample_weight=kwargs.pop("sample_weight", None),
             class_weight=kwargs.pop("class_weight", None),
         )
-        training = self._checked_input(x)
+        training = self._checked_input(x, is_training=True)
         self._check_indices(training.is_indexed)
         if isinstance(training.data, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it cannot
@@ -185,35 +189,91 @@ class VAE(FastModel):
         )
 
     def _fit(self, training: TrainingInput, validating: Any, **kwargs: Any) -> Any:
+        callbacks = listed(kwargs.get("callbacks"))
+        for callback in callbacks:
+            if isinstance(callback, ElboSurgeryCallback):
+                callback.take_note_of(callbacks)
         joined = self._can_join_steps(
-            kwargs.get("callbacks"), kwargs.get("steps_per_epoch"), kwargs.get("validation_steps")
+            callbacks, kwargs.get("steps_per_epoch"), kwargs.get("validation_steps")
         )
         with training.failures_raised(), validating, self._many_steps_in_one_call(joined):
-            return super().fit(training.data, **kwargs)
+            try:
+                return super().fit(training.data, **kwargs)
+            finally:
+                self._forget_steps()
 
     def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         """The metrics on `x`; see `keras.Model.evaluate`, and `fit` for what `x` may be."""
         if kwargs.get("_use_cached_eval_dataset"):  # validation inside fit, which has checked it
-            return super().evaluate(x, **kwargs)
+            return self._evaluated(x, **kwargs)
         reject_targets(y=y, sample_weight=kwargs.pop("sample_weight", None))
         checked = self._checked_input(x)
         with checked.failures_raised(), self._many_steps_in_one_call(False):
-            return super().evaluate(checked.data, **kwargs)
+            return self._evaluated(checked.data, **kwargs)
+
+    def _evaluated(self, x: Any, **kwargs: Any) -> Any:
+        result = super().evaluate(x, **kwargs)
+        if not np.isfinite(self._loss.result()):
+            warnings.warn(
+                "the loss of an evaluation is not finite: at least one observation has a "
+                "reconstruction, KL divergence or objective that is not.",
+                stacklevel=3,
+            )
+        return result
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """One step of the optimizer on a batch; see `keras.Model.train_on_batch`."""
+        if not self.built:
+            with self.distribute_strategy.scope():
+                self.build(tuple(observations_and_index(x)[0].shape))
+        return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on a batch."""
+        return self.loss_and_logs(data)[1]
+
+    def loss_and_logs(self, data: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """One step of the optimizer on a batch: the loss with penalties, and the metrics."""
+        step = self._differentiated(data)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(step.gradients, weights, strict=True))
+        return step.loss, self._updated_metrics(step.terms)
+
+    def what_is_not_finite(self, batch: Any) -> str:
+        """Says what the first thing is that is not finite in a training step on `batch`."""
+
+        def step(batch: Any) -> DifferentiatedLoss:
+            return self._differentiated(batch)
+
+        if not self.run_eagerly:
+            step = tf.function(step, autograph=False, jit_compile=self.jit_compile)
+        return first_not_finite(self, step(batch))
+
+    def _differentiated(self, data: Any) -> DifferentiatedLoss:
+        """The loss on a batch and its gradient, once they are known to train what they should."""
         x, index = self._unpack(data)
         with tf.GradientTape() as tape:
             terms = self._terms(
                 x, self._training_prior(index), self._step_seed(_TRAINING_STREAM), training=True
             )
             loss = -tf.reduce_mean(terms.objective)
-            for penalty in self.losses:
-                loss += tf.cast(penalty, loss.dtype)
+            penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
+            for penalty in penalties:
+                loss += penalty
             scaled_loss = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        return self._updated_metrics(terms)
+        gradients = checked_gradients(
+            tape, scaled_loss, self, self._runs(x), self._frozen_variables
+        )
+        return DifferentiatedLoss(terms, penalties, loss, gradients)
+
+    def _runs(self, x: tf.Tensor) -> dict[str, Callable[[], Any]]:
+        """What runs each part of the model by itself, by name."""
+        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        return {
+            "encoder": lambda: self.encoder(x),
+            "decoder": lambda: self.decoder(unwrap(self.encoder(x)).sample(seed=seed)),
+            "prior": lambda: build_prior(self.prior),
+        }
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The metrics on a batch."""
@@ -252,8 +312,9 @@ class VAE(FastModel):
             parts[name] = keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
         return cls(**{**config, **parts})
 
-    def _checked_input(self, x: Any) -> TrainingInput:
+    def _checked_input(self, x: Any, is_training: bool = False) -> TrainingInput:
         """Builds the model for `x`, checks it, and returns what Keras is to read."""
+        self._frozen_variables.clear()
         if self.loss is not None or any(m.name == "compile_metrics" for m in super().metrics):
             raise ValueError(
                 "compile a VAE with an optimizer alone: its loss and metrics are its own, and the "
@@ -263,20 +324,31 @@ class VAE(FastModel):
             raise ValueError("a VAE trains on one device; a tf.distribute strategy is not served.")
         checked = TrainingInput(x)
         if not self.built:
-            self.build((None, *checked.event_shape))
+            with self.distribute_strategy.scope():
+                self.build((None, *checked.event_shape))
         elif checked.event_shape != self.event_shape:
             raise ValueError(
                 f"the model was built for observations of shape {list(self.event_shape or ())}, "
                 f"but those of x have shape {list(checked.event_shape)}."
             )
 
+        needs_gradient = (
+            is_training
+            and isinstance(self.objective, (Elbo, Iwae))
+            and bool(getattr(self.encoder, "trainable_weights", ()))
+        )
+
         def check(values: np.ndarray) -> None:
-            code = self._probe_code(tf.constant(values[:1], keras.config.floatx()))
+            x = tf.constant(values[:1], keras.config.floatx())
+            code = self._probe_code(x)
             check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
+            if needs_gradient:
+                check_decoder_gradient(self.decoder, code, x)
 
         checked.check_values(check)
         batch = tf.zeros([2, *checked.event_shape], keras.config.floatx())
-        self._choose_jit({"x": batch, "index": tf.range(2)})
+        step = self.train_step if is_training else self.test_step
+        self._trace(step, {"x": batch, "index": tf.range(2)})
         return checked
 
     def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
@@ -336,13 +408,3 @@ class VAE(FastModel):
         if not self.built:  # train_on_batch and test_on_batch come here without fit
             self.build(tuple(x.shape))
         return x, index
-
-    def _check_weights_are_tracked(self, name: str) -> None:
-        part = getattr(self, name)
-        weights = getattr(part, "trainable_variables", ())
-        if weights and not isinstance(part, keras.layers.Layer):
-            raise TypeError(
-                f"the {name} has {len(weights)} trainable variables that Keras 3 does not know and "
-                "would not train: make it a Keras 3 layer, or freeze it (trainable = False). "
-                "tfp_surgery.elbo_surgery takes it as it is."
-            )

@@ -13,7 +13,7 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]
 import keras
 
-from tfp_surgery.files import replaced_when_whole
+from tfp_surgery.files import cause_of, replaced_when_whole
 
 
 class WholeFileModel(keras.Model):
@@ -105,9 +105,11 @@ def restored_on_failure(
         # wrong inside one layer into a ValueError.
         if isinstance(error, ValueError):
             raise ValueError(
-                f"{filepath} does not hold the weights of this model. {unchanged} {error}"
+                f"{filepath} does not hold the weights of this model: {cause_of(error)} {unchanged}"
             ) from error
-        raise OSError(f"{filepath} cannot be read as weights. {unchanged} {error}") from error
+        raise OSError(
+            f"{filepath} cannot be read as weights: {cause_of(error)} {unchanged}"
+        ) from error
 
 
 def check_same_weights(filepath: str | Path, weights: Sequence[keras.Variable]) -> None:
@@ -139,7 +141,7 @@ def check_same_weights(filepath: str | Path, weights: Sequence[keras.Variable]) 
     extra, missing = _difference(found, expected), _difference(expected, found)
     if extra or missing:
         raise ValueError(
-            f"Shapes in the file and not in the model: {extra}; in the model and not in the file: "
+            f"shapes in the file and not in the model: {extra}; in the model and not in the file: "
             f"{missing}."
         )
 

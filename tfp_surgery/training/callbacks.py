@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -10,6 +13,7 @@ from tfp_surgery import checks
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
 from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.model import observations_of
 from tfp_surgery.surgery.result import ElboSurgery
 
 
@@ -21,9 +25,11 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
     terms and does not saturate at the logarithm of a batch. The same subset and the same random
     numbers serve every epoch.
 
-    The terms are added to the epoch's logs as `surgery_<term>` (nats per observation): the
-    progress bar, `History`, and `CSVLogger` or `TensorBoard` callbacks listed after this one show
-    them.
+    The terms are added to the logs of every epoch as `surgery_<term>` (nats per observation), NaN
+    in an epoch that was not looked at: the progress bar, `History`, and `CSVLogger` or
+    `TensorBoard` callbacks listed after this one show them. To callbacks that `monitor` one of
+    them, such as `EarlyStopping`, NaN is no improvement: give them a `mode`, and a patience that
+    counts all epochs.
 
     Attributes:
       history: `ElboSurgery` of each epoch that was looked at, as pairs (epoch, surgery).
@@ -74,6 +80,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._batch_size = batch_size
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None
+        self._columns: list[str] = []
+        self._others: list[Any] = []
 
     def set_model(self, model: keras.Model) -> None:
         """Takes the model.
@@ -89,25 +97,60 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             )
         super().set_model(model)
 
+    def take_note_of(self, callbacks: Iterable[Any]) -> None:
+        """Takes the callbacks of the same `fit`, which `tfs.VAE` tells of each other.
+
+        Args:
+          callbacks: All of them.
+        """
+        self._others = [callback for callback in callbacks if callback is not self]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Carves up the ELBO of two observations: what cannot be measured fails before training.
+
+        Raises:
+          TypeError: As `elbo_surgery`.
+          ValueError: As `elbo_surgery`.
+        """
+        few = observations_of(self._x, self._seed)[0][:2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the number of observations
+            self._columns = [*_logs(self._surgery(few, None))]
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the terms on the subset to the logs."""
-        if (epoch + 1) % self._every:
-            return
-        surgery = self._surgery(self._num_query)
-        self.history.append((epoch, surgery))
+        columns = dict.fromkeys(self._columns, math.nan)
+        if (epoch + 1) % self._every == 0:
+            surgery = self._surgery(self._x, self._num_query)
+            self.history.append((epoch, surgery))
+            columns.update(_logs(surgery))
         if logs is not None:
-            logs.update(
-                {f"surgery_{name}": term.value for name, term in surgery.estimates().items()}
-            )
+            logs.update(columns)
+            self._prepare_others(logs)
+
+    def _prepare_others(self, logs: dict[str, Any]) -> None:
+        """Tells other callbacks what they would conclude wrongly from the logs of an epoch."""
+        for callback in self._others:
+            if isinstance(callback, keras.callbacks.CSVLogger) and callback.keys is None:
+                # Its columns are those of the first epoch, and once more with val_ where that had
+                # no validation. There is none of these terms.
+                keys = sorted(logs)
+                if not any(key.startswith("val_") for key in keys):
+                    keys += [f"val_{key}" for key in keys if key not in self._columns]
+                callback.keys = keys
+            monitored = getattr(callback, "monitor", None)
+            if monitored in self._columns and getattr(callback, "best", 0) is None:
+                # The first value, which may be NaN, would be the best for ever.
+                callback.best = -math.inf if callback.mode == "max" else math.inf
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Carves up the ELBO on all of the data."""
-        self.result = self._surgery(None)
+        self.result = self._surgery(self._x, None)
 
-    def _surgery(self, num_query: int | None) -> ElboSurgery:
+    def _surgery(self, x: Any, num_query: int | None) -> ElboSurgery:
         model = self.model
         return elbo_surgery(
-            self._x,
+            x,
             model.encoder,
             model.decoder,
             model.prior,
@@ -116,3 +159,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             seed=self._seed,
             batch_size=self._batch_size,
         )
+
+
+def _logs(surgery: ElboSurgery) -> dict[str, float]:
+    return {f"surgery_{name}": term.value for name, term in surgery.estimates().items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from tfp_surgery.files import replaced_when_whole
+from tfp_surgery.files import cause_of, replaced_when_whole
 
 # What this module adds to the archive that a .keras file is.
 _PROGRESS_FILE = "tfp_surgery_progress.json"
@@ -91,7 +91,18 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._seconds_before = seconds_before
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clock."""
+        """Starts the clock, once it is known that the model can be saved.
+
+        Raises:
+          ValueError: if a part of the model, its optimizer included, is nothing that Keras can
+            write.
+        """
+        try:
+            keras.saving.serialize_keras_object(self.model)
+        except Exception as error:  # of the get_config of any layer
+            raise ValueError(
+                f"CheckpointCallback cannot save this model: {cause_of(error)}"
+            ) from error
         self._start = self._last_saved = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -147,5 +158,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         model = keras.saving.load_model(path)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no model that can be rebuilt here: {error}") from error
+        raise ValueError(
+            f"{cause_of(error)} {path} is whole, but its model cannot be rebuilt here."
+        ) from error
     return Checkpoint(model, int(progress["num_epochs"]), float(progress["seconds"]))

@@ -73,19 +73,22 @@ class LikelihoodAscent:
           The mean of log p(z) over the codes of these steps, each under the prior of its step.
 
         Raises:
-          FloatingPointError: If a log density or a gradient is not finite. The prior then has the
-            weights of the last call that was, and the message says of which step.
+          FloatingPointError: If a log density or a gradient is not finite. Prior and optimizer are
+            then as they were before the first such step.
         """
         total = 0.0
         for start in range(first, last, _STEPS_TOGETHER):
             end = min(start + _STEPS_TOGETHER, last)
-            kept = snapshot(self._prior)
+            kept = [*snapshot(self._prior), *snapshot(self._optimizer)]
             part, failed = (value.numpy() for value in self._steps(start, end))
             if failed >= 0:
-                restore(self._prior, kept)
+                number = len(self._prior.variables)
+                restore(self._prior, kept[:number])
+                restore(self._optimizer, kept[number:])
+                self._steps(start, failed)  # those before it again
                 raise FloatingPointError(
                     f"step {failed} of the fit gave a log density or gradient that is not finite. "
-                    f"The prior has the weights it had after {start} steps; a smaller "
+                    f"The prior has the weights it had before it, after {failed} steps; a smaller "
                     "learning_rate may help."
                 )
             total += float(part)
@@ -202,13 +205,13 @@ class XlaOrGraph:
         return result
 
 
-def snapshot(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """The values of all variables of a layer."""
+def snapshot(layer: Any) -> list[tf.Tensor]:
+    """The values of all variables of a layer or optimizer."""
     return [tf.identity(variable.value) for variable in layer.variables]
 
 
-def restore(layer: keras.layers.Layer, values: Sequence[tf.Tensor]) -> None:
-    """Sets the variables of a layer to what `snapshot` gave."""
+def restore(layer: Any, values: Sequence[tf.Tensor]) -> None:
+    """Sets the variables of a layer or optimizer to what `snapshot` gave."""
     for variable, value in zip(layer.variables, values, strict=True):
         variable.assign(value)
 

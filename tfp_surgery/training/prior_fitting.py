@@ -23,6 +23,7 @@ from tfp_surgery.surgery.prior_change import PriorMeasurement
 from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
 from tfp_surgery.training.prior_fit import PriorFit
 from tfp_surgery.training.prior_looks import PriorLooks
+from tfp_surgery.training.variables import check_fitted_variables
 
 tfd = tfp.distributions
 
@@ -116,11 +117,12 @@ def fit_prior(
       `PriorFit`, everything in nats per observation. The prior is changed in place.
 
     Raises:
-      TypeError: If an argument is of the wrong kind.
+      TypeError: If an argument is of the wrong kind, or log p(z) has a gradient with respect to
+        variables that the prior does not own, as those of a network that a function calls.
       ValueError: If shapes or dtypes do not go together, a number is out of range, the components
         of q(z) have NaN parameters, or a log density of the measurement is not finite.
       FloatingPointError: If a log density or gradient of a step is not finite. The prior then has
-        the weights it had some steps earlier, at most 50.
+        the weights it had before this step.
 
     #### References
 
@@ -154,6 +156,9 @@ def fit_prior(
             f"tfs.priors, got {type(prior).__name__}."
         )
     checks.check_prior(checks.build_prior(prior), aggregate_posterior)
+    check_fitted_variables(
+        prior, tf.zeros([1, *aggregate_posterior.event_shape], aggregate_posterior.dtype)
+    )
     former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
     former_now = checks.check_prior(checks.build_prior(former), aggregate_posterior)
     former_name = "N(0, I)" if former_prior is None else former_now.name

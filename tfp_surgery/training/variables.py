@@ -1,0 +1,255 @@
+"""Which variables a loss trains: those of a model, and those that hide in its functions."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_surgery.checks import build_prior, unwrap
+
+_WAY_OUT = (
+    "Hand in the network itself, make what calls it a keras.layers.Layer or keras.Model that holds "
+    "it as an attribute, or freeze it (trainable = False). tfp_surgery.elbo_surgery takes it as it "
+    "is."
+)
+
+
+def checked_gradients(
+    tape: tf.GradientTape,
+    loss: tf.Tensor,
+    model: Any,
+    runs: Mapping[str, Callable[[], Any]],
+    accepted: set[Any],
+) -> list[Any]:
+    """The gradient of a loss, once it is known to train what it should.
+
+    Args:
+      tape: has recorded the loss.
+      loss: scalar.
+      model: with `variables`, `trainable_weights`, `encoder` and `decoder`.
+      runs: by name, what runs a part of the model by itself.
+      accepted: references to variables that have been found to be frozen; added to.
+
+    Returns:
+      The gradient with respect to each trainable weight, or None.
+
+    Raises:
+      TypeError: if the gradient reaches variables that the model does not own, naming them.
+      ValueError: if there is nothing to train, or a network that would not be.
+    """
+    weights = model.trainable_weights
+    unowned = unowned_variables(tape, model.variables, accepted)
+    gradients = tape.gradient(loss, [*weights, *unowned])
+    gradients, others = gradients[: len(weights)], gradients[len(weights) :]
+    hidden = hidden_variables(unowned, others, accepted)
+    if hidden:
+        raise hidden_error(hidden, runs)
+    if not weights:
+        raise ValueError(
+            "there is nothing to train: encoder, decoder and prior have no weights that Keras 3 "
+            "could train; tfp_surgery.elbo_surgery takes them as they are."
+        )
+    by_weight = {id(w): gradient for w, gradient in zip(weights, gradients, strict=True)}
+    for name in ("encoder", "decoder"):
+        check_has_gradient(name, getattr(model, name), by_weight, tape)
+    return gradients  # type: ignore[no-any-return]
+
+
+def unowned_variables(
+    tape: tf.GradientTape, known: Iterable[Any], accepted: set[Any]
+) -> list[tf.Variable]:
+    """The variables that a tape has seen and a model does not own.
+
+    Args:
+      tape: has recorded a loss.
+      known: variables of the model, trained or not.
+      accepted: references to variables that `hidden_variables` has found to be frozen.
+    """
+    owned = {id(part) for variable in known for part in _parts(variable)}
+    return [v for v in tape.watched_variables() if id(v) not in owned and v.ref() not in accepted]
+
+
+def hidden_variables(
+    unowned: Sequence[tf.Variable], gradients: Sequence[Any], accepted: set[Any]
+) -> list[tf.Variable]:
+    """Those among unowned variables that the gradient reaches, and nobody has frozen.
+
+    A variable whose gradient is None, as behind `tf.stop_gradient`, is not among them, nor one that
+    a layer of Keras 3 or tf_keras holds as not trainable.
+
+    Args:
+      unowned: from `unowned_variables`.
+      gradients: of the loss with respect to each of them, or None.
+      accepted: takes references to those that are frozen.
+    """
+    reached = [v for v, gradient in zip(unowned, gradients, strict=True) if gradient is not None]
+    frozen = _frozen(reached)
+    accepted.update(v.ref() for v in reached if id(v) in frozen)
+    return [v for v in reached if id(v) not in frozen]
+
+
+def hidden_error(
+    hidden: Sequence[tf.Variable], parts: Mapping[str, Callable[[], Any]]
+) -> TypeError:
+    """The error that names hidden variables and where they are.
+
+    Args:
+      hidden: at least one.
+      parts: by name, what runs a part of the model; its variables are found by running it.
+    """
+    left = list(hidden)
+    sentences = []
+    for name, run in parts.items():
+        seen = {id(v) for v in _seen(run)}
+        its = [v for v in left if id(v) in seen]
+        left = [v for v in left if id(v) not in seen]
+        if its:
+            sentences.append(f"the {name} has {_listed(its)}")
+    if left:
+        sentences.append(f"the objective has {_listed(left)}")
+    return TypeError(
+        f"{', and '.join(sentences)}, which the gradient reaches but the model does not own: they "
+        f"would not be trained. {_WAY_OUT}"
+    )
+
+
+def check_has_gradient(
+    name: str, part: Any, gradients: Mapping[int, Any], tape: tf.GradientTape
+) -> None:
+    """Checks that a network that took part in a loss is reached by its gradient.
+
+    Args:
+      name: of the network.
+      part: the network.
+      gradients: by the id of each trainable weight of the model.
+      tape: has recorded the loss.
+
+    Raises:
+      ValueError: if no trainable weight of the network has a gradient.
+    """
+    weights = [w for w in getattr(part, "trainable_weights", ()) if id(w) in gradients]
+    if not weights or any(gradients[id(weight)] is not None for weight in weights):
+        return
+    watched = {id(v) for v in tape.watched_variables()}
+    if any(id(v) in watched for weight in weights for v in _parts(weight)):
+        raise ValueError(
+            f"none of the {len(weights)} trainable weights of the {name} has a gradient, so that "
+            "it would not be trained: what lies between them and the loss runs through numpy or "
+            "another operation without a gradient. Write it with TensorFlow operations, or freeze "
+            f"the {name} (trainable = False)."
+        )
+
+
+def check_decoder_gradient(decoder: Callable[[tf.Tensor], Any], z: tf.Tensor, x: tf.Tensor) -> None:
+    """Checks that log p(x|z) has a gradient with respect to z, or does not depend on z.
+
+    Args:
+      decoder: z -> p(x|z).
+      z: `[1, *code_shape]`.
+      x: `[1, *event_shape]`.
+
+    Raises:
+      ValueError: if it depends on z and has no gradient.
+    """
+    if not z.dtype.is_floating:
+        return
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        here = unwrap(decoder(z)).log_prob(x)
+    if tape.gradient(here, z) is not None:
+        return
+    there = unwrap(decoder(z + 1.0)).log_prob(x)
+    difference = tf.abs(here - there)
+    if bool(tf.reduce_any(tf.math.is_finite(difference) & (difference > 0))):
+        raise ValueError(
+            "log p(x|z) depends on z but has no gradient with respect to it, without which the "
+            "encoder would learn nothing from the reconstruction: the decoder runs through numpy "
+            "or another operation without a gradient. Write it with TensorFlow operations. "
+            "tfp_surgery.elbo_surgery takes it as it is."
+        )
+
+
+def check_fitted_variables(prior: keras.layers.Layer, codes: tf.Tensor) -> None:
+    """Checks that a prior owns what the gradient of its log density reaches.
+
+    The encoder of a prior is not the prior's to train, and may be a function.
+
+    Args:
+      prior: the layer; `prior()` gives p(z).
+      codes: `[M, D]`, any.
+
+    Raises:
+      TypeError: naming the variables that it does not own.
+    """
+
+    def check(codes: tf.Tensor) -> tf.Tensor:
+        known: list[Any] = list(prior.variables)
+        encoder = getattr(prior, "encoder", None)
+        if callable(encoder):
+            x = tf.zeros([1, *prior.observation_shape], codes.dtype)
+            known += _seen(lambda: encoder(x))
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(build_prior(prior, training=True).log_prob(codes))
+        unowned = unowned_variables(tape, known, set())
+        hidden = hidden_variables(unowned, tape.gradient(value, unowned), set())
+        if hidden:
+            raise hidden_error(hidden, {"prior": lambda: build_prior(prior, training=True)})
+        return value
+
+    # Traced and not run: a prior may have many components.
+    tf.function(check, autograph=False).get_concrete_function(codes)
+
+
+def path_of(variable: Any) -> str:
+    """The path of a variable, with its shape."""
+    return f"{getattr(variable, 'path', variable.name)} {[*variable.shape]}"
+
+
+def _parts(variable: Any) -> tuple[Any, ...]:
+    """The `tf.Variable`s behind a variable of Keras, of which a strategy makes several."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return (value, *getattr(value, "values", ()))
+
+
+def _seen(run: Callable[[], Any]) -> list[tf.Variable]:
+    """The trainable variables that `run` reads, and those of the distribution it returns."""
+    with tf.GradientTape() as tape:
+        result = run()
+    return [*tape.watched_variables(), *getattr(result, "trainable_variables", ())]
+
+
+def _frozen(variables: Sequence[tf.Variable]) -> set[int]:
+    """The ids of those that a variable or layer of Keras holds as not trainable."""
+    ids = {id(v) for v in variables}
+    frozen: set[int] = set()
+    for owner in _owners() if ids else ():
+        if getattr(owner, "trainable", True):
+            continue
+        if isinstance(owner, keras.Variable):
+            frozen.update(id(v) for v in _parts(owner))
+        elif getattr(owner, "built", False):  # a layer of tf_keras
+            trained = {id(v) for v in owner.trainable_variables}
+            frozen.update(id(v) for v in owner.variables if id(v) not in trained)
+    return frozen & ids
+
+
+def _owners() -> list[Any]:
+    """Everything alive that may own a `tf.Variable`, which does not know its owner."""
+    kinds = (keras.Variable, tf.Module)
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+
+
+def _listed(variables: Sequence[tf.Variable]) -> str:
+    owners = {
+        id(part): owner
+        for owner in _owners()
+        if isinstance(owner, keras.Variable)
+        for part in _parts(owner)
+    }
+    paths = sorted(path_of(owners.get(id(v), v)) for v in variables)
+    more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
+    return f"{len(paths)} trainable variables ({', '.join(paths[:6])}{more})"
