@@ -87,14 +87,14 @@ class TestResampledPriorConformance(PriorConformance):
 
 class TestResampledPriorUnits(UnitConformance):
     def make(self, **kwargs: Any) -> Prior:
-        settings = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
+        settings: dict[str, Any] = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
         return _strong(ResampledPrior(2, 5, (8,), **settings, **kwargs), factor=2.0)
 
 
 class TestResampledMixtureUnits(UnitConformance):
     def make(self, **kwargs: Any) -> Prior:
         base = MixturePrior(3, 2, dtype=kwargs.get("dtype"))
-        settings = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
+        settings: dict[str, Any] = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
         return _strong(ResampledPrior(2, 5, (8,), base, **settings, **kwargs), factor=2.0)
 
 

@@ -114,10 +114,9 @@ _FAMILIES: dict[str, Callable[[Encoder], Prior]] = {
         2, 20, (16,), num_normalizer_samples=2**12, num_training_samples=500
     ),
     "autoregressive": lambda _: tfs.priors.AutoregressivePrior(2, 4, (16,)),
-    **{
-        kind: lambda _, kind=kind: tfs.priors.FlowPrior(2, kind, 2, (16,))
-        for kind in ("realnvp", "maf", "neural_spline")
-    },
+    "realnvp": lambda _: tfs.priors.FlowPrior(2, "realnvp", 2, (16,)),
+    "maf": lambda _: tfs.priors.FlowPrior(2, "maf", 2, (16,)),
+    "neural_spline": lambda _: tfs.priors.FlowPrior(2, "neural_spline", 2, (16,)),
 }
 
 
