@@ -35,7 +35,7 @@ CONFIG = PriorsConfig(
     num_samples=2,
     num_images=10,
     num_importance_samples=20,
-    seed=1,
+    seed=2,
 )
 POSTHOC = dataclasses.replace(CONFIG, mode=("posthoc",))
 
