@@ -78,10 +78,14 @@ MODEL = (untouched, untouched, PRIOR)
 
 
 class Posterior(keras.layers.Layer):
-    """q(z|x) = N(x, I)."""
+    """q(z|x) = N(x + shift, I), the shift learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = self.add_weight(shape=(2,), initializer="zeros")
 
     def call(self, x: tf.Tensor) -> tfd.Distribution:
-        return tfd.MultivariateNormalDiag(x, tf.ones_like(x))
+        return tfd.MultivariateNormalDiag(x + self.shift, tf.ones_like(x))
 
 
 def vae(encoder: Any = untouched, decoder: Any = untouched) -> tfs.VAE:
