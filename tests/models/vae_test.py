@@ -606,5 +606,16 @@ def test_a_pipeline_is_read_once_an_epoch() -> None:
     assert passes == [0, 1, 2]
 
 
+def test_codes_outside_the_support_of_the_prior_are_refused() -> None:
+    """TFP's density of an Exponential is finite at -1, and the KL would be a number."""
+    model = VAE(
+        MLPEncoder(2, hidden_sizes=(4,)),
+        MLPDecoder((3,), hidden_sizes=(4,)),
+        tfd.Independent(tfd.Exponential([1.0, 1.0]), 1),
+    )
+    with pytest.raises(ValueError, match="lie outside the support of the prior"):
+        model.build((None, 3))
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -28,6 +28,7 @@ from tfp_surgery.models.training_input import (
     observations_and_index,
     reject_targets,
 )
+from tfp_surgery.surgery.model import check_codes_in_support
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
 from tfp_surgery.training.variables import check_decoder_gradient, checked_gradients
@@ -354,8 +355,10 @@ class VAE(FastModel):
     def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
         """Codes of `x`, once posterior and prior have been checked."""
         posterior = check_encoder_output(self.encoder(x), x.shape[0])
-        check_prior(build_prior(self.prior), posterior)
-        return posterior.sample(seed=tf.constant([self.seed, _EVALUATION_STREAM]))
+        prior = check_prior(build_prior(self.prior), posterior)
+        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        check_codes_in_support(prior, posterior.sample(100, seed=seed))
+        return posterior.sample(seed=seed)
 
     def _training_prior(self, index: tf.Tensor | None) -> tfd.Distribution:
         """p(z), or for each observation what is left of it without its own component."""

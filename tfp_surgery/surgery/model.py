@@ -16,9 +16,11 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.network_dtypes import dtype_hint
 from tfp_surgery.surgery.event_space import default_bijector
 
+tfb = tfp.bijectors
 tfd = tfp.distributions
 
 _PROBES = 100  # codes of each of the first observations that are looked at
+_TRANSFORMED = (tfd.TransformedDistribution, checks.plain_class(tfd.TransformedDistribution))
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
 _LENGTH_TOLERANCE = 1e-3
 
@@ -78,8 +80,11 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     Raises:
       ValueError: If there are such codes.
     """
-    bijector = default_bijector(prior) if codes.dtype.is_floating else None
-    if bijector is None:
+    # The density of what is transformed comes through the inverse map, which is NaN outside.
+    if not codes.dtype.is_floating or type(prior) in _TRANSFORMED:
+        return
+    bijector = default_bijector(prior)
+    if bijector is None or isinstance(bijector, tfb.Identity):
         return
     codes = tf.constant(codes.numpy())  # a bijector remembers what it has made
     unconstrained = bijector.inverse(codes).numpy()
