@@ -32,6 +32,13 @@ def test_the_examples_run_in_order() -> None:
         exec(compile(block, "README.md", "exec"), namespace)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_the_examples_of_the_documentation_run(path: Path) -> None:
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+        exec(compile(block, path.name, "exec"), namespace)
+
+
 def test_the_names_it_uses_are_public() -> None:
     names = set(re.findall(r"\btfs\.(\w+)", README))
     assert names
