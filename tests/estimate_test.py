@@ -30,6 +30,8 @@ def test_level_outside_the_unit_interval_is_refused(level: float) -> None:
         (1.5, 0.0, "1.5000 ± 0"),
         (1.5, 3e-16, "1.500000 ± 3e-16"),
         (1.5, math.nan, "1.5000 ± unknown"),
+        (-1.23456e36, 2.5e35, "-1.235e+36 ± 2.5e+35"),
+        (3.0, math.inf, "3 ± inf"),
     ],
 )
 def test_str_shows_as_many_digits_as_the_error_allows(

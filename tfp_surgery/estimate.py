@@ -11,6 +11,8 @@ import numpy as np
 
 from tfp_surgery import arrays
 
+_LARGE = 1e9  # from which on a number is written with an exponent
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -61,6 +63,8 @@ class Estimate:
         """The value with as many digits as two digits of its error allow."""
         if math.isnan(self.standard_error):
             return f"{self.value:.4f} ± unknown"
+        if not max(abs(self.value), self.standard_error) < _LARGE:
+            return f"{self.value:.4g} ± {self.standard_error:.2g}"
         if self.standard_error == 0.0:
             return f"{self.value:.4f} ± 0"
         if self.standard_error < 1e-6:

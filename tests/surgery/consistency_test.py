@@ -55,6 +55,10 @@ def test_sentences_name_the_values() -> None:
             "errors apart."
         )
     assert consistency.apart("KL", "sampled", low, "in closed form", low, ZERO) == []
+    # Found by a wider error, and counted by those that are printed.
+    wide = Estimate(-0.07098, 0.00710, 100)
+    (text,) = consistency.apart("KL", "sampled", low, "in closed form", ZERO, wide)
+    assert "lie 104 standard errors apart" in text
     assert consistency.negative("KL", None) == []
 
 
@@ -71,10 +75,13 @@ def test_warnings_are_given_once_and_only_where_something_was_found() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         consistency.warn((), stacklevel=2)
-    with pytest.warns(UserWarning, match=r"^A\. B\.$") as caught:
+    with pytest.warns(UserWarning, match=r"^A\.\nB\.$") as caught:
         consistency.warn(("A.", "B."), stacklevel=2)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+    with warnings.catch_warnings(), consistency.silent():
+        warnings.simplefilter("error")
+        consistency.warn(("A.",), stacklevel=2)
 
 
 def test_an_outlier_of_moderate_size_is_not_reported_by_chance() -> None:

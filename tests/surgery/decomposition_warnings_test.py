@@ -16,6 +16,7 @@ from tests.testing import oracles
 from tests.testing.models import index_data, table_encoder, unit_decoder
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
 from tfp_surgery.surgery.full_detail import FullElboSurgery
 from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 from tfp_surgery.surgery.mutual_information import mutual_information_bounds
@@ -173,8 +174,8 @@ def test_a_prior_that_is_not_normalised_is_found() -> None:
     posteriors = tfd.MultivariateNormalDiag(loc, scale)
     with pytest.warns(UserWarning, match="Marginal KL = -.*is never negative"):
         surgery = _surgery(posteriors, _Unnormalised(np.zeros(2), np.ones(2)), num_samples=20)
-    # The closed form is that of the normalised density.
-    assert surgery.warnings[0].startswith("Average KL: ")
+    # The closed form of the base class is that of another density, and not taken.
+    assert surgery.average_kl_analytic is None
     assert "log_prob is not normalised" in surgery.warnings[-1]
 
 
@@ -259,6 +260,39 @@ def test_errors_are_not_below_rounding(eps: float) -> None:
         # A log density of eight dimensions, about -11, has a last bit of 1e-6.
         assert 1e-7 < estimate.standard_error < 2e-4
     assert surgery.warnings == split.warnings == bounds.warnings == ()
+
+
+def test_the_full_detail_warns_once_of_all_of_its_parts() -> None:
+    loc, scale = oracles.gaussian_case("overlapping", N, 2)
+    prior = _Unnormalised(np.zeros(2), np.ones(2))
+    with pytest.warns(UserWarning, match="Marginal KL = ") as caught:
+        surgery = _surgery(
+            tfd.MultivariateNormalDiag(loc, scale),
+            prior,
+            num_samples=20,
+            detail="full",
+            log_evidence=np.full(N, -1e5),
+        )
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    text = "\n".join(surgery.warnings)
+    assert text.count("Marginal KL = ") == 1
+    assert "Posterior KL = " in text
+    assert surgery.to_dict()["warnings"] == list(surgery.warnings)
+    assert str(surgery).count("Marginal KL = ") == 1
+
+
+def test_draws_outside_the_support_of_the_prior_are_found_wherever_they_are() -> None:
+    loc = np.full([N, 1], 5.0)
+    loc[-20:] = -3.0
+    posteriors = tfd.MultivariateNormalDiag(loc, np.full_like(loc, 0.1))
+    prior = tfd.Independent(tfd.Exponential(np.ones(1)), 1)
+    for measure in (elbo_surgery, importance_weighted_elbo, log_evidence_by_importance_sampling):
+        arguments: dict[str, Any] = {}
+        if measure is not elbo_surgery:
+            arguments["num_importance_samples"] = 5
+        with pytest.raises(ValueError, match=r"40 of 240 draws .* outside the support"):
+            measure(index_data(N), table_encoder(posteriors), unit_decoder, prior, **arguments)
 
 
 def test_other_measurements_say_it_of_their_own_draws() -> None:

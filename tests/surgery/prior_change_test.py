@@ -140,5 +140,13 @@ def test_draws_at_the_end_of_float32_are_reported() -> None:
     assert "are exactly 1.17549e-38" in measurement.change_to(prior).warnings[0]
 
 
+def test_a_former_prior_with_another_support_is_refused() -> None:
+    former = tfd.Independent(tfd.Exponential(np.ones(2)), 1)
+    with pytest.raises(ValueError, match="outside the support of the prior"):
+        PriorMeasurement(
+            small_aggregates.aggregate("overlapping", dtype=np.float64), former, 100, 3, None
+        )
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

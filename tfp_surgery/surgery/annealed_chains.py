@@ -17,7 +17,6 @@ from tfp_surgery.surgery.code_space import check_code_space
 from tfp_surgery.surgery.event_space import event_space_bijector
 from tfp_surgery.surgery.model import reconstruction_log_prob, tried
 
-tfb = tfp.bijectors
 tfd = tfp.distributions
 
 Network: TypeAlias = Callable[[Any], tfd.Distribution]
@@ -308,7 +307,6 @@ def _compiled_hmc_step(
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         prior_now = checks.build_prior(prior)
         bijector = event_space_bijector(prior_now)
-        start = tfd.TransformedDistribution(prior_now, tfb.Invert(bijector))
         beta = tf.cast(beta, u.dtype)
         # One step size an observation: [B] -> [B, 1, ...]
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
@@ -317,7 +315,10 @@ def _compiled_hmc_step(
             return tf.cast(reconstruction_log_prob(decoder, bijector.forward(u), x), u.dtype)
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
-            return start.log_prob(u) + beta * log_likelihood(u)
+            # tfd.TransformedDistribution would take the density of the prior's base class.
+            start = prior_now.log_prob(bijector.forward(u))
+            start += bijector.forward_log_det_jacobian(u, event_ndims=len(u.shape) - 2)
+            return start + beta * log_likelihood(u)
 
         kernel = tfp.mcmc.HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
         # Results anew: those of the step before hold the density at its temperature.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import scipy.stats
 
@@ -21,6 +23,7 @@ _ADVICE = (
     "float64), log_prob is not normalised, or sample draws from another distribution. "
     "docs/when-numbers-disagree.md has more."
 )
+_is_silent = contextvars.ContextVar("is_silent", default=False)
 
 
 def standard_errors_above(value: Estimate, limit: Estimate) -> float:
@@ -87,6 +90,9 @@ def apart(
     if not errors:
         return []
     values = f"{first} {way} and {second} {other_way}"
+    printed = math.hypot(first.standard_error, second.standard_error)
+    if printed > 0:  # what a reader divides by
+        errors = max(errors, distance.value / printed)
     return [f"{name}: {values} estimate one number and lie {errors:.0f} standard errors apart."]
 
 
@@ -113,8 +119,18 @@ def warn(sentences: tuple[str, ...], stacklevel: int) -> None:
       sentences: What to warn of.
       stacklevel: Of `warnings.warn`, counted from this function.
     """
-    if sentences:
-        warnings.warn(" ".join(sentences), stacklevel=stacklevel)
+    if sentences and not _is_silent.get():
+        warnings.warn("\n".join(sentences), stacklevel=stacklevel)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Lets the results that are made inside keep their sentences, and `warn` say nothing."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
 
 
 def warning_lines(sentences: tuple[str, ...]) -> list[str]:

@@ -27,6 +27,7 @@ from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.full_detail import full_detail
 from tfp_surgery.surgery.model import (
+    check_codes_in_support,
     check_model,
     check_no_nan,
     observations_of,
@@ -154,6 +155,7 @@ def elbo_surgery(
     samples, z, kl = _sample_terms(
         x, queries, aggregate, decoder, prior_now, num_samples, seed, batch_size
     )
+    check_codes_in_support(prior_now, z)
     # All draws at once: the components are put in order once, and kernels compile for one shape.
     evaluated = aggregate.evaluate(z, tolerance=tolerance)
     samples["log_aggregate"] = checked_draws(
@@ -218,15 +220,19 @@ def elbo_surgery(
             _disagreements(surgery, samples, kl), rounding_of_draws(z.numpy())
         ),
     )
-    consistency.warn(surgery.warnings, stacklevel=3)
     if detail == "terms":
+        consistency.warn(surgery.warnings, stacklevel=3)
         return surgery
     likelihood = decoder(z[0, :1])
     if log_evidence is not None:
         log_evidence = log_evidence[queries]
-    return full_detail(
-        surgery, x, likelihood, samples, z, queries, aggregate, prior_now, tolerance, log_evidence
-    )
+    with consistency.silent():
+        full = full_detail(
+            *(surgery, x, likelihood, samples, z, queries, aggregate, prior_now),
+            *(tolerance, log_evidence),
+        )
+    consistency.warn(full.warnings, stacklevel=3)
+    return full
 
 
 def _sample_terms(

@@ -18,9 +18,8 @@ from tfp_surgery.distributions import fidelity
 from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.surgery import consistency
-from tfp_surgery.surgery.importance_weights import log_weight_chunks
+from tfp_surgery.surgery.importance_weights import log_weight_chunks, looked_at
 from tfp_surgery.surgery.model import check_model, observations_of
-from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -289,6 +288,7 @@ def log_evidence_by_importance_sampling(
     seed = checks.checked_integer("seed", seed, 0, checks.MAX_SEED)
     x, data = observations_of(x, seed)
     posteriors = _proposals(x, encoder, decoder, checks.build_prior(prior), batch_size)
+    sentences = looked_at(posteriors, checks.build_prior(prior))
     weights = RunningWeights(len(x), components_lib.dtype_of(posteriors))
     base_seed = tf.constant([seed, _DRAWS], tf.int32)
     for _, rows, log_weights in log_weight_chunks(
@@ -296,7 +296,6 @@ def log_evidence_by_importance_sampling(
     ):
         weights.add(rows, log_weights)
     method = f"importance sampling, m = {num_importance_samples}"
-    sentences = consistency.explained([], rounding_of_posteriors(posteriors))
     result = weights.log_evidence("lower", method=method, data=data, seed=seed, warnings=sentences)
     consistency.warn(sentences, stacklevel=3)
     warn_of_few_samples(result, stacklevel=3)

@@ -84,7 +84,11 @@ class FullElboSurgery(ElboSurgery):
     def __str__(self) -> str:
         """The table of the terms, then that of each part."""
         parts = [super().__str__()]
-        parts += [str(part) for name in _PARTS if (part := getattr(self, name)) is not None]
+        for name in _PARTS:
+            part = getattr(self, name)
+            if hasattr(part, "warnings"):  # they stand above
+                part = dataclasses.replace(part, warnings=())
+            parts += [] if part is None else [str(part)]
         parts += [f"{name}: absent, {reason}" for name, reason in self.absent.items()]
         return "\n\n".join(parts)
 
@@ -145,9 +149,8 @@ def full_detail(
     else:
         absent["mutual_information_bounds"] = "one observation shares no information with its code"
     is_discrete = _is_discrete(likelihood)
-    return FullElboSurgery(
-        **{field.name: getattr(surgery, field.name) for field in dataclasses.fields(surgery)},
-        readings=elbo_readings(
+    parts: dict[str, Any] = {
+        "readings": elbo_readings(
             samples["reconstruction"],
             samples["log_posterior"],
             samples["log_prior"],
@@ -155,18 +158,24 @@ def full_detail(
             surgery.num_observations,
             log_evidence,
         ),
-        marginal_kl_split=split,
-        active_units=units,
-        rate_distortion=rate_distortion_bounds(
+        "marginal_kl_split": split,
+        "active_units": units,
+        "rate_distortion": rate_distortion_bounds(
             surgery.elbo,
             surgery.average_reconstruction,
             surgery.average_kl,
             data_entropy=empirical_entropy(x) if is_discrete else None,
             discrete=is_discrete,
         ),
-        mutual_information_bounds=bounds,
-        absent=absent,
-    )
+        "mutual_information_bounds": bounds,
+    }
+    fields: dict[str, Any] = {
+        field.name: getattr(surgery, field.name) for field in dataclasses.fields(surgery)
+    }
+    for part in parts.values():
+        fields["warnings"] += getattr(part, "warnings", ())
+    fields["warnings"] = tuple(dict.fromkeys(fields["warnings"]))  # each once
+    return FullElboSurgery(**fields, **parts, absent=absent)
 
 
 def _split(

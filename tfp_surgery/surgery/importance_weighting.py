@@ -17,9 +17,8 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
 from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.draws import checked_draws
-from tfp_surgery.surgery.importance_weights import log_weight_chunks
+from tfp_surgery.surgery.importance_weights import log_weight_chunks, looked_at
 from tfp_surgery.surgery.model import check_model, check_no_nan, observations_of
-from tfp_surgery.surgery.rounded_draws import rounding_of_posteriors
 
 tfd = tfp.distributions
 
@@ -173,9 +172,11 @@ def importance_weighted_elbo(
         warnings.warn("with num_samples=1 the standard errors are unknown (NaN).", stacklevel=2)
     aggregate = AggregatePosterior.from_encoder(encoder, x, batch_size=batch_size)
     check_no_nan(aggregate)
+    posteriors = aggregate.components_distribution
+    sentences = looked_at(posteriors, prior_now)
     log_sum, log_sum_of_squares = _log_sums(
         x,
-        aggregate.components_distribution,
+        posteriors,
         decoder,
         prior_now,
         num_importance_samples,
@@ -184,8 +185,6 @@ def importance_weighted_elbo(
         batch_size,
     )
     values = checked_draws("log mean importance weight", log_sum - np.log(num_importance_samples))
-    posteriors = aggregate.components_distribution
-    sentences = consistency.explained([], rounding_of_posteriors(posteriors))
     consistency.warn(sentences, stacklevel=3)
     return ImportanceWeightedElbo(
         estimate=stratified_estimate(

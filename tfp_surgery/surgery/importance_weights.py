@@ -9,7 +9,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.surgery.model import code_sampler, reconstruction_log_prob
+from tfp_surgery.surgery import consistency
+from tfp_surgery.surgery.model import (
+    check_codes_in_support,
+    code_sampler,
+    reconstruction_log_prob,
+)
+from tfp_surgery.surgery.rounded_draws import draws_of, rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -60,6 +66,25 @@ def log_weight_chunks(
             log_weights -= log_posterior.numpy()
             draws = slice(first, min(first + chunk_size, num_samples))
             yield draws, rows, log_weights[: draws.stop - first, start - shown :]
+
+
+def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[str, ...]:
+    """Looks at some draws of the posteriors before the weights of many are computed.
+
+    Args:
+      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+      prior: p(z).
+
+    Returns:
+      What to warn of: draws that rounding moved.
+
+    Raises:
+      ValueError: If a draw has no finite density under its own posterior, or lies outside the
+        support of the prior, whose formula is finite there.
+    """
+    z = draws_of(posteriors)
+    check_codes_in_support(prior, z)
+    return consistency.explained([], rounding_of_draws(z.numpy()))
 
 
 def _share(total: int, limit: int) -> int:

@@ -95,7 +95,7 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     outside = int(np.sum(np.isfinite(log_prob) & missing))
     if outside:
         raise ValueError(
-            f"{outside} of {log_prob.size} draws of the posteriors of the first observations lie "
+            f"{outside} of {log_prob.size} draws of the posteriors that were looked at lie "
             f"outside the support of the prior {prior.name}, whose log_prob is finite there all "
             "the same: KL(q(z|x) || p(z)) is infinite, whatever the formula gives. Take a prior "
             "and posteriors over the same codes."

@@ -21,7 +21,7 @@ from tfp_surgery.surgery.contrastive import contrastive_bounds, jensen_shannon_c
 from tfp_surgery.surgery.draws import checked_draws
 from tfp_surgery.surgery.model import traced
 from tfp_surgery.surgery.presentation import record
-from tfp_surgery.surgery.rounded_draws import cause, rounding_of_posteriors
+from tfp_surgery.surgery.rounded_draws import cause, draws_of, rounding_of_draws
 
 tfd = tfp.distributions
 
@@ -298,7 +298,7 @@ def mutual_information_bounds(
         absent=absent,
     )
     sentences = consistency.explained(
-        bounds.impossible_values(), rounding_of_posteriors(posteriors)
+        bounds.impossible_values(), rounding_of_draws(draws_of(posteriors).numpy())
     )
     consistency.warn(sentences, stacklevel=3)
     return dataclasses.replace(bounds, warnings=sentences)

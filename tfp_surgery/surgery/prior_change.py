@@ -9,13 +9,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import checks
 from tfp_surgery.distributions import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.surgery import consistency
 from tfp_surgery.surgery.decomposition import describe_evaluation
 from tfp_surgery.surgery.draws import checked_draws
-from tfp_surgery.surgery.model import code_sampler
+from tfp_surgery.surgery.model import check_codes_in_support, code_sampler
 from tfp_surgery.surgery.rounded_draws import cause, rounding_of_draws
 
 tfd = tfp.distributions
@@ -87,6 +88,7 @@ class PriorMeasurement:
         self._seed = seed
         z, log_former = self._scored(former_prior)
         self._cause_of_failure = cause(z)
+        check_codes_in_support(checks.build_prior(former_prior), z)
         self._log_former = checked_draws(
             "log p(z) of the former prior", log_former, cause=self._cause_of_failure
         )

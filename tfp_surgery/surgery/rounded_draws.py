@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.surgery.draws import checked_draws
 
 tfd = tfp.distributions
 
@@ -27,9 +28,11 @@ _OBSERVATIONS = 10_000  # that posteriors_rounding looks at
 def rounding_of_draws(z: np.ndarray) -> str | None:
     """What rounding did to draws, in words, where it is enough to change what is made of them.
 
-    A density gives every single value the probability 0. So a value at the end of what the draws
-    of a code dimension reach, and that many of them share, was put there: by a sampler that clamps
-    (`tfd.Gamma` at the smallest normal number) or by rounding (1 - 1e-9 to 1).
+    A density gives every single value the probability 0. So a value next to 0 that is an end of
+    what the draws of a code dimension reach, and that many of them share, was put there by a
+    sampler that clamps (`tfd.Gamma` at the smallest normal number), where the density is another. A
+    value such as 0 or 1 that draws were rounded to changes little where densities are finite; where
+    they are not, `cause` tells why.
 
     Args:
       z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors. Integers, and floats that are all
@@ -84,21 +87,25 @@ def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
     )
 
 
-def rounding_of_posteriors(posteriors: tfd.Distribution) -> str | None:
-    """`rounding_of_draws` of two draws from each posterior, or from 10000 of them.
+def draws_of(posteriors: tfd.Distribution) -> tf.Tensor:
+    """Two draws from each posterior, or from 10000 of them, once their own densities are finite.
 
     Args:
       posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
 
     Returns:
-      The sentences, or None.
+      z, `[2, Q, *code_shape]`.
+
+    Raises:
+      ValueError: If a posterior gives a draw of its own no finite density.
     """
     num_observations = int(posteriors.batch_shape[0])
     if num_observations > _OBSERVATIONS:
         chosen = np.linspace(0, num_observations - 1, _OBSERVATIONS).astype(np.int32)
         posteriors = components_lib.gather(posteriors, tf.constant(chosen))
-    z = posteriors.sample(2, seed=tf.constant([0, 0], tf.int32))
-    return rounding_of_draws(z.numpy())
+    z = tf.identity(posteriors.sample(2, seed=tf.constant([0, 0], tf.int32)))
+    checked_draws("log q(z|x)", posteriors.log_prob(z), cause=cause(z, own=True))
+    return z
 
 
 def cause(z: Any, own: bool = False) -> Callable[[np.ndarray], str]:
@@ -153,13 +160,18 @@ def _cure(dtype: np.dtype[Any]) -> str:
     wider = "" if dtype.itemsize >= 8 else "float64, or "
     return (
         f"Use {wider}a code that {dtype.name} can hold: the unconstrained one before its bijector, "
-        "or a family on the log scale (tfd.ExpGamma for tfd.Gamma, tfd.ExpRelaxedOneHotCategorical "
-        "for tfd.RelaxedOneHotCategorical)."
+        "or another family (tfd.ExpGamma for tfd.Gamma, tfd.SigmoidBeta for tfd.Beta, "
+        "tfd.ExpRelaxedOneHotCategorical for tfd.RelaxedOneHotCategorical)."
     )
 
 
 def _largest_atom(codes: np.ndarray) -> tuple[float, str]:
-    """The share of draws `[S, Q]` at their smallest or largest value, and which."""
-    ends = {float(end): np.mean(codes == end) for end in (codes.min(), codes.max())}
-    value = max(ends, key=lambda end: float(ends[end]))
-    return float(ends[value]), f"are exactly {value:g}"
+    """The share of draws `[S, Q]` at an end of theirs next to 0, and what it is."""
+    next_to_zero = np.finfo(codes.dtype).eps ** 2
+    ends = {
+        float(end): float(np.mean(codes == end))
+        for end in (codes.min(), codes.max())
+        if 0 < abs(end) < next_to_zero
+    }
+    value = max(ends, key=lambda end: ends[end], default=0.0)
+    return ends.get(value, 0.0), f"are exactly {value:g}"

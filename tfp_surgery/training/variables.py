@@ -181,9 +181,10 @@ def check_fitted_variables(prior: keras.layers.Layer, codes: tf.Tensor) -> None:
 
     def check(codes: tf.Tensor) -> tf.Tensor:
         known: list[Any] = list(prior.variables)
-        encoder = getattr(prior, "encoder", None)
-        if callable(encoder):
-            x = tf.zeros([1, *prior.observation_shape], codes.dtype)
+        encoder, shape = (getattr(prior, name, None) for name in ("encoder", "observation_shape"))
+        known += getattr(encoder, "variables", ())
+        if callable(encoder) and shape is not None:
+            x = tf.zeros([1, *shape], codes.dtype)
             known += _seen(lambda: encoder(x))
         with tf.GradientTape() as tape:
             value = tf.reduce_sum(build_prior(prior, training=True).log_prob(codes))
