@@ -249,5 +249,25 @@ def test_a_narrow_scale_stays() -> None:
     point_mass.check_same_measure(NORMAL, tfd.MultivariateNormalDiag(CODES, tf.fill([D], 1e-30)))
 
 
+def test_a_mixture_of_points_and_densities_is_refused_against_itself_too() -> None:
+    """A spike and a slab: TFP adds the mass of one to the density of the other."""
+
+    def spike_and_slab(batch: list[int]) -> tfd.Distribution:
+        return tfd.Mixture(
+            tfd.Categorical(probs=tf.fill([*batch, 2], 0.5)),
+            [tfd.Deterministic(tf.zeros(batch)), tfd.Normal(tf.zeros(batch), 1.0)],
+        )
+
+    with pytest.raises(ValueError, match="mixes distributions that put probability on points"):
+        point_mass.check_same_measure(spike_and_slab([]), spike_and_slab([3]))
+    blocks = tfd.Blockwise(
+        [
+            tfd.Independent(tfd.Normal([0.0], 1.0), 1),
+            tfd.OneHotCategorical([0.0, 0.0], dtype=tf.float32),
+        ]
+    )
+    point_mass.check_same_measure(blocks, blocks)  # a product of both is a measure on both sides
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

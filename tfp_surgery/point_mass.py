@@ -96,8 +96,29 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
             "probability on points alone: KL(q(z|x) || p(z)) is infinite and the ELBO -inf. Let "
             "both be probability masses, or both densities."
         )
+    # Its draws at the points are scored there; those of a density never meet the points of a prior.
+    if _adds_masses_to_densities(posterior):
+        raise ValueError(
+            f"the posterior {_name(posterior)} mixes distributions that put probability on points "
+            "with others that have densities: TFP's log_prob adds the two, which have no common "
+            "unit. Give the points a density too, for instance a narrow Gaussian."
+        )
     check_not_singular(posterior, "posterior")
     check_not_singular(prior, "prior")
+
+
+def _adds_masses_to_densities(distribution: Any) -> bool:
+    """Whether a mixture in a distribution has components of both kinds."""
+    while hasattr(distribution, "tensor_distribution"):
+        distribution = distribution.tensor_distribution
+    for name in _CONTENTS:
+        contents = getattr(distribution, name, None)
+        parts = contents if isinstance(contents, (list, tuple)) else [contents]
+        if parts and all(isinstance(part, tfd.Distribution) for part in parts):
+            kinds = {measures(part) for part in parts} - {frozenset()}
+            is_mixture = name == "components" and len(kinds) > 1
+            return is_mixture or any(map(_adds_masses_to_densities, parts))
+    return False
 
 
 def check_not_singular(distribution: tfd.Distribution, what: str) -> None:

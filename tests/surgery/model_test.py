@@ -142,5 +142,25 @@ def test_a_surgery_refuses_codes_outside_the_support_of_its_prior() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "prior",
+    [
+        # Their maps do not reach the support, or take other things than a code.
+        tfd.WishartTriL(5.0, np.eye(2, dtype=np.float32)),
+        tfd.SphericalUniform(3),
+        tfd.Blockwise([tfd.Normal([0.0], 1.0), tfd.Normal([0.0], 1.0)]),
+        tfd.Blockwise(
+            [
+                tfd.Independent(tfd.Normal([0.0], 1.0), 1),
+                tfd.OneHotCategorical([0.0, 0.0], dtype=tf.float32),
+            ]
+        ),
+    ],
+    ids=["WishartTriL", "SphericalUniform", "Blockwise", "Blockwise of both"],
+)
+def test_draws_of_a_prior_lie_in_its_support(prior: tfd.Distribution) -> None:
+    check_codes_in_support(prior, prior.sample([50, 2], seed=(0, 1)))
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

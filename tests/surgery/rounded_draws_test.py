@@ -11,6 +11,9 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
+GAUSSIAN = tfd.Normal(0.0, 1.0)  # where only the draws count
+
+
 def _draws(distribution: tfd.Distribution, num_observations: int = 500) -> np.ndarray:
     """Draws `[2, N, 1]`."""
     draws: np.ndarray = distribution.sample([2, num_observations, 1], seed=(0, 1)).numpy()
@@ -29,7 +32,7 @@ def _draws(distribution: tfd.Distribution, num_observations: int = 500) -> np.nd
     ],
 )
 def test_draws_at_the_end_of_what_float32_holds(distribution: tfd.Distribution, what: str) -> None:
-    text = rounded_draws.rounding_of_draws(_draws(distribution))
+    text = rounded_draws.rounding_of_draws(_draws(distribution), distribution)
     assert text is not None
     assert "float32 rounds draws of the posteriors" in text
     assert f"of those of code dimension 0 {what}" in text
@@ -38,7 +41,7 @@ def test_draws_at_the_end_of_what_float32_holds(distribution: tfd.Distribution, 
 
 def test_the_share_of_clamped_draws_is_right() -> None:
     shape = 0.02
-    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(shape, 1.0), 20_000))
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(shape, 1.0), 20_000), GAUSSIAN)
     assert text is not None
     share = float(text.split("hold: ")[1].split("%")[0]) / 100
     # For small shapes P(Gamma < t) is t^shape / Gamma(shape + 1), to order t.
@@ -48,20 +51,22 @@ def test_the_share_of_clamped_draws_is_right() -> None:
 
 
 def test_float64_holds_them_and_has_its_own_end() -> None:
-    assert rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.05), 1.0))) is None
-    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.002), 1.0)))
+    assert (
+        rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.05), 1.0)), GAUSSIAN) is None
+    )
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Gamma(np.float64(0.002), 1.0)), GAUSSIAN)
     assert text is not None
     assert "are exactly 2.22507e-308" in text
     assert "Use float64" not in text
 
 
-@pytest.mark.parametrize(("loc", "scale"), [(1000.0, 1e-5), (3e-3, 1e-11)])
+@pytest.mark.parametrize(("loc", "scale"), [(1000.0, 3e-5), (3e-3, 1e-10)])
 def test_posteriors_too_narrow_for_their_place(loc: float, scale: float) -> None:
-    text = rounded_draws.rounding_of_draws(_draws(tfd.Normal(loc, scale)))
+    text = rounded_draws.rounding_of_draws(_draws(tfd.Normal(loc, scale)), GAUSSIAN)
     assert text is not None
     assert "too few digits for posteriors so narrow so far from 0" in text
     wide = tfd.Normal(np.float64(loc), np.float64(scale))
-    assert rounded_draws.rounding_of_draws(_draws(wide)) is None
+    assert rounded_draws.rounding_of_draws(_draws(wide), GAUSSIAN) is None
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,8 @@ def test_posteriors_too_narrow_for_their_place(loc: float, scale: float) -> None
         tfd.Poisson(1.0),
         tfd.Bernoulli(probs=0.3, dtype=tf.float32),
         tfd.Categorical(probs=[0.5, 0.5]),
+        tfd.FiniteDiscrete([0.1, 0.35, 0.5, 0.9], probs=[0.2, 0.3, 0.3, 0.2]),
+        tfd.TransformedDistribution(tfd.Bernoulli(probs=0.5, dtype=tf.float32), tfb.Shift(-0.5)),
         tfd.TransformedDistribution(tfd.Normal(0.0, 1.0), tfb.Tanh()),
         # Rounded to 1 or 0, where the density is finite: as good as the value next to it.
         tfd.Beta(1e5, 1.0),
@@ -85,30 +92,37 @@ def test_posteriors_too_narrow_for_their_place(loc: float, scale: float) -> None
     ids=lambda distribution: type(distribution).__name__,
 )
 def test_draws_that_are_as_they_should_be_pass(distribution: tfd.Distribution) -> None:
-    assert rounded_draws.rounding_of_draws(_draws(distribution, 20_000)) is None
+    assert rounded_draws.rounding_of_draws(_draws(distribution, 20_000), distribution) is None
+
+
+def test_a_dimension_that_is_constant_by_definition_passes() -> None:
+    factors = tfd.CholeskyLKJ(2, 3.0)
+    z = factors.sample([2, 500], seed=(0, 1)).numpy()
+    assert np.all(z[..., 0, 0] == 1.0)
+    assert rounded_draws.rounding_of_draws(z, factors) is None
 
 
 def test_two_draws_say_nothing() -> None:
-    assert rounded_draws.rounding_of_draws(np.full([2, 1, 1], 0.5, np.float32)) is None
+    assert rounded_draws.rounding_of_draws(np.full([2, 1, 1], 0.5, np.float32), GAUSSIAN) is None
 
 
 def test_posteriors_of_many_observations_are_looked_at_everywhere() -> None:
     loc = np.zeros([25_000, 1], np.float32)
     loc[12_000:] = 1000.0
     posteriors = tfd.MultivariateNormalDiag(loc, np.full_like(loc, 1e-5))
-    text = rounded_draws.rounding_of_draws(rounded_draws.draws_of(posteriors).numpy())
+    text = rounded_draws.rounding_of_draws(rounded_draws.draws_of(posteriors).numpy(), posteriors)
     assert text is not None
     assert "too few digits" in text
     right = rounded_draws.draws_of(tfd.MultivariateNormalDiag(loc)).numpy()
     assert right.shape == (2, 10_000, 1)
-    assert rounded_draws.rounding_of_draws(right) is None
+    assert rounded_draws.rounding_of_draws(right, posteriors) is None
 
 
 def test_the_logarithm_of_a_relaxed_code_is_a_cure_and_not_warned_about() -> None:
     codes = tfd.ExpRelaxedOneHotCategorical(0.1, logits=tf.constant([0.0, 3.0, 1.0]))
     z = codes.sample([2, 5000], seed=(0, 1)).numpy()
     assert np.mean(z == 0) > 0.1  # rounded from -1e-9
-    assert rounded_draws.rounding_of_draws(z) is None
+    assert rounded_draws.rounding_of_draws(z, codes) is None
 
 
 def test_a_posterior_without_a_density_at_its_own_draws_is_refused() -> None:

@@ -91,7 +91,7 @@ def test_every_epoch_has_the_same_columns(tmp_path: Path, validation: str) -> No
         assert np.isnan(found).tolist() == [True, True, False, True]
 
 
-def test_to_what_monitors_a_term_nan_is_no_improvement(tmp_path: Path) -> None:
+def test_what_monitors_a_term_counts_the_looks_alone(tmp_path: Path) -> None:
     dataset = load("digits", binarization="fixed")
     x = dataset.observations()[:64]
     vae = _vae(dataset.event_shape)
@@ -108,8 +108,9 @@ def test_to_what_monitors_a_term_nan_is_no_improvement(tmp_path: Path) -> None:
     checkpoint = Checkpoint(
         tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True, **monitor
     )
-    stop = keras.callbacks.EarlyStopping(patience=4, restore_best_weights=True, **monitor)
-    plateau = keras.callbacks.ReduceLROnPlateau(patience=4, **monitor)
+    # Less than the epochs from one look to the next.
+    stop = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True, **monitor)
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, **monitor)
     callback = ElboSurgeryCallback(x, every=2, num_query=20)
     vae.fit(x, epochs=6, verbose=0, callbacks=[callback, checkpoint, stop, plateau])
     values = [surgery.elbo.value for _, surgery in callback.history]
@@ -117,6 +118,19 @@ def test_to_what_monitors_a_term_nan_is_no_improvement(tmp_path: Path) -> None:
     assert saved == [1, 3, 5]
     assert stop.best == plateau.best == checkpoint.best == values[-1]
     assert stop.stopped_epoch == 0
+    np.testing.assert_allclose(vae.optimizer.learning_rate, 1e-3, rtol=1e-6)
+
+
+def test_patience_ends_after_as_many_looks_without_improvement() -> None:
+    dataset = load("digits", binarization="fixed")
+    x = dataset.observations()[:64]
+    vae = _vae(dataset.event_shape)
+    vae.compile(keras.optimizers.SGD(0.0), jit_compile=False)  # nothing improves
+    stop = keras.callbacks.EarlyStopping("surgery_elbo", mode="max", patience=2)
+    callback = ElboSurgeryCallback(x, every=3, num_query=20)
+    history = vae.fit(x, epochs=20, verbose=0, callbacks=[callback, stop])
+    # Looks after epochs 3, 6 and 9: the first is the best, two more are not better.
+    assert len(history.epoch) == 9
 
 
 def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> None:

@@ -110,7 +110,7 @@ def _witness(components: tfd.Distribution, rows: Sequence[int]) -> Witness | Non
     # Bijectors remember what they made z of, by its identity.
     try:
         z = tf.identity(components.sample(seed=tf.constant([0, 0], tf.int32)))
-    except NotImplementedError:
+    except Exception:  # a class of the user's own may not draw, or not from such a seed
         return None
     log_prob = np.asarray(components.log_prob(z), np.float64)
     slack = _ABSOLUTE + _RELATIVE * np.abs(log_prob)
@@ -205,7 +205,7 @@ def check_encoder_repeats(
                 "is used after training, for instance lambda x: encoder(x, training=False); codes "
                 "are drawn from the distribution that it returns."
             )
-        if _root_mean_square(first - in_batch) > 0.25 * spread + size / 32.0:
+        if _root_mean_square(first - in_batch) > 0.05 * spread + size / 64.0:
             raise ValueError(
                 "the encoder gives an observation another posterior alone than in a batch: batch "
                 "normalisation may run in training mode, the network may compare the observations "

@@ -49,12 +49,14 @@ def first_not_finite(model: Any, step: DifferentiatedLoss) -> str:
             "trained."
         )
     cure = (
-        "The posterior has mass where the prior has none, or draws are rounded onto the border of "
-        "its support."
-        if np.any(step.terms.kl.numpy() == np.inf)
-        else "Look for logarithms, square roots and quotients at zero and for draws on the border of "
+        "Look for logarithms, square roots and quotients at zero and for draws on the border of "
         "the support; float64, a smaller learning rate or clipnorm may help."
     )
+    if np.any(step.terms.kl.numpy() == np.inf):
+        cure = (
+            "The posterior has mass where the prior has none, or draws are rounded onto the border "
+            "of its support."
+        )
     return f"{number} was stopped: {_cause(model, step)}. {_KEPT} {cure}"
 
 

@@ -217,7 +217,8 @@ def elbo_surgery(
     surgery = dataclasses.replace(
         surgery,
         warnings=consistency.explained(
-            _disagreements(surgery, samples, kl), rounding_of_draws(z.numpy())
+            _disagreements(surgery, samples, kl),
+            rounding_of_draws(z.numpy(), aggregate.components_distribution),
         ),
     )
     if detail == "terms":

@@ -84,7 +84,7 @@ def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[st
     """
     z = draws_of(posteriors)
     check_codes_in_support(prior, z)
-    return consistency.explained([], rounding_of_draws(z.numpy()))
+    return consistency.explained([], rounding_of_draws(z.numpy(), posteriors))
 
 
 def _share(total: int, limit: int) -> int:

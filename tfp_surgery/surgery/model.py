@@ -83,11 +83,17 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     # The density of what is transformed comes through the inverse map, which is NaN outside.
     if not codes.dtype.is_floating or type(prior) in _TRANSFORMED:
         return
-    bijector = default_bijector(prior)
-    if bijector is None or isinstance(bijector, tfb.Identity):
-        return
     codes = tf.constant(codes.numpy())  # a bijector remembers what it has made
-    unconstrained = bijector.inverse(codes).numpy()
+    try:
+        bijector = default_bijector(prior)
+        if bijector is None or isinstance(bijector, tfb.Identity):
+            return
+        own = tf.constant(prior.sample(_PROBES, seed=tf.constant([0, 0], tf.int32)).numpy())
+        if np.isnan(bijector.inverse(own).numpy()).any():  # it does not reach the support
+            return
+        unconstrained = bijector.inverse(codes).numpy()
+    except Exception:  # that of a joint distribution takes other things
+        return
     log_prob = prior.log_prob(codes).numpy()
     missing = np.isnan(unconstrained).reshape(*log_prob.shape, -1).any(axis=-1)
     if isinstance(prior, _SPHERES):  # whose map takes any vector

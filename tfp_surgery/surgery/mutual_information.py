@@ -298,7 +298,7 @@ def mutual_information_bounds(
         absent=absent,
     )
     sentences = consistency.explained(
-        bounds.impossible_values(), rounding_of_draws(draws_of(posteriors).numpy())
+        bounds.impossible_values(), rounding_of_draws(draws_of(posteriors).numpy(), posteriors)
     )
     consistency.warn(sentences, stacklevel=3)
     return dataclasses.replace(bounds, warnings=sentences)

@@ -97,7 +97,7 @@ class PriorMeasurement:
             "log q(z)", evaluated.log_prob, cause=cause(z, own=True)
         )
         self._truncation = tolerance or 0.0
-        self._cause = rounding_of_draws(z.numpy())
+        self._cause = rounding_of_draws(z.numpy(), self._posteriors)
         self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
 
     def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.point_mass import measures
 from tfp_surgery.surgery.draws import checked_draws
 
 tfd = tfp.distributions
@@ -25,7 +26,7 @@ _NEAR_OVERFLOW = 1e-2
 _OBSERVATIONS = 10_000  # that posteriors_rounding looks at
 
 
-def rounding_of_draws(z: np.ndarray) -> str | None:
+def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None:
     """What rounding did to draws, in words, where it is enough to change what is made of them.
 
     A density gives every single value the probability 0. So a value next to 0 that is an end of
@@ -35,8 +36,8 @@ def rounding_of_draws(z: np.ndarray) -> str | None:
     they are not, `cause` tells why.
 
     Args:
-      z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors. Integers, and floats that are all
-        whole numbers, are discrete codes, and pass.
+      z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors.
+      posteriors: What drew them. Discrete codes pass.
 
     Returns:
       One or two sentences that name the dimension, the value and the cure, or None.
@@ -45,7 +46,7 @@ def rounding_of_draws(z: np.ndarray) -> str | None:
         return None
     flat = z.reshape(*z.shape[:2], -1)  # [S, Q, *code_shape] -> [S, Q, D]
     limits = np.finfo(z.dtype)
-    if np.array_equal(flat, np.round(flat)):
+    if "mass" in measures(posteriors) or np.array_equal(flat, np.round(flat)):
         return None
     narrow = _too_narrow(flat, limits)
     if narrow is not None:
@@ -59,7 +60,7 @@ def rounding_of_draws(z: np.ndarray) -> str | None:
         if share >= max(_LEAST_SHARE, _LEAST_DRAWS / codes.size):
             return (
                 f"{z.dtype.name} rounds draws of the posteriors to the end of what it can hold: "
-                f"{100 * share:.2g}% of those of code dimension {j} {what}. Their log densities "
+                f"{100 * share:.3g}% of those of code dimension {j} {what}. Their log densities "
                 f"are not those of the distribution. {_cure(z.dtype)}"
             )
     return None
@@ -75,14 +76,15 @@ def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
         spread = highest - lowest > 32 * limits.eps * np.abs(highest)
     clamped = ((first == lowest) | (first == highest)) & spread
     clamped |= ~np.isfinite(first) | (np.abs(first) < limits.eps**2)
-    ties = np.mean((first == flat[1]) & ~clamped, axis=0)
+    # Nor what is the same number everywhere, as the corner of a Cholesky factor.
+    ties = np.where(highest > lowest, np.mean((first == flat[1]) & ~clamped, axis=0), 0.0)
     j = int(np.argmax(ties))
     if ties[j] <= _LARGEST_SHARE_OF_TIES:
         return None
     cure = "Centre the codes." if limits.bits >= 64 else "Use float64, or centre the codes."
     return (
         f"{limits.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
-        f"{100 * ties[j]:.2g}% of pairs of draws of one posterior, code dimension {j} is the same "
+        f"{100 * ties[j]:.3g}% of pairs of draws of one posterior, code dimension {j} is the same "
         f"number. {cure}"
     )
 

@@ -147,7 +147,10 @@ def marginal_kl_split(
         num_query=num_query,
         num_samples=num_samples,
     )
-    sentences = consistency.explained(split.impossible_values(), rounding_of_draws(z.numpy()))
+    sentences = consistency.explained(
+        split.impossible_values(),
+        rounding_of_draws(z.numpy(), aggregate_posterior.components_distribution),
+    )
     consistency.warn(sentences, stacklevel=3)
     return dataclasses.replace(split, warnings=sentences)
 

@@ -27,9 +27,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
 
     The terms are added to the logs of every epoch as `surgery_<term>` (nats per observation), NaN
     in an epoch that was not looked at: the progress bar, `History`, and `CSVLogger` or
-    `TensorBoard` callbacks listed after this one show them. To callbacks that `monitor` one of
-    them, such as `EarlyStopping`, NaN is no improvement: give them a `mode`, and a patience that
-    counts all epochs.
+    `TensorBoard` callbacks listed after this one show them. Give callbacks that `monitor` one of
+    them a `mode`. Under `tfs.VAE` the patience of `EarlyStopping` and `ReduceLROnPlateau` counts
+    the epochs that were looked at; under other models NaN counts as no improvement.
 
     Attributes:
       history: `ElboSurgery` of each epoch that was looked at, as pairs (epoch, surgery).
@@ -126,9 +126,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             columns.update(_logs(surgery))
         if logs is not None:
             logs.update(columns)
-            self._prepare_others(logs)
+            self._prepare_others(epoch, logs)
 
-    def _prepare_others(self, logs: dict[str, Any]) -> None:
+    def _prepare_others(self, epoch: int, logs: dict[str, Any]) -> None:
         """Tells other callbacks what they would conclude wrongly from the logs of an epoch."""
         for callback in self._others:
             if isinstance(callback, keras.callbacks.CSVLogger) and callback.keys is None:
@@ -138,10 +138,14 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
                 if not any(key.startswith("val_") for key in keys):
                     keys += [f"val_{key}" for key in keys if key not in self._columns]
                 callback.keys = keys
-            monitored = getattr(callback, "monitor", None)
-            if monitored in self._columns and getattr(callback, "best", 0) is None:
+            if getattr(callback, "monitor", None) not in self._columns:
+                continue
+            if getattr(callback, "best", 0) is None:
                 # The first value, which may be NaN, would be the best for ever.
                 callback.best = -math.inf if callback.mode == "max" else math.inf
+            is_counting = epoch >= getattr(callback, "start_from_epoch", 0)
+            if (epoch + 1) % self._every and is_counting and hasattr(callback, "wait"):
+                callback.wait -= 1  # it is about to count this epoch, which had no look
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Carves up the ELBO on all of the data."""

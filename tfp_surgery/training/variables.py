@@ -14,9 +14,9 @@ from tfp_surgery.gradient_checks import check_gradient
 from tfp_surgery.training.elbo_objective import log_likelihood
 
 _WAY_OUT = (
-    "Hand in the network itself, make what calls it a keras.layers.Layer or keras.Model that holds "
-    "it as an attribute, or freeze it (trainable = False). tfp_surgery.elbo_surgery takes it as it "
-    "is."
+    "Hand in the Keras 3 network itself, make what calls it a keras.layers.Layer or keras.Model "
+    "that holds it as an attribute (a tf.Module or a model of tf_keras is none), or freeze it "
+    "(trainable = False). tfp_surgery.elbo_surgery takes it as it is."
 )
 
 
