@@ -201,7 +201,8 @@ def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
     priors = tuple(
         f"{name}:4" if family.num_components else name for name, family in FAMILIES.items()
     )
-    config = dataclasses.replace(CONFIG, priors=priors, epochs=2, fit_steps=10)
+    # A RealNVP that starts at random explodes at a learning rate of 1e-2, with most seeds.
+    config = dataclasses.replace(CONFIG, priors=priors, epochs=2, fit_steps=10, learning_rate=1e-3)
     records = learned_priors.run(config, tmp_path / "run")
     assert [record["prior"] for record in records].count("standard") == 1
     expected = sum(len(family.modes) for family in FAMILIES.values())
