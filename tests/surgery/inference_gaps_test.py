@@ -194,8 +194,8 @@ def test_intervals_cover_the_elbos_and_the_gaps(monkeypatch: pytest.MonkeyPatch)
     )
     # In the order of the calls.
     expected = {"optimal_elbo": optimal, "elbo": elbo, "amortization_gap": optimal - elbo}
-    for (name, means), values in zip(expected.items(), draws, strict=True):
-        values = np.sum(values, axis=0)  # of the terms
+    for (name, means), terms in zip(expected.items(), draws, strict=True):
+        values = np.sum(terms, axis=0)
         assert getattr(gaps, name).value == pytest.approx(values.mean())
         estimates = [
             stratified_estimate(values[:, start : start + size], size)
