@@ -116,7 +116,12 @@ def elbo_surgery(
     Raises:
       TypeError: If encoder, decoder or prior do not give distributions.
       ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if the model gives NaN.
+        fit; if a number is out of range; if codes lie outside the prior's support, or posterior and
+        prior are a point mass and a density; or if a log density is not finite.
+
+    Warns:
+      UserWarning: Of what the result has in `warnings`: numbers that cannot all be right. See
+        `docs/when-numbers-disagree.md`.
     """
     num_samples = checks.checked_integer("num_samples", num_samples, 1)
     batch_size = checks.checked_integer("batch_size", batch_size, 1)
