@@ -6,8 +6,8 @@ Each process makes `--shapes` times 32 first executions of a small program of th
 time at a new shape, and then computes log q(z) and its gradient at new shapes in threads of Python,
 which must give what one thread alone gives. With `--fusions` the flag of `tfp_surgery.xla_flags`
 comes too late and the small program is compiled nevertheless, as it was before: a death by SIGSEGV
-is then possible, but rare. It was seen in one of seven processes of 90 to 200 shapes each, on two
-busy cores.
+is then possible, but rare: a program like it died in one of three processes of 100 shapes, on two
+busy cores, this one in none of four.
 """
 
 from __future__ import annotations
