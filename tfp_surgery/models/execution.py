@@ -35,6 +35,7 @@ class FastModel(WholeFileModel):
     _chooses_jit = _chooses_steps = False
     # What settled jit_compile: True for a training step, False for one of evaluation.
     _jit_chosen_by: bool | None = None
+    _other_functions: tuple[Any, Any, Any] = (None, None, None)
     train_function: Any
 
     def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
@@ -132,7 +133,9 @@ class FastModel(WholeFileModel):
         if self.run_eagerly or self._is_distributed:
             return
         is_chosen = not self._chooses_jit or self._jit_chosen_by in (is_training, True)
-        if is_chosen and not (is_training and self.train_function is None):
+        # Of the program for many steps or that for one.
+        is_traced = self.train_function is not None or self._other_functions[0] is not None
+        if is_chosen and (is_traced or not is_training):
             return
         program = tf.function(step, jit_compile=True, autograph=False)
         program.get_concrete_function(batch)
