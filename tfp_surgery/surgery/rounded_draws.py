@@ -23,7 +23,7 @@ _LARGEST_SHARE_OF_TIES = 0.05
 # Squares of draws beyond the root of the largest number overflow; families that divide by a clamped
 # Gamma draw (tfd.StudentT) end a few powers of ten before.
 _NEAR_OVERFLOW = 1e-2
-_OBSERVATIONS = 10_000  # that posteriors_rounding looks at
+_OBSERVATIONS = 10_000  # that draws_of draws from, at most
 
 
 def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None:
