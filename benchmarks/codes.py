@@ -80,7 +80,7 @@ def write_encoded(path: Path, checkpoint: Path, x: np.ndarray, seed: int = 0) ->
       x: the observations, `[N, *event_shape]`.
       seed: of the order.
     """
-    from tfp_surgery.distributions.encoding import encode
+    from tfp_surgery.components.encoding import encode
     from tfp_surgery.training.checkpoint import load_checkpoint
 
     posterior = encode(load_checkpoint(checkpoint).model.encoder, x, batch_size=2000)
@@ -99,8 +99,8 @@ def training_set(run: Path, data_dir: str | None, manual_dir: str | None) -> Any
     Returns:
       The data set.
     """
-    from experiments import workdir
-    from experiments.trained_model import load_dataset
+    from experiments.common import workdir
+    from experiments.common.trained_model import load_dataset
 
     settings = workdir.read_json(run / workdir.CONFIG_FILE)["config"]
     return load_dataset(settings, "train", data_dir, manual_dir)

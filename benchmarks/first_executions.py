@@ -51,7 +51,7 @@ def first_executions(shapes: int, fusions: bool) -> int:
     """
     import tensorflow as tf
 
-    from tfp_surgery.distributions.compiled import compiled
+    from tfp_surgery.log_density.compiled import compiled
 
     def reductions(x: Any) -> Any:
         # Each has a constant of its own, without which a fusion has nothing to append.

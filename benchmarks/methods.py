@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from benchmarks import codes
 from benchmarks.measure import Method
-from tfp_surgery.distributions.encoding import encode
+from tfp_surgery.components.encoding import encode
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 tfd = tfp.distributions

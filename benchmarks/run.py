@@ -102,7 +102,7 @@ def run(
       OSError: if the folder or the data cannot be used.
       ValueError: if the folder holds something else, or a setting is wrong.
     """
-    from experiments import workdir
+    from experiments.common import workdir
 
     results: dict[str, Any]
     _check(config)
@@ -198,7 +198,7 @@ def _check(config: dict[str, Any]) -> None:
 def _make_codes_run(
     folder: Path, config: dict[str, Any], data_dir: str | None, manual_dir: str | None
 ) -> None:
-    from experiments import workdir
+    from experiments.common import workdir
 
     if (folder / workdir.RESULTS_FILE).is_file():
         return
@@ -220,7 +220,7 @@ def _make_codes_run(
 def _about_codes(codes_run: Path | None, config: dict[str, Any]) -> str:
     if codes_run is None:
         return "synthetic, of no VAE: means N(0, I), standard deviations uniform in [0.05, 0.3]"
-    from experiments import workdir
+    from experiments.common import workdir
 
     made = workdir.read_json(codes_run / workdir.CONFIG_FILE)["config"]
     missing = sorted(set(config["latent_sizes"]) - set(made["latent_sizes"]))

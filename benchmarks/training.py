@@ -37,7 +37,7 @@ def fit(
     import tfp_surgery as tfs
     from tfp_surgery.networks.decoders import MLPDecoder
     from tfp_surgery.networks.encoders import MLPEncoder
-    from tfp_surgery.networks.priors import StandardNormalPrior
+    from tfp_surgery.priors.base import StandardNormalPrior
 
     dataset = codes.training_set(Path(run), data_dir, manual_dir)
     keras.utils.set_random_seed(0)

@@ -19,16 +19,16 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import command, config_flags, vae_figures, workdir
-from experiments.config import Config
-from experiments.config_flags import config_from_flags
-from experiments.trained_model import load_dataset
-from experiments.training import train
+from experiments.common import command, config_flags, vae_figures, workdir
+from experiments.common.config import Config
+from experiments.common.config_flags import config_from_flags
+from experiments.common.trained_model import load_dataset
+from experiments.common.training import train
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting import figures, tables
-from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 
 flags.adopt_module_key_flags(config_flags)  # --helpshort shows them
 

@@ -24,13 +24,13 @@ import numpy as np
 from absl import app, flags, logging
 
 import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
-from experiments import command, workdir
-from experiments.trained_model import load_trained_model
+from experiments.common import command, workdir
+from experiments.common.trained_model import load_trained_model
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting.ladder_figures import ladder_figure
 from tfp_surgery.reporting.tables import aligned_lines
-from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
 
 _EXPERIMENT = "importance_weighting"
 _RECORD_FIELDS = {"num_importance_samples", "num_samples", "importance_weighted_elbo", "data"}

@@ -29,21 +29,30 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from absl import app, flags, logging
 
-from experiments import command, prior_audit, prior_config, prior_family, workdir
-from experiments.prior_audit import Evaluation
-from experiments.prior_config import STANDARD, PriorsConfig, config_from_flags, define_flags
-from experiments.prior_family import EM_FAMILIES, FAMILIES, JOINT, POSTHOC, Ingredients, PriorName
-from experiments.prior_table import csv_rows, text_table
-from experiments.trained_model import load_dataset
-from experiments.training import train
+from experiments.common import command, workdir
+from experiments.common.trained_model import load_dataset
+from experiments.common.training import train
+from experiments.priors import audit, families
+from experiments.priors import config as priors_config
+from experiments.priors.audit import Evaluation
+from experiments.priors.config import STANDARD, PriorsConfig, config_from_flags, define_flags
+from experiments.priors.families import (
+    EM_FAMILIES,
+    FAMILIES,
+    JOINT,
+    POSTHOC,
+    Ingredients,
+    PriorName,
+)
+from experiments.priors.table import csv_rows, text_table
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.files import replaced_when_whole
 from tfp_surgery.models.vae import VAE
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.reporting import figures, prior_figures
-from tfp_surgery.training.prior_fitting import fit_prior
+from tfp_surgery.training.fit_prior import fit_prior
 
 tfd = tfp.distributions
 
@@ -174,7 +183,7 @@ def _run_latent_size(
     return [
         {
             **record,
-            "log_evidence_gain": prior_audit.compare_evidence(record, records[0]),
+            "log_evidence_gain": audit.compare_evidence(record, records[0]),
         }
         for record in records
     ]
@@ -187,7 +196,7 @@ def _train_jointly(
 
     def make_prior(encoder: Any) -> Prior:
         x = evaluation.train.observations()
-        return prior_family.build(name, Ingredients(encoder, latent_size, x, config.seed))
+        return families.build(name, Ingredients(encoder, latent_size, x, config.seed))
 
     trained = train(config.training, latent_size, evaluation.train, own_folder, make_prior)
     vae = trained.model
@@ -219,14 +228,14 @@ def _fit_afterwards(
     elif name.family in EM_FAMILIES:
         posteriors = AggregatePosterior.from_encoder(vae.encoder, x).components_distribution
         seed = tf.constant([config.seed, _CODES_STREAM], tf.int32)
-        prior, num_parameters = prior_family.em_mixture(
+        prior, num_parameters = families.em_mixture(
             posteriors.sample(seed=seed).numpy(), name, config.seed
         )
     else:
         held_out = _num_held_out(x)
         given = Ingredients(vae.encoder, latent_size, x[:-held_out], config.seed)
         keras.utils.set_random_seed(config.seed)  # the layer's first weights
-        layer = prior_family.build(name, given)
+        layer = families.build(name, given)
         settings = FAMILIES[name.family].fit
         num_steps = settings.num_steps
         if config.fit_steps is not None:
@@ -262,10 +271,10 @@ def _measured(
     evaluation: Evaluation,
     folder: Path,
 ) -> dict[str, Any]:
-    images = prior_audit.decoded_samples(vae, prior, evaluation.seed)
+    images = audit.decoded_samples(vae, prior, evaluation.seed)
     with replaced_when_whole(folder / "samples.npy") as unfinished, unfinished.open("wb") as file:
         np.save(file, images)
-    return prior_audit.audit(vae, prior, evaluation, leave_one_out)
+    return audit.audit(vae, prior, evaluation, leave_one_out)
 
 
 def _num_parameters(prior: Prior) -> int:
@@ -330,6 +339,6 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 
 if __name__ == "__main__":
     define_flags()
-    flags.adopt_module_key_flags(prior_config)  # --helpshort shows them
+    flags.adopt_module_key_flags(priors_config)  # --helpshort shows them
     logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
     app.run(main)

@@ -26,18 +26,21 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import command, workdir
-from experiments.trained_model import TrainedModel, load_trained_model
-from tfp_surgery.checks import MAX_SEED, checked_integer
+from experiments.common import command, workdir
+from experiments.common.trained_model import TrainedModel, load_trained_model
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.annealed_importance_sampling import (
+from tfp_surgery.evidence.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
-from tfp_surgery.surgery.bidirectional_monte_carlo import bidirectional_monte_carlo
-from tfp_surgery.surgery.evidence import LogEvidence, log_evidence_by_importance_sampling
-from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
-from tfp_surgery.surgery.inference_gaps import inference_gaps
-from tfp_surgery.surgery.posterior_refinement import refined_posteriors
+from tfp_surgery.evidence.bidirectional_monte_carlo import bidirectional_monte_carlo
+from tfp_surgery.evidence.importance_sampling import (
+    LogEvidence,
+    log_evidence_by_importance_sampling,
+)
+from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
+from tfp_surgery.evidence.inference_gaps import inference_gaps
+from tfp_surgery.evidence.refined_posteriors import refined_posteriors
 
 _EXPERIMENT = "log_evidence"
 

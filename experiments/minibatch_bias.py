@@ -24,11 +24,14 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from absl import app, flags
 
-from experiments import command, workdir
+from experiments.common import command, workdir
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.information.minibatch_log_prob import (
+    minibatch_log_prob,
+    mutual_information_ceiling,
+)
 from tfp_surgery.reporting.bias_figures import minibatch_bias_figure
-from tfp_surgery.surgery.minibatch import minibatch_log_prob, mutual_information_ceiling
 
 tfd = tfp.distributions
 

@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 
 import tfp_surgery
-from experiments import prior_config
+from experiments.priors import config
 from tests.testing.mnist import mnist_dir
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -87,9 +87,9 @@ def test_the_priors_it_names_exist() -> None:
     assert len(commands) >= 3
     for command in commands:
         values = flags.FlagValues()  # type: ignore[no-untyped-call]
-        prior_config.define_flags(values)
+        config.define_flags(values)
         values(shlex.split(command.replace("\\\n", " "))[2:])
-        assert prior_config.config_from_flags(values).plan
+        assert config.config_from_flags(values).plan
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from tfp_surgery import dataset_draws as draws
 from tfp_surgery import image_files
-from tfp_surgery.arrays import reject_missing
-from tfp_surgery.checks import MAX_SEED, checked_integer
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.intensities import checked_images, described_levels
 
 BINARIZATIONS = ("stochastic", "fixed", "threshold", "none")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfp_surgery import arrays
+from tfp_surgery.checks import arrays
 
 _LARGE = 1e9  # from which on a number is written with an exponent
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tfp_surgery.arrays import checked_numbers
-from tfp_surgery.checks import checked_integer
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.checks.arrays import checked_numbers
 
 # A byte above this needs its highest bit: fewer than 256 levels are ruled out.
 LARGEST_OF_SEVEN_BITS = 127

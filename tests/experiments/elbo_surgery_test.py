@@ -20,12 +20,13 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import elbo_surgery, training
-from experiments.config import Config
+from experiments import elbo_surgery
+from experiments.common import training
+from experiments.common.config import Config
 from tests.testing.runs import error_line, snapshot, strict_json
 from tfp_surgery import datasets
-from tfp_surgery.surgery.decomposition import elbo_surgery as surgery_of
-from tfp_surgery.surgery.result import ElboSurgery
+from tfp_surgery.surgery.elbo_surgery import elbo_surgery as surgery_of
+from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 CONFIG = Config(

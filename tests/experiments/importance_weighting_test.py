@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from experiments import importance_weighting
-from experiments.config import Config
+from experiments.common.config import Config
+from experiments.common.trained_model import load_trained_model
 from experiments.importance_weighting import LadderConfig
-from experiments.trained_model import load_trained_model
 from tests.testing.runs import error_line, run_command, snapshot, trained_run
-from tfp_surgery.surgery.importance_weighting import importance_weighted_elbo
+from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
 
 TRAINING = Config(
     dataset="digits",

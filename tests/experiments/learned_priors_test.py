@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import pytest
 
-from experiments import learned_priors, prior_audit
-from experiments.prior_config import PriorsConfig
-from experiments.prior_family import FAMILIES
+from experiments import learned_priors
+from experiments.priors import audit
+from experiments.priors.config import PriorsConfig
+from experiments.priors.families import FAMILIES
 from tests.testing.runs import error_line, run_command, snapshot, strict_json
 from tfp_surgery import datasets
 from tfp_surgery.training.checkpoint import load_checkpoint
@@ -151,7 +152,7 @@ def test_the_saved_model_has_the_fitted_prior(finished: pathlib.Path) -> None:
     model = keras.saving.load_model(folder / "posthoc_mog_full_10" / "model.keras", compile=False)
     standard = load_checkpoint(folder / "joint_standard" / "checkpoint.keras").model
     test_set = datasets.load("digits", "test", binarization="fixed", seed=CONFIG.seed)
-    gain = prior_audit.gain(standard, test_set, model.prior(), CONFIG.seed)
+    gain = audit.gain(standard, test_set, model.prior(), CONFIG.seed)
     assert gain.to_dict() == records_of(finished)["posthoc mog_full:10"]["test_gain"]
 
 
@@ -174,7 +175,7 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, audit = tmp_path / "stopped", prior_audit.audit
+    folder, audit_model = tmp_path / "stopped", audit.audit
     config = dataclasses.replace(POSTHOC, priors=("mog:20", "aggregate"))
     calls = []
 
@@ -182,10 +183,10 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return audit(*arguments)
+        return audit_model(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prior_audit, "audit", stop_in_the_third)
+        patched.setattr(audit, "audit", stop_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             learned_priors.run(config, folder)
     assert not (folder / "results.json").exists()

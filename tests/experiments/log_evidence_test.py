@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from experiments import elbo_surgery, log_evidence
-from experiments.config import Config as TrainingConfig
+from experiments.common.config import Config as TrainingConfig
 from experiments.log_evidence import Config
 from tests.testing.runs import error_line, run_command, snapshot, strict_json
 from tfp_surgery import datasets
-from tfp_surgery.surgery.evidence import log_evidence_by_importance_sampling
+from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 NAMES = [

@@ -14,7 +14,7 @@ from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
 from tfp_surgery.networks.likelihoods import GaussianLikelihood
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 from tfp_surgery.training.objectives import ObjectiveTerms, elbo
 

@@ -23,7 +23,7 @@ from tfp_surgery.networks.likelihoods import (
     GaussianLikelihood,
     Likelihood,
 )
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.training.objectives import Elbo, ObjectiveTerms, elbo
 
 tfd = tfp.distributions

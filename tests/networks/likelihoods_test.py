@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import check_support
+from tfp_surgery.checks.support import check_support
 from tfp_surgery.networks.likelihoods import (
     SCALE_FLOOR,
     BernoulliLikelihood,

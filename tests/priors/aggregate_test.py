@@ -10,8 +10,8 @@ import tensorflow as tf
 import tfp_surgery as tfs
 from tests.testing.encoder_priors import EVENT_SHAPE, binary_data, make_encoder, make_vae
 from tests.testing.prior_conformance import PriorConformance
-from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.aggregate import AggregatePrior
+from tfp_surgery.priors.base import Prior
 
 X = binary_data(20)
 X_TEST = binary_data(20, seed=1)

@@ -10,8 +10,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.testing.prior_fitting import scattered_weights
-from tfp_surgery.networks.priors import Prior
 from tfp_surgery.priors.autoregressive import AutoregressivePrior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.condition import check_codes, check_condition
 from tfp_surgery.priors.flow import KINDS, FlowPrior
 

@@ -21,7 +21,7 @@ from tests.testing.encoder_priors import (
 )
 from tests.testing.prior_conformance import PriorConformance
 from tfp_surgery.networks.likelihoods import GaussianLikelihood
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.exemplar import ExemplarPrior
 
 X = binary_data()

@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tests.testing.prior_fitting import fit_by_adam, marginal_kl, scattered_weights
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.flow import KINDS, FlowPrior
 
 tfb = tfp.bijectors

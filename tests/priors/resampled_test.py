@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing.prior_conformance import PriorConformance, UnitConformance
 from tfp_surgery.distributions.resampled import Resampled
-from tfp_surgery.networks.priors import Prior, StandardNormalPrior
+from tfp_surgery.priors.base import Prior, StandardNormalPrior
 from tfp_surgery.priors.mixture import MixturePrior
 from tfp_surgery.priors.resampled import ResampledPrior
 

@@ -20,7 +20,7 @@ from tests.testing.encoder_priors import (
     make_vae,
 )
 from tests.testing.prior_conformance import PriorConformance
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.vamp import VampPrior
 
 tfd = tfp.distributions

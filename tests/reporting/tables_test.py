@@ -9,7 +9,7 @@ import pytest
 
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.reporting import tables
-from tfp_surgery.surgery.result import ElboSurgery
+from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 
 
 def surgery(num_observations: int, data: str, cross_term: Estimate | None = None) -> ElboSurgery:

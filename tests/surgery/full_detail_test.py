@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.testing.models import LinearGaussian, index_data, table_encoder
-from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
+from tfp_surgery.distributions.discretized_logistic import DiscretizedLogistic
 from tfp_surgery.surgery import full_detail
-from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.full_detail import FullElboSurgery
 
 tfb = tfp.bijectors

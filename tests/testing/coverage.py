@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.surgery.evidence import LogEvidence
+from tfp_surgery.evidence.importance_sampling import LogEvidence
 
 STANDARD_ERRORS = 4.5
 

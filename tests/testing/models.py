@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import stats
 
-from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.components import components as components_lib
 
 tfd = tfp.distributions
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 
 tfd = tfp.distributions
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 
 tfd = tfp.distributions
 P = TypeVar("P", bound=Prior)

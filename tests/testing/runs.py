@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from absl import flags
 
-from experiments import elbo_surgery, training, workdir
-from experiments.config import Config
+from experiments import elbo_surgery
+from experiments.common import training, workdir
+from experiments.common.config import Config
 from tfp_surgery import datasets
 
 

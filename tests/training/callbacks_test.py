@@ -12,8 +12,8 @@ from tfp_surgery.datasets import load
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
-from tfp_surgery.networks.priors import StandardNormalPrior
-from tfp_surgery.surgery.decomposition import elbo_surgery
+from tfp_surgery.priors.base import StandardNormalPrior
+from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 
 

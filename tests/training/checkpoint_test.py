@@ -17,7 +17,7 @@ from tfp_surgery.datasets import Dataset
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 
 tfd = tfp.distributions

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
 
-from tfp_surgery.divergence import closed_form_kl
+from tfp_surgery.components.divergence import closed_form_kl
 from tfp_surgery.training.objectives import elbo, reconstruction_log_prob
 
 tfd = tfp.distributions

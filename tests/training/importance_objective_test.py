@@ -18,7 +18,7 @@ from tests.testing.oracles import CASES
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.training.importance_objective import GRADIENTS, iwae
 
 tfd = tfp.distributions

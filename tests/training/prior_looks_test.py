@@ -11,8 +11,8 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing import small_aggregates
 from tests.testing.learned_priors import GaussianPrior
+from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
-from tfp_surgery.training.prior_fitting import fit_prior
 
 tfd = tfp.distributions
 

@@ -15,9 +15,9 @@ from sklearn.mixture import GaussianMixture
 import tfp_surgery as tfs
 from tests.testing import oracles, small_aggregates
 from tfp_surgery.networks.likelihoods import GaussianLikelihood
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
+from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
-from tfp_surgery.training.prior_fitting import fit_prior
 
 tfd = tfp.distributions
 

@@ -17,13 +17,14 @@ from tensorflow_probability.python.internal import (
 )
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery import arrays
-from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import evaluation, fidelity, indexing, moments
-from tfp_surgery.distributions import marginals as marginals_lib
-from tfp_surgery.distributions import weights as weights_lib
-from tfp_surgery.distributions.encoding import encode
-from tfp_surgery.distributions.evaluation import Evaluation
+from tfp_surgery.checks import arrays
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import fidelity, moments, named_component
+from tfp_surgery.components import marginals as marginals_lib
+from tfp_surgery.components import weights as weights_lib
+from tfp_surgery.components.encoding import encode
+from tfp_surgery.log_density import evaluation
+from tfp_surgery.log_density.evaluation import Evaluation
 
 tfd = tfp.distributions
 
@@ -38,12 +39,12 @@ class AggregatePosterior(tfd.Distribution):
     It is a mixture of as many components as there are observations. Unlike
     `tfd.MixtureSameFamily` it never builds an array of queries times components and never draws
     from components that were not chosen: `log_prob` and `index_entropy` stream over blocks of
-    components (forward and backward, see `streaming`), `sample` gathers the chosen components.
+    components (forward and backward, see `streamed_pass`), `sample` gathers the chosen components.
 
     `log_prob`, `index_entropy` and `evaluate` are exact unless given a `tolerance` in nats: then a
     tree over the components bounds what it leaves out (see `evaluate`). The `log_prob` of
     one-dimensional Gaussian `marginals()` with a tolerance is interpolated within it (see
-    `interpolation`); it has no derivatives.
+    `interpolated_marginals`); it has no derivatives.
 
     All logarithms are natural; densities and entropies are in nats. `log_prob` and `index_entropy`
     have first derivatives only; asking for second ones raises `LookupError`.
@@ -302,7 +303,7 @@ class AggregatePosterior(tfd.Distribution):
         """
         tolerance = evaluation.checked_tolerance(tolerance)
         if index is not None:
-            index = indexing.checked_index(index, self.num_components)
+            index = named_component.checked_index(index, self.num_components)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
             log_prob, entropy, num_visited, method = self._evaluate(z, tolerance)
@@ -310,13 +311,13 @@ class AggregatePosterior(tfd.Distribution):
             if index is not None:
                 components = components_lib.broadcast(self._components_distribution)
                 with tf.control_dependencies(self._index_assertions(index)):
-                    own = indexing.log_prob(
+                    own = named_component.log_prob(
                         components, z, tf.broadcast_to(index, ps.shape(log_prob))
                     )
             return Evaluation(log_prob, entropy, own, num_visited, method)
 
     def _index_assertions(self, index: tf.Tensor) -> list[Any]:
-        return indexing.assertions(index, self.num_components) if self.validate_args else []
+        return named_component.assertions(index, self.num_components) if self.validate_args else []
 
     def index_entropy(
         self, z: Any, tolerance: float | None = None, name: str = "index_entropy"
@@ -379,7 +380,7 @@ class AggregatePosterior(tfd.Distribution):
           TypeError: If `index` is not of an integer dtype.
           ValueError: If `index` is known statically and not in [0, N).
         """
-        index = indexing.checked_index(index, self.num_components)
+        index = named_component.checked_index(index, self.num_components)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
             log_weights = self._log_weights()

@@ -14,8 +14,8 @@ from tensorflow_probability.python.internal import (
 )
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery.distributions import components as components_lib
-from tfp_surgery.distributions import weights as weights_lib
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 
 tfd = tfp.distributions

@@ -16,8 +16,8 @@ from tensorflow_probability.python.internal import (
 )
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery.checks import checked_integer
-from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components import components as components_lib
 
 tfd = tfp.distributions
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_surgery.arrays import way_out
-from tfp_surgery.checks import check_observations
+from tfp_surgery.checks.arguments import check_observations
+from tfp_surgery.checks.arrays import way_out
 
 _BAD_BATCH = "observations that tfp_surgery refuses"
 

@@ -13,22 +13,22 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import (
+from tfp_surgery.checks.networks import (
     build_prior,
     check_decoder_output,
     check_encoder_output,
     check_prior,
-    check_support,
     unwrap,
 )
-from tfp_surgery.models.execution import FastModel, listed
+from tfp_surgery.checks.support import check_support
+from tfp_surgery.measurement.model import check_codes_in_support
+from tfp_surgery.models.fast_model import FastModel, listed
 from tfp_surgery.models.not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (
     TrainingInput,
     observations_and_index,
     reject_targets,
 )
-from tfp_surgery.surgery.model import check_codes_in_support
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
 from tfp_surgery.training.variables import check_decoder_gradient, checked_gradients

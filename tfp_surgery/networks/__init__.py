@@ -8,7 +8,7 @@ from tfp_surgery.networks.likelihoods import (
     DiscretizedLogisticLikelihood,
     GaussianLikelihood,
 )
-from tfp_surgery.networks.priors import StandardNormalPrior
+from tfp_surgery.priors.base import StandardNormalPrior
 
 __all__ = [
     "BernoulliLikelihood",

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.networks.discretized_logistic import DiscretizedLogistic
+from tfp_surgery.distributions.discretized_logistic import DiscretizedLogistic
 from tfp_surgery.networks.precision import at_least_float32
 
 tfd = tfp.distributions

@@ -1,8 +1,8 @@
 """Priors p(z) that go to meet the aggregate posterior, as Keras layers."""
 
-from tfp_surgery.networks.priors import Prior, StandardNormalPrior
 from tfp_surgery.priors.aggregate import AggregatePrior
 from tfp_surgery.priors.autoregressive import AutoregressivePrior
+from tfp_surgery.priors.base import Prior, StandardNormalPrior
 from tfp_surgery.priors.exemplar import ExemplarPrior
 from tfp_surgery.priors.flow import FlowPrior
 from tfp_surgery.priors.mixture import MixturePrior

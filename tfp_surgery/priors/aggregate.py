@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.priors.encoder_prior import ObservationPrior
 

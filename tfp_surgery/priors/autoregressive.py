@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import checked_integer
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.distributions.autoregressive_mixture import AutoregressiveMixture
-from tfp_surgery.networks.invertible_linear import WhitenedLinear
-from tfp_surgery.networks.masked import MaskedNetwork
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.condition import batch_shape_of, check_codes, check_condition
+from tfp_surgery.priors.invertible_linear import WhitenedLinear
+from tfp_surgery.priors.masked import MaskedNetwork
 
 tfd = tfp.distributions
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery import arrays
+from tfp_surgery.checks import arrays
 
 
 def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | None:

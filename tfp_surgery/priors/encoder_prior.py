@@ -10,18 +10,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import (
-    MAX_SEED,
-    check_encoder_output,
-    check_observations,
-    checked_integer,
-)
+from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
+from tfp_surgery.checks.networks import check_encoder_output
+from tfp_surgery.components.encoding import encode
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.distributions.encoding import encode
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.intensities import reject_raw_levels
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.priors.base import Prior
 
 tfd = tfp.distributions
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.networks.standardization import moments
 from tfp_surgery.priors.condition import check_codes
 from tfp_surgery.priors.encoder_prior import ObservationPrior
+from tfp_surgery.priors.standardization import moments
 
 tfd = tfp.distributions
 

@@ -11,13 +11,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_surgery.checks import checked_integer
-from tfp_surgery.distributions.coupling import Coupling, kept_for_one_more_call
-from tfp_surgery.networks.invertible_linear import InvertibleLinear, WhitenedLinear
-from tfp_surgery.networks.masked import MaskedNetwork
-from tfp_surgery.networks.priors import Prior
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.priors.base import Prior
 from tfp_surgery.priors.condition import batch_shape_of, check_codes, check_condition
+from tfp_surgery.priors.coupling import Coupling, kept_for_one_more_call
 from tfp_surgery.priors.elementwise import affine, spline
+from tfp_surgery.priors.invertible_linear import InvertibleLinear, WhitenedLinear
+from tfp_surgery.priors.masked import MaskedNetwork
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

@@ -13,12 +13,12 @@ import tensorflow_probability as tfp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from tfp_surgery.checks import MAX_SEED, check_observations, checked_integer
+from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
+from tfp_surgery.components.weights import weights_from_logits
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.distributions.weights import weights_from_logits
 from tfp_surgery.networks.encoders import SCALE_FLOOR
-from tfp_surgery.networks.priors import Prior
-from tfp_surgery.networks.standardization import Standardization, moments
+from tfp_surgery.priors.base import Prior
+from tfp_surgery.priors.standardization import Standardization, moments
 
 tfd = tfp.distributions
 

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_surgery.checks import MAX_SEED, checked_integer
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
 from tfp_surgery.distributions.resampled import Resampled
-from tfp_surgery.networks.priors import MomentPrior, Prior
-from tfp_surgery.networks.standardization import Standardization, moments
+from tfp_surgery.priors.base import MomentPrior, Prior
 from tfp_surgery.priors.condition import check_codes
+from tfp_surgery.priors.standardization import Standardization, moments
 
 _MEASURING_STREAM, _TRAINING_STREAM = 0, 1
 

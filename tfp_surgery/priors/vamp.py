@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import MAX_SEED, checked_integer
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.components.weights import weights_from_logits
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.distributions.weights import weights_from_logits
 from tfp_surgery.priors.encoder_prior import EncoderPrior, observations_of
 
 tfd = tfp.distributions

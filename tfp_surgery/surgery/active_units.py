@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.surgery.model import check_vector_codes
+from tfp_surgery.measurement.model import check_vector_codes
 
 _THRESHOLD = 0.01
 

@@ -10,23 +10,23 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks.point_mass import measures
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.point_mass import measures
-from tfp_surgery.surgery.active_units import ActiveUnits, active_units
-from tfp_surgery.surgery.marginal_kl_split import MarginalKLSplit
-from tfp_surgery.surgery.mutual_information import (
+from tfp_surgery.information.mutual_information_bounds import (
     MutualInformationBounds,
     mutual_information_bounds,
 )
-from tfp_surgery.surgery.rate_distortion import (
+from tfp_surgery.information.rate_distortion import (
     RateDistortionBounds,
     empirical_entropy,
     rate_distortion_bounds,
 )
-from tfp_surgery.surgery.result import ElboSurgery
-from tfp_surgery.surgery.total_correlation import marginal_kl_split
-from tfp_surgery.surgery.views import ElboReadings, elbo_readings
+from tfp_surgery.surgery.active_units import ActiveUnits, active_units
+from tfp_surgery.surgery.elbo_readings import ElboReadings, elbo_readings
+from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
+from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
+from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
 
 tfd = tfp.distributions
 

@@ -9,15 +9,15 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
-from tfp_surgery.distributions import components as components_lib
+from tfp_surgery.checks.networks import build_prior
+from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.surgery import consistency
-from tfp_surgery.surgery.decomposition import describe_evaluation
-from tfp_surgery.surgery.draws import checked_draws
-from tfp_surgery.surgery.model import check_codes_in_support, code_sampler
-from tfp_surgery.surgery.rounded_draws import cause, rounding_of_draws
+from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.draws import checked_draws
+from tfp_surgery.measurement.model import check_codes_in_support, code_sampler
+from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
+from tfp_surgery.surgery.elbo_surgery import describe_evaluation
 
 tfd = tfp.distributions
 
@@ -88,7 +88,7 @@ class PriorMeasurement:
         self._seed = seed
         z, log_former = self._scored(former_prior)
         self._cause_of_failure = cause(z)
-        check_codes_in_support(checks.build_prior(former_prior), z)
+        check_codes_in_support(build_prior(former_prior), z)
         self._log_former = checked_draws(
             "log p(z) of the former prior", log_former, cause=self._cause_of_failure
         )

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery.checks.networks import unwrap
 
 tfd = tfp.distributions
 
@@ -34,7 +34,7 @@ def saturated_reconstruction(
     bad = np.argwhere(failed)[:_CODES]
     if not len(bad):
         return ""
-    return saturation(checks.unwrap(decoder(tf.gather_nd(z, bad))))
+    return saturation(unwrap(decoder(tf.gather_nd(z, bad))))
 
 
 def saturation(likelihood: tfd.Distribution) -> str:

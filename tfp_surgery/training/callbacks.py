@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from tfp_surgery import checks
+from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
-from tfp_surgery.surgery.decomposition import elbo_surgery
-from tfp_surgery.surgery.model import observations_of
-from tfp_surgery.surgery.result import ElboSurgery
+from tfp_surgery.measurement.model import observations_of
+from tfp_surgery.surgery.elbo_surgery import elbo_surgery
+from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 
 
 class ElboSurgeryCallback(keras.callbacks.Callback):
@@ -68,9 +68,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             ("num_samples", num_samples),
             ("batch_size", batch_size),
         ):
-            checks.checked_integer(name, value, 1)
+            checked_integer(name, value, 1)
         if not isinstance(x, Dataset):
-            x = checks.check_observations(x)
+            x = check_observations(x)
             reject_raw_levels(x)
         self._x = x
         self._every = every

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import build_prior, unwrap
-from tfp_surgery.divergence import closed_form_kl
+from tfp_surgery.checks.networks import build_prior, unwrap
+from tfp_surgery.components.divergence import closed_form_kl
 
 tfd = tfp.distributions
 

@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import build_prior, checked_integer, unwrap
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.training.elbo_objective import ObjectiveTerms, log_likelihood
 
 tfd = tfp.distributions

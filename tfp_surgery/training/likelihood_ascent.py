@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery import checks
+from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.surgery.model import traced
+from tfp_surgery.measurement.model import traced
 
 tfd = tfp.distributions
 
@@ -118,7 +118,7 @@ class LikelihoodAscent:
         sources = [variable.value for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            log_prob = tf.reduce_mean(checks.build_prior(self._prior, training=True).log_prob(z))
+            log_prob = tf.reduce_mean(build_prior(self._prior, training=True).log_prob(z))
             loss = -log_prob
         gradients = tape.gradient(loss, sources)
         # Keras warns of variables without a gradient, and refuses where none has one.
@@ -151,7 +151,7 @@ class FixedCodes:
         self._counts = starts[:, np.newaxis] <= shown[:, np.newaxis] + np.arange(size)
 
         def log_prob(blocks: tf.Tensor) -> tf.Tensor:
-            prior_now = checks.build_prior(prior)  # once: some priors are dear to build
+            prior_now = build_prior(prior)  # once: some priors are dear to build
             return tf.map_fn(prior_now.log_prob, blocks, parallel_iterations=1)
 
         self._log_prob = XlaOrGraph(log_prob, tf.TensorSpec(self._blocks.shape, self._blocks.dtype))

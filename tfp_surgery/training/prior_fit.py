@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfp_surgery.surgery.consistency import warning_lines
-from tfp_surgery.surgery.presentation import aligned_rows, count_draws, record
+from tfp_surgery.measurement.consistency import warning_lines
+from tfp_surgery.measurement.presentation import aligned_rows, count_draws, record
 from tfp_surgery.surgery.prior_change import PriorChange
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_surgery.checks import build_prior
-from tfp_surgery.gradient_checks import check_gradient
+from tfp_surgery.checks.gradients import check_gradient
+from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.training.elbo_objective import log_likelihood
 
 _WAY_OUT = (

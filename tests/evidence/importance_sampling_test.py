@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from scipy import integrate, special, stats
+
+from tests.testing.coverage import check_coverage, covered, estimates_of_groups
+from tests.testing.linear_gaussian import LinearGaussianModel
+from tfp_surgery.evidence.importance_sampling import (
+    LogEvidence,
+    RunningWeights,
+    log_evidence_by_importance_sampling,
+)
+
+tfd = tfp.distributions
+
+STANDARD_ERRORS = 4.5
+WEIGHTS = np.array([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]])
+# Noise of the model, and how far its encoder is off: codes that tell observations little, or
+# something, or which of them it was.
+MODELS = {
+    "collapsed": (LinearGaussianModel(0.05 * WEIGHTS, 1.0), 0.0, 1.0),
+    "overlapping": (LinearGaussianModel(WEIGHTS, 0.8), 0.3, 1.4),
+    "separated": (LinearGaussianModel(WEIGHTS, 0.01), 0.3, 1.7),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_agrees_with_the_closed_form(case: str) -> None:
+    model, shift, factor = MODELS[case]
+    num = 200
+    x = model.simulate(num)
+    result = log_evidence_by_importance_sampling(
+        x,
+        model.perturbed_encoder(shift, factor),
+        model.decoder,
+        model.prior,
+        num_importance_samples=3000,
+        seed=1,
+        batch_size=30000,
+    )
+    truth = model.log_evidence(x)
+    scores = (result.per_observation - truth) / result.standard_errors
+    assert np.all(np.abs(scores) < STANDARD_ERRORS)
+    # The errors are neither too small nor too large: a mean square of N normal scores.
+    assert abs(np.mean(scores**2) - 1) < STANDARD_ERRORS * math.sqrt(2 / num)
+    assert abs(result.estimate.value - truth.mean()) < (
+        STANDARD_ERRORS * result.estimate.standard_error
+    )
+    assert result.bound == "lower"
+
+
+def test_exact_posteriors_have_equal_weights() -> None:
+    model, _, _ = MODELS["overlapping"]
+    x = model.simulate(7)
+    # Batches of 3 observations, and chunks of 1 draw.
+    result = log_evidence_by_importance_sampling(
+        x, model.exact_encoder, model.decoder, model.prior, num_importance_samples=40, batch_size=3
+    )
+    np.testing.assert_allclose(result.per_observation, model.log_evidence(x), atol=1e-10)
+    np.testing.assert_allclose(result.effective_sample_sizes, 40, rtol=1e-10)
+    np.testing.assert_allclose(result.standard_errors, 0, atol=1e-5)
+
+
+def _expectation_of_log_mean(log_weights: np.ndarray, density: np.ndarray, m: int) -> float:
+    """E[log 1/m sum_s w_s] of independent weights, by quadrature for any m.
+
+    log a = integral over t > 0 of (exp(-t) - exp(-a t)) / t, and the expectation of exp(-t/m sum w)
+    is a power. `density` are the probabilities of the grid that the weights are given on.
+    """
+    log_t = np.linspace(-30, 20, 2001)
+    t = np.exp(log_t)
+    transform = np.exp(-t[:, None] / m * np.exp(log_weights)) @ density  # [T]
+    # dt / t = d log t
+    return float(integrate.simpson(np.exp(-t) - transform**m, log_t))
+
+
+# Proposals of light and of heavy tails, the weights of which differ by e^0.5 to e^2 per deviation.
+PROPOSALS = {"wide": (0.8, 1.5), "shifted": (1.0, 1.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [5, 20, 100, 300])
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_intervals_cover_the_expectation_of_the_bound(proposal: str, m: int) -> None:
+    """10000 results of one observation each, or 500 of twenty: what the docstring says of both."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.7]])
+    encoder = model.perturbed_encoder(*PROPOSALS[proposal])
+    result = log_evidence_by_importance_sampling(
+        np.repeat(x, 10000, axis=0),
+        encoder,
+        model.decoder,
+        model.prior,
+        num_importance_samples=m,
+        seed=4,
+        batch_size=50000,
+    )
+    q = encoder(tf.constant(x))
+    z = np.linspace(-8, 8, 4001)[:, None]
+    log_weights = (model.prior.log_prob(z) + model.decoder(z).log_prob(x) - q.log_prob(z)).numpy()
+    density = np.exp(q.log_prob(z).numpy())
+    truth = model.log_evidence(x)[0]
+    expectation = truth + _expectation_of_log_mean(log_weights - truth, density / density.sum(), m)
+    alone = covered(estimates_of_groups(result, 1), expectation)
+    together = covered(estimates_of_groups(result, 20), expectation)
+    least, most = {5: (0.84, 0.87), 20: (0.90, 0.94), 100: (0.93, 0.95), 300: (0.93, 0.95)}[m]
+    check_coverage(alone, 10000, least, most)
+    check_coverage(together, 500, 0.93, 0.97)
+
+
+@pytest.mark.parametrize("m", [1, 5, 50])
+def test_expectation_is_the_bound_of_m_draws(m: int) -> None:
+    """The bias towards below: what the docstring says of it, measured."""
+    model = LinearGaussianModel(np.array([[1.0]]), 0.5)
+    x = np.array([[0.7]])
+    encoder = model.perturbed_encoder(0.8, 1.5)
+    q = encoder(tf.constant(x))
+    z = np.linspace(-8, 8, 4001)[:, None]
+    log_weights = (model.prior.log_prob(z) + model.decoder(z).log_prob(x) - q.log_prob(z)).numpy()
+    density = np.exp(q.log_prob(z).numpy())
+    truth = model.log_evidence(x)[0]
+    expectation = truth + _expectation_of_log_mean(log_weights - truth, density / density.sum(), m)
+    repetitions = 20000 // m if m < 50 else 4000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        result = log_evidence_by_importance_sampling(
+            np.repeat(x, repetitions, axis=0),
+            encoder,
+            model.decoder,
+            model.prior,
+            num_importance_samples=m,
+            seed=2,
+            batch_size=50000,
+        )
+    found = result.per_observation
+    error = found.std(ddof=1) / math.sqrt(repetitions)
+    assert abs(found.mean() - expectation) < STANDARD_ERRORS * error
+    assert expectation < truth
+    if m == 50:
+        # Half the variance, to leading order.
+        assert truth - expectation == pytest.approx(found.var() / 2, rel=0.3)
+
+
+def test_memory_does_not_grow_with_the_number_of_draws() -> None:
+    model, shift, factor = MODELS["overlapping"]
+    decoded = []
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        decoded.append(len(z))
+        return model.decoder(z)
+
+    log_evidence_by_importance_sampling(
+        model.simulate(3),
+        model.perturbed_encoder(shift, factor),
+        decoder,
+        model.prior,
+        num_importance_samples=5000,
+        batch_size=1000,
+    )
+    assert max(decoded) <= 1000
+    # One decoded to look at it; the last chunk is as large as the others.
+    assert 15000 <= sum(decoded) <= 16001
+
+
+def test_running_weights_are_the_sums_of_all() -> None:
+    rng = np.random.default_rng(0)
+    log_weights = rng.normal(size=(60, 4)) * 3 + [-5000.0, -700.0, 0.0, 5000.0]
+    log_weights[10:20, 1] = -np.inf
+    running = RunningWeights(4, tf.float64)
+    for start, stop in ((0, 1), (1, 17), (17, 60)):
+        for rows in (slice(0, 3), slice(3, 4)):
+            running.add(rows, log_weights[start:stop, rows])
+    result = running.log_evidence("lower", method="", data="", seed=0)
+    np.testing.assert_allclose(
+        result.per_observation, special.logsumexp(log_weights, axis=0) - math.log(60), rtol=1e-13
+    )
+    w = np.exp(log_weights - log_weights.max(axis=0))
+    np.testing.assert_allclose(
+        result.effective_sample_sizes, w.sum(axis=0) ** 2 / (w**2).sum(axis=0), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        result.standard_errors, _jackknife(w, np.arange(60)), rtol=1e-9, atol=1e-12
+    )
+
+
+def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
+    num_groups = group.max() + 1
+    left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
+    errors: np.ndarray = np.sqrt((num_groups - 1) * left.var(axis=0))
+    return errors
+
+
+def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
+    log_weights = np.random.default_rng(1).normal(size=(730, 3)) * [0.1, 1.0, 2.0]
+    running = RunningWeights(3, tf.float64)
+    for start, stop in ((0, 40), (40, 555), (555, 730)):
+        running.add(slice(0, 3), log_weights[start:stop])
+    result = running.log_evidence("upper", method="", data="", seed=0)
+    w = np.exp(log_weights)
+    np.testing.assert_allclose(result.per_observation, -np.log(w.mean(axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(
+        result.standard_errors, _jackknife(w, np.arange(730) % 100), rtol=1e-9
+    )
+    # Where weights are many and their tails light it is the delta method.
+    delta = w.std(axis=0, ddof=1) / math.sqrt(730) / w.mean(axis=0)
+    np.testing.assert_allclose(
+        result.standard_errors, delta, rtol=STANDARD_ERRORS * math.sqrt(1 / (2 * 99))
+    )
+
+
+def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
+    """The delta method says 1 nat at most; without the largest weight 30 or 800 nats are gone."""
+    log_weights = np.zeros([10, 3])
+    log_weights[4] = [30.0, 800.0, 0.0]
+    log_weights[:, 2] = [*[-np.inf] * 9, 0.0]
+    running = RunningWeights(3, tf.float64)
+    running.add(slice(0, 3), log_weights)
+    errors = running.log_evidence("lower", method="", data="", seed=0).standard_errors
+    expected = np.array([30.0, 800.0]) * math.sqrt(9 * (0.1 - 0.01))
+    np.testing.assert_allclose(errors[:2], expected, rtol=0.1)
+    assert math.isnan(errors[2])
+
+
+def test_weights_that_say_nothing_are_refused() -> None:
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"1 of 6 log weights are NaN or \+inf"):
+            RunningWeights(2, tf.float64).add(
+                slice(0, 2), np.array([[0.0, bad], [0, 0], [0, -np.inf]])
+            )
+    running = RunningWeights(2, tf.float64)
+    running.add(slice(0, 2), np.array([[0.0, -np.inf], [0.0, -np.inf]]))
+    with pytest.raises(ValueError, match="all 2 weights are zero for 1 of 2 observations"):
+        running.log_evidence("lower", method="", data="", seed=0)
+
+
+def test_float64_stays_and_seeds_repeat() -> None:
+    model, shift, factor = MODELS["overlapping"]
+    dtypes = set()
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        dtypes.add(z.dtype)
+        return model.decoder(z)
+
+    def values(seed: int) -> np.ndarray:
+        return log_evidence_by_importance_sampling(
+            model.simulate(4),
+            model.perturbed_encoder(shift, factor),
+            decoder,
+            model.prior,
+            num_importance_samples=100,
+            seed=seed,
+        ).per_observation
+
+    np.testing.assert_array_equal(values(3), values(3))
+    assert np.all(values(3) != values(4))
+    assert dtypes == {tf.float64}
+
+
+def test_few_effective_samples_are_warned_of() -> None:
+    model, _, _ = MODELS["separated"]
+    x = model.simulate(5)
+
+    def prior_as_encoder(x: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(tf.zeros([len(x), 2], tf.float64), np.ones(2))
+
+    with pytest.warns(UserWarning, match=r"below 10 for 5 of 5 observations"):
+        log_evidence_by_importance_sampling(
+            x, prior_as_encoder, model.decoder, model.prior, num_importance_samples=500
+        )
+    with pytest.warns(UserWarning, match=r"below 4 for"):
+        log_evidence_by_importance_sampling(
+            x, prior_as_encoder, model.decoder, model.prior, num_importance_samples=8
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_evidence_by_importance_sampling(
+            x, model.exact_encoder, model.decoder, model.prior, num_importance_samples=4
+        )
+
+
+def test_a_model_of_discrete_codes() -> None:
+    probs = np.array([0.5, 0.3, 0.2])
+    means = np.array([-1.0, 0.5, 2.0])
+    x = np.array([[0.0], [1.5]])
+
+    def encoder(x: tf.Tensor) -> tfd.Distribution:
+        return tfd.OneHotCategorical(logits=tf.zeros([len(x), 3], tf.float64), dtype=tf.float64)
+
+    result = log_evidence_by_importance_sampling(
+        x,
+        encoder,
+        lambda z: tfd.MultivariateNormalDiag(z @ means[:, None], [1.0]),
+        tfd.OneHotCategorical(probs=probs, dtype=tf.float64),
+        num_importance_samples=4000,
+    )
+    truth = np.log((probs * stats.norm.pdf(x, means)).sum(axis=1))
+    assert np.all(np.abs(result.per_observation - truth) < STANDARD_ERRORS * result.standard_errors)
+
+
+def test_proposals_given_as_a_distribution_are_those_of_the_encoder() -> None:
+    model, shift, factor = MODELS["overlapping"]
+    x, encoder = model.simulate(7), model.perturbed_encoder(shift, factor)
+
+    def values(proposals: Any) -> np.ndarray:
+        return log_evidence_by_importance_sampling(
+            x, proposals, model.decoder, model.prior, num_importance_samples=40, batch_size=50
+        ).per_observation
+
+    np.testing.assert_array_equal(values(encoder(tf.constant(x))), values(encoder))
+    # Another family, and one scale for all observations.
+    loc = encoder(tf.constant(x)).mean()
+    found = values(tfd.Independent(tfd.StudentT(np.float64(5), loc, [0.5, 0.6]), 1))
+    np.testing.assert_allclose(found, model.log_evidence(x), atol=1.5)
+    with pytest.raises(ValueError, match="batch shape"):
+        values(encoder(tf.constant(x[:4])))
+
+
+def test_the_result_prints_and_serialises() -> None:
+    model, shift, factor = MODELS["overlapping"]
+    result = log_evidence_by_importance_sampling(
+        model.simulate(4),
+        model.perturbed_encoder(shift, factor),
+        model.decoder,
+        model.prior,
+        num_importance_samples=1,
+        seed=5,
+    )
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["log_evidence"] == {"value": result.estimate.value, "standard_error": None}
+    assert content["per_observation"] == list(result.per_observation)
+    assert content["standard_errors"] == [None] * 4
+    assert content["acceptance_rate"] is None
+    text = str(result)
+    for part in ("an array, N = 4", "lower bound", "importance sampling, m = 1", "seed 5"):
+        assert part in text
+
+
+def _call(**changes: Any) -> LogEvidence:
+    model, shift, factor = MODELS["overlapping"]
+    arguments = {
+        "x": model.simulate(4),
+        "encoder": model.perturbed_encoder(shift, factor),
+        "decoder": model.decoder,
+        "prior": model.prior,
+        "num_importance_samples": 2,
+        **changes,
+    }
+    return log_evidence_by_importance_sampling(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_importance_samples": 0}, ValueError, "num_importance_samples must be at least 1"),
+        ({"num_importance_samples": 2.5}, TypeError, "num_importance_samples must be an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"x": np.full([3, 3], np.nan)}, ValueError, "x must be finite"),
+        ({"encoder": lambda x: x}, TypeError, "encoder must return a distribution"),
+        ({"prior": tfd.Normal(0.0, 1.0)}, ValueError, "the prior must be one distribution"),
+        (
+            {"decoder": lambda z: tfd.MultivariateNormalDiag(z * np.nan @ WEIGHTS.T, np.ones(3))},
+            ValueError,
+            "NaN",
+        ),
+    ],
+)
+def test_wrong_input_is_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        _call(**changes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments.common.config import Config
+from experiments.common.trained_model import load_trained_model
+from tests.testing.runs import trained_run
+from tfp_surgery import datasets
+from tfp_surgery.training.checkpoint import load_checkpoint
+
+TRAINING = Config(
+    dataset="digits",
+    latent_sizes=(2, 3),
+    binarization="stochastic",
+    epochs=1,
+    batch_size=500,
+    learning_rate=1e-2,
+    hidden_sizes=(8,),
+    num_samples=2,
+    seed=1,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return trained_run(tmp_path_factory.mktemp("runs") / "trained", TRAINING)
+
+
+def test_the_images_are_drawn_from_the_test_set(trained: pathlib.Path) -> None:
+    model = load_trained_model(str(trained), latent_size=2, num_images=297, seed=0)
+    test_set = datasets.load("digits", "test", binarization="stochastic", seed=TRAINING.seed)
+    everything = test_set.observations(draw_seed=TRAINING.seed)
+    np.testing.assert_array_equal(model.x, everything)
+    assert model.data == f"297 random images of {test_set.describe(draw_seed=TRAINING.seed)}"
+    assert model.dataset == test_set.to_dict()
+
+    few, again, other = (
+        load_trained_model(str(trained), latent_size=2, num_images=20, seed=seed).x
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(few, again)
+    assert not np.array_equal(few, other)
+    rows = {row.tobytes() for row in everything}
+    assert all(row.tobytes() in rows for row in few)
+
+    z = np.zeros([1, 2], np.float32)
+    checkpoint = load_checkpoint(trained / "latent_02" / "checkpoint.keras")
+    np.testing.assert_array_equal(model.vae.decoder(z).mean(), checkpoint.model.decoder(z).mean())
+
+
+def test_what_is_no_finished_run_is_refused(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def load(run: object, latent_size: int = 2, num_images: int = 1) -> None:
+        load_trained_model(str(run), latent_size, num_images, seed=0)
+
+    with pytest.raises(ValueError, match=r"holds no run of experiments\.elbo_surgery"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"latent size \[2, 3\], none of --latent_size=7"):
+        load(trained, latent_size=7)
+    with pytest.raises(OSError, match="latent_03"):
+        load(trained, latent_size=3)  # named, and not there yet
+    with pytest.raises(ValueError, match="exceeds the 297 images of digits/test"):
+        load(trained, num_images=298)
+
+    settings = json.loads((trained / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**settings, "experiment": "log_evidence"}))
+    with pytest.raises(ValueError, match="something other than a run of elbo_surgery"):
+        load(other)
+
+    (other / "latent_02").mkdir()
+    settings["config"]["epochs"] = 9
+    (other / "config.json").write_text(json.dumps(settings))
+    checkpoint = (trained / "latent_02" / "checkpoint.keras").read_bytes()
+    (other / "latent_02" / "checkpoint.keras").write_bytes(checkpoint)
+    with pytest.raises(ValueError, match="trained for 1 of 9 epochs"):
+        load(other)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,0 +1,1 @@
+"""Checks of what a caller hands in: arguments, arrays, networks, support."""

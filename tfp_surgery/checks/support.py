@@ -1,0 +1,103 @@
+"""Checks that a data set lies in the support of its likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.networks import MIXTURES, WRAPPERS, unwrap
+
+tfd = tfp.distributions
+
+# Rows of x that one call of check_support looks at together.
+_SUPPORT_BLOCK = 8192
+
+
+def check_support(likelihood: tfd.Distribution, x: Any) -> None:
+    """Checks that every value of `x` lies in the support of the likelihood.
+
+    The base of `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast` is asked, by the assertions
+    that TFP itself makes under `validate_args=True`. Of mixtures only those of Bernoullis are
+    checked; families for which TFP has no assertions (transformed distributions) are not.
+
+    Args:
+      likelihood: p(x|z) with batch shape `[1]` or `[B]`, B the number of rows of `x`.
+      x: array-like of shape `[N, *event_shape]`, finite.
+
+    Raises:
+      ValueError: naming the distribution, the range of `x` and what was expected; or if TFP
+        refuses the parameters that the decoder gave.
+    """
+    base = unwrap(likelihood)
+    in_mixture = False
+    while not isinstance(base, tfd.Bernoulli):
+        if isinstance(base, WRAPPERS):
+            base = unwrap(base.distribution)
+        elif isinstance(base, MIXTURES):
+            base, in_mixture = unwrap(base.components_distribution), True
+        elif in_mixture:  # its batch does not line up with that of x
+            return
+        else:
+            break
+    x = np.asarray(x)
+    if x.dtype == np.bool_:
+        x = x.astype(np.float32)
+    block = _SUPPORT_BLOCK if likelihood.batch_shape.as_list() in ([], [1]) else x.shape[0]
+    for start in range(0, x.shape[0], block):
+        problem = _support_problem(base, tf.convert_to_tensor(x[start : start + block]))
+        if problem:
+            raise ValueError(
+                f"x lies outside the support of the likelihood {base.name}: its values range from "
+                f"{x.min():g} to {x.max():g}, expected {problem}"
+            )
+
+
+def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
+    """What `base` expects instead of `x`, or an empty string where `x` is in its support."""
+    if isinstance(base, tfd.Bernoulli):
+        if bool(tf.reduce_all((x == 0) | (x == 1))):
+            return ""
+        return (
+            "0 or 1. Binarize the data (stochastic, fixed or threshold), or decode to a likelihood "
+            "for real-valued pixels (Gaussian, discretized logistic)."
+        )
+    if isinstance(base, tfd.Categorical):  # TFP's own check admits the number of categories
+        num_categories = base.logits_parameter().shape[-1]
+        if bool(tf.reduce_all((x == tf.round(x)) & (x >= 0) & (x < num_categories))):
+            return ""
+        return f"whole numbers from 0 to {num_categories - 1}."
+    if isinstance(base, tfd.FiniteDiscrete):  # TFP has no check
+        outcomes = np.sort(base.outcomes.numpy())
+        values = np.unique(x.numpy())
+        # The first outcome that is not below the value, less the tolerance.
+        above = np.searchsorted(outcomes, values - 1e-6)
+        nearest = outcomes[np.minimum(above, outcomes.size - 1)]
+        if np.allclose(values, nearest, rtol=0.0, atol=1e-6):
+            return ""
+        return f"one of {outcomes.size} levels from {outcomes.min():g} to {outcomes.max():g}."
+    if isinstance(base, tfd.OneHotCategorical):
+        if bool(tf.reduce_all((x == 0) | (x == 1)) & tf.reduce_all(tf.reduce_sum(x, -1) == 1)):
+            return ""
+        return "a single 1 among 0s along the last axis."
+    if base.dtype.is_floating:
+        x = tf.cast(x, base.dtype)
+    try:
+        checking = base.copy(validate_args=True)
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        raise ValueError(
+            f"the decoder gave {base.name} parameters that TFP refuses: {_first_line(error)}"
+        ) from error
+    try:
+        checking._sample_control_dependencies(x)
+    except (tf.errors.InvalidArgumentError, ValueError) as error:
+        if "fractional components" in str(error):
+            return "whole numbers of at least 0."
+        return f"values that TFP accepts ({_first_line(error)})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).strip().splitlines()[0][:200]

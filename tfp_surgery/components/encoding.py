@@ -1,0 +1,89 @@
+"""Encoding a data set: N posteriors as one batch of distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks import arrays
+from tfp_surgery.checks.arguments import check_observations, checked_integer
+from tfp_surgery.checks.network_dtypes import dtype_hint
+from tfp_surgery.checks.networks import check_encoder_output
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import fidelity
+from tfp_surgery.datasets import Dataset
+
+tfd = tfp.distributions
+
+
+def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) -> tfd.Distribution:
+    """Encodes a data set batch by batch and joins the N posteriors.
+
+    Args:
+      encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
+      x: The observations; see `AggregatePosterior.from_encoder`.
+      batch_size: Number of observations encoded at a time.
+
+    Returns:
+      A distribution with batch shape `[N]`, every parameter broadcast to it.
+
+    Raises:
+      ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
+        batch is not that of the observations it was given; or if it gives an observation another
+        posterior on a second call.
+      TypeError: If the encoder does not return a distribution, or not always of one kind, or one
+        with parameters that it does not declare (see `fidelity`).
+    """
+    if not callable(encoder):
+        raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
+    checked_integer("batch_size", batch_size, 1)
+    x = _observations(x)
+    has_values = tf.executing_eagerly() and not tf.is_symbolic_tensor(x)
+    starts = range(0, x.shape[0], batch_size)
+    check = fidelity.EncodingCheck(len(starts))
+    parts = []
+    for number, start in enumerate(starts):
+        batch = tf.convert_to_tensor(x[start : start + batch_size])
+        posterior = check_encoder_output(_encoded(encoder, batch), batch.shape[0])
+        posterior = components_lib.prepare(posterior, "The encoder's posterior")
+        if has_values:
+            with tf.init_scope():  # a tape would keep what is only compared
+                check.note(number, start, posterior)
+        parts.append(posterior)
+    joined = components_lib.concatenate(parts)
+    if has_values:
+        with tf.init_scope():
+            check.compare(joined)
+            fidelity.check_encoder_repeats(encoder, x, joined)
+    return joined
+
+
+def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> Any:
+    try:
+        return encoder(batch)
+    except Exception as error:
+        hint = dtype_hint("encoder", encoder, batch)
+        if not hint:
+            raise
+        raise ValueError(f"the encoder failed ({hint}): {error}") from error
+
+
+def _observations(x: Any) -> Any:
+    """The observations as something that can be sliced, its values checked where there are any."""
+    if isinstance(x, Dataset):
+        return x.observations()
+    if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
+        return check_observations(x)
+    hint = arrays.way_out("x", x)
+    if hint:  # tensors too are sparse or ragged
+        raise TypeError(f"x must be a dense Tensor, got a {type(x).__name__}. {hint}")
+    x = tf.convert_to_tensor(x)
+    if not tf.is_symbolic_tensor(x):
+        check_observations(x)
+    elif not x.shape.rank or not x.shape[0]:
+        raise ValueError(f"x must have a static number of observations; got shape {x.shape}.")
+    return x

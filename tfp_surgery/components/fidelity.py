@@ -1,0 +1,234 @@
+"""Whether posteriors that are joined and picked by index are those that the encoder gave.
+
+Components are handled by the parameters that their distribution declares. What else it holds, a
+function that closes over the observations for one, stays as it is when components are joined or
+picked, and then belongs to others: silently where the shapes coincide. So log densities of a few
+draws are noted while they are encoded, and compared with those of the picked components. An
+encoder must also be a function of each observation alone: two of them are encoded again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.networks import check_encoder_output
+from tfp_surgery.components import components as components_lib
+
+tfd = tfp.distributions
+
+# Joined and noted log densities agree within this, absolute and relative, beside what moving z by
+# rounding changes: eight units of its dtype, and of the spread of z one unit of bfloat16, in which
+# the networks of a flow may compute.
+_ABSOLUTE, _RELATIVE = 1e-3, 1e-4
+_NETWORK_ROUNDING = 2.0**-8
+
+_SAMPLE_SIZE = 1000  # components that tell the spread of a parameter
+
+_checked: weakref.WeakSet[tfd.Distribution] = weakref.WeakSet()
+
+
+class Witness(NamedTuple):
+    """What the posteriors say of their own draws, as the encoder gave them.
+
+    Attributes:
+      rows: Which components were looked at, `[R]`.
+      z: A draw of each, `[B..., R, E...]`.
+      log_prob: log q(z|x) of them, float64 `[B..., R]`.
+      slack: How far another evaluation may be from it, float64 `[B..., R]`.
+    """
+
+    rows: np.ndarray
+    z: tf.Tensor
+    log_prob: np.ndarray
+    slack: np.ndarray
+
+
+class EncodingCheck:
+    """Notes what the first, a middle and the last batch of posteriors say, then compares."""
+
+    def __init__(self, num_batches: int) -> None:
+        """Makes the check of so many batches."""
+        self._watched = {0, num_batches // 2, num_batches - 1}
+        self._witnesses: list[Witness] = []
+
+    def note(self, number: int, start: int, posterior: tfd.Distribution) -> None:
+        """Looks at a batch of posteriors.
+
+        Args:
+          number: Which batch it is.
+          start: The index of its first observation.
+          posterior: As the encoder gave it, batch shape `[B]`.
+        """
+        if number not in self._watched or not components_lib.undeclared(posterior):
+            return
+        last = posterior.batch_shape[-1] - 1
+        witness = _witness(posterior, [0, last])
+        if witness is not None:
+            self._witnesses.append(witness._replace(rows=witness.rows + start))
+
+    def compare(self, joined: tfd.Distribution) -> None:
+        """Raises a TypeError unless the joined posteriors, batch `[N]`, say the same."""
+        for witness in self._witnesses:
+            _compare(joined, witness)
+        _checked.add(joined)
+
+
+def check_components(components: tfd.Distribution) -> None:
+    """Checks that components are the same when they are picked by index, as sampling does.
+
+    It costs one draw and one density of each component, and nothing where all parameters are
+    declared, in a graph, or where it has been done.
+
+    Args:
+      components: Distribution with batch shape `[B..., N]`.
+
+    Raises:
+      TypeError: If they are others.
+    """
+    if not tf.executing_eagerly() or components in _checked:
+        return
+    num = components.batch_shape[-1]
+    if num is None or not components_lib.undeclared(components):
+        return
+    witness = _witness(components, [0, num // 2, num - 1])
+    if witness is not None:
+        _compare(components_lib.broadcast(components), witness)
+    _checked.add(components)
+
+
+def _witness(components: tfd.Distribution, rows: Sequence[int]) -> Witness | None:
+    """A witness of some components; None where TFP cannot draw from them."""
+    axis = components_lib.batch_rank(components) - 1
+    # In falling order: picking all of them is not the identity.
+    chosen = np.unique(rows)[::-1]
+    # Bijectors remember what they made z of, by its identity.
+    try:
+        z = tf.identity(components.sample(seed=tf.constant([0, 0], tf.int32)))
+    except Exception:  # a class of the user's own may not draw, or not from such a seed
+        return None
+    log_prob = np.asarray(components.log_prob(z), np.float64)
+    slack = _ABSOLUTE + _RELATIVE * np.abs(log_prob)
+    if z.dtype.is_floating:
+        moved = (z - tf.reduce_mean(z, axis=axis, keepdims=True)) * _NETWORK_ROUNDING
+        moved += z * (8.0 * np.finfo(z.dtype.as_numpy_dtype).eps)
+        slack += _change(components, z + moved, log_prob)
+    return Witness(
+        chosen, tf.gather(z, chosen, axis=axis), log_prob[..., chosen], slack[..., chosen]
+    )
+
+
+def _change(components: tfd.Distribution, moved: tf.Tensor, log_prob: np.ndarray) -> np.ndarray:
+    """How far log densities at moved draws are from those given; 0 outside of the support."""
+    try:
+        moved_log_prob = np.asarray(components.log_prob(moved), np.float64)
+    except (ValueError, tf.errors.InvalidArgumentError):  # validate_args
+        return np.zeros_like(log_prob)
+    with np.errstate(invalid="ignore"):
+        change = np.abs(moved_log_prob - log_prob)
+    return np.where(np.isfinite(change), change, 0.0)
+
+
+def _compare(components: tfd.Distribution, witness: Witness) -> None:
+    """Raises unless components, every parameter broadcast, agree with a witness."""
+    axis = components_lib.batch_rank(components) - 1
+    try:
+        picked = components_lib.gather(components, tf.constant(witness.rows), axis=axis)
+        log_prob = np.asarray(picked.log_prob(witness.z), np.float64)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise TypeError(_undeclared_message(components, "have other shapes")) from error
+    if log_prob.shape != witness.log_prob.shape:
+        raise TypeError(_undeclared_message(components, "have other shapes"))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(log_prob - witness.log_prob)
+    same = (difference <= witness.slack) | (log_prob == witness.log_prob)
+    same |= np.isnan(log_prob) & np.isnan(witness.log_prob)
+    if not same.all():
+        largest = np.nanmax(np.where(same, -np.inf, difference))
+        how = f"give log densities that differ by up to {largest:.3g} nats at their own draws"
+        raise TypeError(_undeclared_message(components, how))
+
+
+def _undeclared_message(components: tfd.Distribution, how: str) -> str:
+    where = ", ".join(dict.fromkeys(components_lib.undeclared(components)))
+    return (
+        f"the posteriors hold parameters that they do not declare: picked by index, they {how}. "
+        f"{type(components).__name__} holds {where}; what a function closes over, or a class "
+        "does not name in _parameter_properties, stays that of another batch of observations. "
+        "Make every parameter that depends on the observations an argument of a distribution or "
+        "bijector that declares it (tfb.Shift(h) and tfb.Scale(s) for a function that closes over "
+        "h and s), or declare it in _parameter_properties. The weights of a network that all "
+        "observations share may stay in a function."
+    )
+
+
+def check_encoder_repeats(
+    encoder: Callable[[Any], tfd.Distribution], x: Any, joined: tfd.Distribution
+) -> None:
+    """Encodes the first and the last observation alone, twice, and compares.
+
+    Args:
+      encoder: As for `encode`.
+      x: The observations, `[N, ...]`, with values.
+      joined: What they were encoded to, batch `[N]`, every parameter broadcast to it.
+
+    Raises:
+      ValueError: If the two calls differ, or differ from `joined` by far more than rounding.
+        Parameters that are not finite are not compared.
+    """
+    num = x.shape[0]
+    rows = [0, num - 1]
+    try:
+        alone, again = ([_encoded(encoder, x[i : i + 1]) for i in rows] for _ in range(2))
+    except Exception:  # it takes batches of one size
+        return
+    leaves = components_lib.leaves(joined)
+    if any(len(given) != len(leaves) for given in alone + again):
+        return
+    several = tf.constant(np.unique(np.linspace(0, num - 1, _SAMPLE_SIZE).astype(np.int64)))
+    for number, leaf in enumerate(leaves):
+        values = _finite(tf.gather(leaf, several))
+        size, spread = _root_mean_square(values), _root_mean_square(values - values.mean(axis=0))
+        in_batch = _finite(tf.gather(leaf, tf.constant(rows)))
+        first, second = (
+            np.concatenate([given[number] for given in calls]) for calls in (alone, again)
+        )
+        if _root_mean_square(second - first) > 0.01 * spread + 1e-5 * size:
+            raise ValueError(
+                "the encoder gives an observation another posterior when it is called again: "
+                "dropout may be left on, or it draws at random inside. Hand in the encoder as it "
+                "is used after training, for instance lambda x: encoder(x, training=False); codes "
+                "are drawn from the distribution that it returns."
+            )
+        if _root_mean_square(first - in_batch) > 0.05 * spread + size / 64.0:
+            raise ValueError(
+                "the encoder gives an observation another posterior alone than in a batch: batch "
+                "normalisation may run in training mode, the network may compare the observations "
+                "of a batch, or it draws at random. Every result would depend on batch_size. Hand "
+                "in an encoder of each observation by itself, for instance "
+                "lambda x: encoder(x, training=False)."
+            )
+
+
+def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: Any) -> list[np.ndarray]:
+    """The parameters of the posteriors of a batch, float64."""
+    batch = tf.convert_to_tensor(batch)
+    posterior = check_encoder_output(encoder(batch), batch.shape[0])
+    posterior = components_lib.prepare(posterior, "The encoder's posterior")
+    leaves = components_lib.leaves(components_lib.broadcast(posterior))
+    return [_finite(leaf) for leaf in leaves]
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2))) if values.size else 0.0
+
+
+def _finite(leaf: Any) -> np.ndarray:
+    """Values as float64, NaN for what is infinite."""
+    values = np.asarray(leaf, np.float64)
+    return np.where(np.isfinite(values), values, np.nan)

@@ -1,0 +1,108 @@
+"""The components that queries name by index, one each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_surgery.checks import arrays
+from tfp_surgery.components import components as components_lib
+
+tfd = tfp.distributions
+
+
+def checked_index(index: Any, num_components: Any) -> tf.Tensor:
+    """Returns an index of components as int32.
+
+    Args:
+      index: integer `Tensor`.
+      num_components: N, an `int` where it is known.
+
+    Returns:
+      The index.
+
+    Raises:
+      TypeError: If it is not of an integer dtype.
+      ValueError: If it is known statically and not in [0, N).
+    """
+    arrays.reject_missing("index", index)
+    index = tf.convert_to_tensor(index)
+    if not index.dtype.is_integer:
+        raise TypeError(f"index must have an integer dtype; got {index.dtype.name}.")
+    values = tf.get_static_value(index)
+    if (
+        values is not None
+        and values.size
+        and isinstance(num_components, int)
+        and (values.min() < 0 or values.max() >= num_components)
+    ):
+        raise ValueError(
+            f"index must lie in [0, {num_components}); got values from {values.min()} to "
+            f"{values.max()}."
+        )
+    return tf.cast(index, tf.int32)
+
+
+def assertions(index: tf.Tensor, num_components: Any) -> list[Any]:
+    """Run-time checks that an int32 index lies in [0, N)."""
+    return [
+        tf.debugging.assert_non_negative(index, "index must be >= 0."),
+        tf.debugging.assert_less(index, tf.cast(num_components, tf.int32), "index must be < N."),
+    ]
+
+
+def log_prob(components: tfd.Distribution, z: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """log q(z|x_i) of the component that each query names.
+
+    Args:
+      components: Components with batch shape `[B..., N]`, every parameter broadcast to it.
+      z: `Tensor`, shape broadcastable to `[S..., B..., E...]`.
+      index: int32 `Tensor`, shape `[S..., B...]`.
+
+    Returns:
+      Floating `Tensor`, shape `[S..., B...]`, in nats.
+    """
+    batch_ndims = components_lib.batch_rank(components) - 1
+    to_batch_first, to_sample_first = _transpositions(index, batch_ndims)
+    chosen = components_lib.gather(
+        components,
+        tf.transpose(index, to_batch_first),  # [B..., S...]
+        axis=batch_ndims,
+        batch_dims=batch_ndims,
+    )
+    event_shape = ps.shape(z)[ps.rank(z) - components_lib.event_rank(components) :]
+    z = tf.broadcast_to(z, ps.concat([ps.shape(index), event_shape], axis=0))
+    event_axes = ps.range(ps.rank(index), ps.rank(z))
+    z = tf.transpose(z, ps.concat([to_batch_first, event_axes], axis=0))  # [B..., S..., E...]
+    return tf.transpose(chosen.log_prob(z), to_sample_first)
+
+
+def gather(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The value that each query names.
+
+    Args:
+      values: `Tensor`, shape `[B..., N]`.
+      index: int32 `Tensor`, shape `[S..., B...]`.
+
+    Returns:
+      `Tensor`, shape `[S..., B...]`.
+    """
+    batch_ndims = values.shape.rank - 1
+    to_batch_first, to_sample_first = _transpositions(index, batch_ndims)
+    gathered = tf.gather(
+        values, tf.transpose(index, to_batch_first), axis=batch_ndims, batch_dims=batch_ndims
+    )
+    return tf.transpose(gathered, to_sample_first)
+
+
+def _transpositions(index: tf.Tensor, batch_ndims: int) -> tuple[Any, Any]:
+    """From `[S..., B...]` to `[B..., S...]`, the layout of a batched gather, and back."""
+    ndims = ps.rank(index)
+    sample_ndims = ndims - batch_ndims
+    return (
+        ps.concat([ps.range(sample_ndims, ndims), ps.range(sample_ndims)], axis=0),
+        ps.concat([ps.range(batch_ndims, ndims), ps.range(batch_ndims)], axis=0),
+    )

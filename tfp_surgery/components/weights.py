@@ -1,0 +1,75 @@
+"""The weights of mixture components: their shape, and their logarithms once they sum to one."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import named_component
+
+tfd = tfp.distributions
+
+_LARGEST_LOGIT_GAP = 60.0
+
+
+def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
+    """Raises a ValueError unless weights of a shape broadcast to the components' batch shape."""
+    try:
+        fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"weights of shape {shape} do not broadcast to the components' batch shape "
+            f"{batch_shape}."
+        )
+
+
+def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.Tensor:
+    """Returns normalised log weights.
+
+    Args:
+      weights: Non-negative floating `Tensor` that broadcasts to `[B..., N]`; None for 1/N.
+      components: Distribution with batch shape `[B..., N]`.
+
+    Returns:
+      Floating `Tensor`, shape `[B..., N]`.
+    """
+    shape = components_lib.batch_shape_tensor(components)
+    dtype = components_lib.dtype_of(components)
+    if weights is None:
+        return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
+    weights = tf.broadcast_to(tf.convert_to_tensor(weights), shape)
+    return tf.math.log(weights) - tf.math.log(tf.reduce_sum(weights, axis=-1, keepdims=True))
+
+
+def weights_from_logits(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the softmax of logits, kept so far from zero that its logarithm has a gradient.
+
+    A weight that underflows to zero has an infinite logarithm, and its gradient is NaN. Logits
+    more than 60 below the largest count as 60 below, and get no gradient: what they can add to a
+    sum of weights, e^-60, is below the rounding of float64.
+
+    Args:
+      logits: Floating `Tensor`, shape `[..., N]`, in float32 or wider.
+
+    Returns:
+      Positive `Tensor`, shape `[..., N]`, whose last axis sums to one.
+    """
+    top = tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
+    return tf.nn.softmax(tf.maximum(logits, top - _LARGEST_LOGIT_GAP), axis=-1)
+
+
+def log_remaining(log_weights: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Returns log(1 - w_i), the weight of all components but one.
+
+    Args:
+      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
+      index: int32 `Tensor`, shape `[S..., B...]`: i; no component where it is negative.
+
+    Returns:
+      Floating `Tensor`, shape `[S..., B...]`: 0 where i is negative.
+    """
+    log_weight = named_component.gather(log_weights, tf.maximum(index, 0))
+    return tf.where(index < 0, tf.zeros_like(log_weight), tf.math.log1p(-tf.exp(log_weight)))

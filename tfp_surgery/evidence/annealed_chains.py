@@ -1,0 +1,351 @@
+"""Chains of Hamiltonian Monte Carlo along a path of distributions from prior to posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.gradients import check_graph, compiled
+from tfp_surgery.checks.networks import build_prior, check_decoder_output, check_prior
+from tfp_surgery.checks.support import check_support
+from tfp_surgery.evidence.code_space import check_code_space
+from tfp_surgery.measurement.event_space import event_space_bijector
+from tfp_surgery.measurement.model import reconstruction_log_prob, tried
+
+tfd = tfp.distributions
+
+Network: TypeAlias = Callable[[Any], tfd.Distribution]
+Prior: TypeAlias = tfd.Distribution | Callable[[], tfd.Distribution]
+
+TARGET_ACCEPTANCE_RATE = 0.65
+# Change of a step size's logarithm for each unit that the acceptance rate is off.
+_ADAPTATION_RATE = 1.0
+# Step sizes are adapted at every fourth temperature, and interpolated between. At a lower rate they
+# lag behind, and the bound is looser.
+_ADAPTATION_STRIDE = 4
+_MIN_ADAPTATION_TEMPERATURES = 20
+_WARM_UP_STEPS = 30
+_FIRST_STEP_SIZE = 0.1
+
+# Streams of the seed; elbo_surgery and importance sampling have the numbers before.
+_ADAPTATION, _FORWARD, _REVERSE = range(4, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+    """The settings of the chains.
+
+    Attributes:
+      num_temperatures: T, at least 1.
+      num_chains: C, at least 1.
+      num_leapfrog_steps: Of each HMC step, at least 1.
+      seed: Integer in [0, 2**31).
+      batch_size: Number of codes, over chains and observations, to move at a time.
+
+    Raises:
+      TypeError: If a setting is no integer.
+      ValueError: If it is out of range.
+    """
+
+    num_temperatures: int
+    num_chains: int
+    num_leapfrog_steps: int
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        for field in dataclasses.fields(self):
+            bounds = (0, MAX_SEED) if field.name == "seed" else (1, None)
+            checked = checked_integer(field.name, getattr(self, field.name), *bounds)
+            object.__setattr__(self, field.name, checked)
+
+    def describe(self) -> str:
+        """One line for results."""
+        return (
+            f"annealed importance sampling, {self.num_temperatures} temperatures, "
+            f"{self.num_chains} chains, {self.num_leapfrog_steps} leapfrog steps"
+        )
+
+
+class WeighedChains(NamedTuple):
+    """What a run of the chains gives.
+
+    Attributes:
+      log_weights: Of the chains of each observation, float64 `[C, B]`.
+      acceptance_rates: At each temperature, averaged over the chains, float64 `[T, B]`.
+    """
+
+    log_weights: np.ndarray
+    acceptance_rates: np.ndarray
+
+
+def inverse_temperatures(num_temperatures: int) -> np.ndarray:
+    """beta_0 = 0, ..., beta_T = 1 along a sigmoid from -4 to 4, float64 `[T + 1]`.
+
+    Dense at both ends (Grosse, Ghahramani and Adams 2015, section 5).
+
+    Args:
+      num_temperatures: T.
+    """
+    sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-4.0, 4.0, num_temperatures + 1)))
+    betas: np.ndarray = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
+    return betas
+
+
+class AnnealedChains:
+    """C chains for each observation of a batch.
+
+    The chains move in the unconstrained space of the prior's default bijector, through pi_t
+    proportional to p(z) p(x|z)^beta_t.
+    """
+
+    def __init__(self, decoder: Network, prior: Prior, settings: Annealing) -> None:
+        """Makes the chains; nothing runs.
+
+        Args:
+          decoder: See `log_evidence_by_annealed_importance_sampling`.
+          prior: Likewise.
+          settings: Of the chains.
+        """
+        self._prior = prior
+        self._settings = settings
+        self._betas = inverse_temperatures(settings.num_temperatures)
+        self._hmc_step = _compiled_hmc_step(decoder, prior, settings.num_leapfrog_steps)
+
+    def batches(self, num_observations: int) -> Iterator[tuple[int, slice, slice]]:
+        """The observations in batches of one shape, so that kernels compile once.
+
+        Args:
+          num_observations: N.
+
+        Yields:
+          The number of a batch, the rows to show to the chains, and which of these are new: the
+          last batch repeats earlier observations.
+        """
+        size = min(num_observations, self._settings.batch_size // self._settings.num_chains or 1)
+        for number, start in enumerate(range(0, num_observations, size)):
+            shown = min(start, num_observations - size)
+            yield number, slice(shown, shown + size), slice(start - shown, size)
+
+    def adapted_step_sizes(self, x: tf.Tensor, number: int) -> np.ndarray:
+        """Adapts step sizes towards the target acceptance rate, along a forward run of its own.
+
+        Args:
+          x: Observations `[B, *event_shape]`.
+          number: Of the batch.
+
+        Returns:
+          The step size of each temperature and observation, float64 `[T + 1, B]`.
+        """
+        seed = self._seed(_ADAPTATION, number)
+        u = self._starts(len(x), seed)
+        num_temperatures = len(self._betas) - 1
+        num_adapted = max(num_temperatures // _ADAPTATION_STRIDE, _MIN_ADAPTATION_TEMPERATURES)
+        betas = inverse_temperatures(num_adapted)
+        log_step_size = np.full(len(x), math.log(_FIRST_STEP_SIZE))
+        found = []
+        for step, beta in enumerate([*[0.0] * _WARM_UP_STEPS, *betas]):
+            u, _, rate = self._hmc_step(u, x, beta, np.exp(log_step_size), seed, step)
+            log_step_size = log_step_size + _ADAPTATION_RATE * (rate - TARGET_ACCEPTANCE_RATE)
+            found.append(log_step_size)
+        adapted = np.stack(found[_WARM_UP_STEPS:], axis=1)  # [B, T' + 1]
+        return np.exp([np.interp(self._betas, betas, row) for row in adapted]).T
+
+    def run_forward(self, x: tf.Tensor, number: int, step_sizes: np.ndarray) -> WeighedChains:
+        """Runs from the prior to the posterior: the weights are of mean p(x).
+
+        Args:
+          x: Observations `[B, *event_shape]`.
+          number: Of the batch.
+          step_sizes: `[T + 1, B]`.
+
+        Returns:
+          The weights of the chains.
+        """
+        seed = self._seed(_FORWARD, number)
+        steps = range(1, len(self._betas))
+        return self._run(self._starts(len(x), seed), x, seed, steps, 0, step_sizes)
+
+    def run_reverse(
+        self, x: tf.Tensor, number: int, step_sizes: np.ndarray, z: tf.Tensor
+    ) -> WeighedChains:
+        """Runs from exact posterior samples to the prior: 1 / weight is of mean 1 / p(x).
+
+        Args:
+          x: Observations `[B, *event_shape]`.
+          number: Of the batch.
+          step_sizes: `[T + 1, B]`.
+          z: A draw from each p(z|x), `[B, *code_shape]`, where all chains start.
+
+        Returns:
+          The weights of the chains.
+        """
+        seed = self._seed(_REVERSE, number)
+        code = event_space_bijector(build_prior(self._prior)).inverse(z)
+        u = tf.repeat(code[tf.newaxis], self._settings.num_chains, axis=0)  # [C, B, *code_shape]
+        steps = range(len(self._betas) - 1, 0, -1)
+        return self._run(u, x, seed, steps, -1, step_sizes)
+
+    def _run(
+        self,
+        u: tf.Tensor,
+        x: tf.Tensor,
+        seed: tf.Tensor,
+        steps: range,
+        shift: int,
+        step_sizes: np.ndarray,
+    ) -> WeighedChains:
+        """Weighs where the chains are, then moves them at temperature `step + shift`.
+
+        The last move, at beta = 1 or 0, enters no weight.
+        """
+        log_weights = np.zeros(u.shape[:2])
+        rates = np.empty([len(steps), len(x)])
+        for step in steps:
+            move = step + shift
+            u, log_likelihood, rates[step - 1] = self._hmc_step(
+                u, x, self._betas[move], step_sizes[move], seed, step
+            )
+            log_weights += (self._betas[step] - self._betas[step - 1]) * log_likelihood
+        return WeighedChains(log_weights, rates)
+
+    def _starts(self, num_observations: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws from the prior, unconstrained, `[C, B, *code_shape]`."""
+        prior = build_prior(self._prior)
+        z = prior.sample((self._settings.num_chains, num_observations), seed=seed)
+        return event_space_bijector(prior).inverse(z)
+
+    def _seed(self, stream: int, number: int) -> tf.Tensor:
+        base_seed = tf.constant([self._settings.seed, stream], tf.int32)
+        return tf.random.experimental.stateless_fold_in(base_seed, number)
+
+
+def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
+    """The prior, once it is known that HMC can move its codes.
+
+    Args:
+      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
+      prior: Likewise.
+
+    Returns:
+      The prior, built.
+
+    Raises:
+      TypeError: If the decoder is no callable, the prior gives no distribution, or HMC cannot move
+        the codes.
+      ValueError: If the prior has a batch.
+    """
+    if not callable(decoder):
+        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
+    prior_now = build_prior(prior)
+    event_space_bijector(prior_now)
+    check_prior(prior_now, prior_now)  # it has no batch
+    check_code_space(prior_now)
+    return prior_now
+
+
+def check_densities(
+    x: np.ndarray, decoder: Network, prior: Prior, prior_now: tfd.Distribution
+) -> None:
+    """Runs the decoder on a code, so that what does not fit is said before the work.
+
+    Args:
+      x: Observations `[N, *event_shape]`.
+      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
+      prior: Likewise.
+      prior_now: From `checked_prior`.
+
+    Raises:
+      TypeError: If the decoder gives no distribution, or a density is no graph of TensorFlow
+        operations.
+      ValueError: If shapes do not fit, or x is outside the likelihood's support.
+    """
+    code = prior_now.sample(1, seed=tf.constant([0, 0], tf.int32))
+    likelihood = check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
+    check_support(likelihood, x)
+    first = tf.convert_to_tensor(x[:1])
+    check_graph(
+        _needs("the decoder"),
+        lambda z: reconstruction_log_prob(decoder, z[tf.newaxis], first),
+        code,
+    )
+    check_graph(_needs("the prior"), lambda z: build_prior(prior).log_prob(z), code)
+
+
+def _needs(what: str) -> str:
+    return (
+        f"annealed importance sampling moves codes by gradients of {what}, which must be made of "
+        "TensorFlow operations; importance sampling (log_evidence_by_importance_sampling) takes it "
+        "as it is"
+    )
+
+
+def _compiled_hmc_step(
+    decoder: Network, prior: Prior, num_leapfrog_steps: int
+) -> Callable[..., tuple[tf.Tensor, np.ndarray, np.ndarray]]:
+    """A function that moves chains `[C, B, *code_shape]` by one step of HMC.
+
+    Its arguments are the chains, their observations, the inverse temperature, the step sizes
+    `[B]`, a seed and the number of the step. It returns the moved chains, log p(x|z) where they
+    were before `[C, B]`, and the acceptance rate of each observation `[B]`, over its chains.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(
+        u: tf.Tensor,
+        x: tf.Tensor,
+        beta: tf.Tensor,
+        step_size: tf.Tensor,
+        seed: tf.Tensor,
+        number: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        prior_now = build_prior(prior)
+        bijector = event_space_bijector(prior_now)
+        beta = tf.cast(beta, u.dtype)
+        # One step size an observation: [B] -> [B, 1, ...]
+        step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
+
+        def log_likelihood(u: tf.Tensor) -> tf.Tensor:
+            return tf.cast(reconstruction_log_prob(decoder, bijector.forward(u), x), u.dtype)
+
+        def log_prob(u: tf.Tensor) -> tf.Tensor:
+            # tfd.TransformedDistribution would take the density of the prior's base class.
+            start = prior_now.log_prob(bijector.forward(u))
+            start += bijector.forward_log_det_jacobian(u, event_ndims=len(u.shape) - 2)
+            return start + beta * log_likelihood(u)
+
+        kernel = tfp.mcmc.HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
+        # Results anew: those of the step before hold the density at its temperature.
+        results = kernel.bootstrap_results(u)
+        step_seed = tf.random.experimental.stateless_fold_in(seed, number)
+        moved, results = kernel.one_step(u, results, seed=step_seed)
+        ratio = results.log_accept_ratio
+        # NaN where a chain stands on the border of the support, which it does not leave.
+        rate = tf.where(
+            tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0))
+        )
+        return moved, log_likelihood(u), tf.reduce_mean(rate, axis=0)
+
+    def hmc_step(
+        u: tf.Tensor, x: tf.Tensor, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
+    ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
+        with compiled(_needs("the model (decoder and prior)")):
+            moved, log_likelihood, rate = step(
+                u,
+                x,
+                tf.constant(beta, tf.float64),
+                tf.constant(step_size, tf.float64),
+                seed,
+                tf.constant(number, tf.int32),
+            )
+        return moved, log_likelihood.numpy().astype(np.float64), rate.numpy().astype(np.float64)
+
+    return hmc_step

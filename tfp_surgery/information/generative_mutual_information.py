@@ -1,0 +1,237 @@
+"""The mutual information of code and observation under the generative model p(z) p(x|z)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.networks import build_prior, check_decoder_output, unwrap
+from tfp_surgery.estimate import Estimate
+from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.bounds import Bound, batch_estimate, lines
+from tfp_surgery.measurement.presentation import record
+
+tfd = tfp.distributions
+
+_QUANTITY = "I_dec(X; Z) under p(z) p(x|z)"
+# Groups of observations, the units of the standard error; a group shares its fresh codes.
+_NUM_GROUPS = 50
+# Codes decoded at a time to draw observations.
+_DRAWN_TOGETHER = 1000
+# Values of x scored at a time: observations times codes times the size of an observation.
+_BLOCK_SIZE = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerativeMutualInformation:
+    """Lower and upper bound of I_dec(X; Z) from common draws, in nats.
+
+    Attributes:
+      lower: The bound with the observation's own code among the inner ones; ceiling log(m + 1).
+      upper: The bound over fresh codes alone; None where it is infinite.
+      num_observations: Number of draws from p(z) p(x|z), as rounded.
+      num_inner: m, the number of fresh codes that estimate log p(x).
+      seed: The seed of the draws.
+      absent: Why a field is None, by its name.
+      warnings: What to doubt, in sentences, where the lower bound lies above the upper one. Empty
+        elsewhere.
+    """
+
+    lower: Bound
+    upper: Bound | None
+    num_observations: int
+    num_inner: int
+    seed: int
+    absent: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values; a bound that is absent is None."""
+        return record(self)
+
+    def __str__(self) -> str:
+        """A table of the two bounds."""
+        header = (
+            f"I_dec(X; Z) under p(z) p(x|z), nats; {self.num_observations} observations, "
+            f"{self.num_inner} inner codes, seed {self.seed}"
+        )
+        rows = {"lower": self.lower, "upper": self.upper}
+        return "\n".join(
+            [header, *lines(rows, self.absent), *consistency.warning_lines(self.warnings)]
+        )
+
+
+def generative_mutual_information(
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    *,
+    num_observations: int = 1000,
+    num_inner: int = 1000,
+    seed: int = 0,
+) -> GenerativeMutualInformation:
+    r"""Bounds how much an observation of the generative model tells about its code.
+
+        I_dec(X; Z) = E_p(z)p(x|z)[log p(x|z) - log p(x)]
+
+    (Zheng's equation 3). The model alone enters, no data and no encoder. log p(x) is estimated from
+    m codes z'_1..z'_m of the prior that are independent of x ~ p(x|z):
+
+        upper = E[log p(x|z) - log 1/m sum_j p(x|z'_j)]
+        lower = E[log p(x|z) - log 1/(m+1) (p(x|z) + sum_j p(x|z'_j))]
+
+    By Jensen's inequality the first is at least I_dec. The second is InfoNCE with the decoder as
+    critic (Poole et al. 2019, equation 12): at most I_dec, and at most log(m + 1), which it
+    reaches where every x knows its code from m others. For large m the biases are near -c/(2m) and
+    c/(2m), with c = E_p(x) Var_p(z)[p(x|z) / p(x)]; c grows as exp(I_dec), and so must m.
+
+    Observations come in 50 groups; a group shares its m fresh codes, and the standard errors are
+    those between groups. They are those of the two expectations above, not of I_dec.
+
+    Args:
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
+        batch `[B]`; discrete or continuous.
+      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
+      num_observations: Number of draws (z, x), at least 2; above 50 it is rounded up to a multiple
+        of 50.
+      num_inner: m, at least 1. Memory does not grow with it.
+      seed: Integer in [0, 2**31).
+
+    Returns:
+      `GenerativeMutualInformation`, both bounds from common draws.
+
+    Raises:
+      TypeError: If decoder or prior do not give distributions over single tensors.
+      ValueError: If the prior has a batch shape, the decoder's batch is not that of the codes, a
+        number is out of range, or the model gives no finite density at its own draws.
+
+    #### References
+
+    Ben Poole, Sherjil Ozair, Aaron van den Oord, Alexander A. Alemi and George Tucker. On
+    Variational Bounds of Mutual Information. ICML, 2019.
+    """
+    num_observations = checked_integer("num_observations", num_observations, 2)
+    num_inner = checked_integer("num_inner", num_inner, 1)
+    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    if not callable(decoder):
+        raise TypeError(f"decoder must be callable, got {type(decoder).__name__}.")
+    prior_now = build_prior(prior)
+    if tf.nest.is_nested(prior_now.dtype):
+        raise TypeError(
+            f"the prior must be a distribution over single tensors, got {type(prior_now).__name__}."
+        )
+    if prior_now.batch_shape.rank != 0:
+        raise ValueError(
+            f"the prior must be one distribution, got batch shape {prior_now.batch_shape}."
+        )
+
+    num_groups = min(_NUM_GROUPS, num_observations)
+    group_size = math.ceil(num_observations / num_groups)
+    x, own = _draw(decoder, prior_now, num_groups * group_size, tf.constant([seed, 0], tf.int32))
+    if not np.isfinite(own).all():
+        raise ValueError(
+            f"log p(x|z) is not finite in {np.sum(~np.isfinite(own))} of {own.size} draws from "
+            "p(z) p(x|z): the decoder gives no density there."
+        )
+    own = own.reshape(num_groups, group_size)
+    x = tf.reshape(x, [num_groups, group_size, *x.shape[1:]])  # [G B, ...] -> [G, B, ...]
+    log_sums = _log_sums(decoder, prior_now, x, num_inner, tf.constant([seed, 1], tf.int32))
+
+    def estimate(values: np.ndarray) -> Estimate:
+        return batch_estimate(values.mean(axis=1), group_size)
+
+    lower = Bound(
+        estimate(own - np.logaddexp(log_sums, own) + math.log(num_inner + 1)),
+        "lower",
+        _QUANTITY,
+        "near -E_p(x) Var_p(z)[p(x|z) / p(x)] / (2 m) for large m",
+        math.log(num_inner + 1),
+    )
+    upper = None
+    absent: dict[str, str] = {}
+    if np.isfinite(log_sums).all():
+        upper = Bound(
+            estimate(own - log_sums + math.log(num_inner)),
+            "upper",
+            _QUANTITY,
+            "near E_p(x) Var_p(z)[p(x|z) / p(x)] / (2 m) for large m",
+        )
+    else:
+        absent["upper"] = "infinite: no fresh code can have given one of the observations"
+    sentences: tuple[str, ...] = ()
+    if upper is not None:
+        sentences = consistency.explained(
+            consistency.above("The lower bound", lower.estimate, "the upper one", upper.estimate)
+        )
+        consistency.warn(sentences, stacklevel=3)
+    return GenerativeMutualInformation(lower, upper, own.size, num_inner, seed, absent, sentences)
+
+
+def _draw(
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution,
+    num_observations: int,
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, np.ndarray]:
+    """Draws x ~ p(x|z), z ~ p(z), shape `[N, *event_shape]`, and log p(x|z), float64 `[N]`."""
+    observations, log_probs = [], []
+    for number, start in enumerate(range(0, num_observations, _DRAWN_TOGETHER)):
+        code_seed, observation_seed = tf.unstack(
+            tf.random.experimental.stateless_split(
+                tf.random.experimental.stateless_fold_in(seed, number), 2
+            )
+        )
+        count = min(_DRAWN_TOGETHER, num_observations - start)
+        likelihood = _decode(decoder, prior.sample(count, seed=code_seed))
+        x = likelihood.sample(seed=observation_seed)
+        observations.append(x)
+        log_probs.append(np.asarray(likelihood.log_prob(x), np.float64))
+    return tf.concat(observations, axis=0), np.concatenate(log_probs)
+
+
+def _log_sums(
+    decoder: Callable[[Any], tfd.Distribution],
+    prior: tfd.Distribution,
+    x: tf.Tensor,
+    num_inner: int,
+    seed: tf.Tensor,
+) -> np.ndarray:
+    """log sum_j p(x|z'_j) over fresh codes of each group of x `[G, B, ...]`, float64 `[G, B]`."""
+    num_groups, group_size = x.shape[:2]
+    x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])  # [B, G, ...]
+    per_step = max(1, _BLOCK_SIZE * num_groups // int(tf.size(x)))
+    log_sums = np.full([group_size, num_groups], -np.inf)
+    # The codes of all groups in one row, so that small groups share a step.
+    num_codes = num_groups * num_inner
+    for number, start in enumerate(range(0, num_codes, per_step)):
+        groups = np.arange(start, min(start + per_step, num_codes)) // num_inner  # [C]
+        codes = prior.sample(
+            len(groups), seed=tf.random.experimental.stateless_fold_in(seed, number)
+        )
+        scores = _decode(decoder, codes).log_prob(tf.gather(x, groups, axis=1))  # [B, C]
+        scores = np.asarray(scores, np.float64)
+        if np.isnan(scores).any() or np.isposinf(scores).any():
+            raise ValueError("log p(x|z) is NaN or infinite at a code of the prior.")
+        shown, first = np.unique(groups, return_index=True)
+        sums = np.logaddexp.reduceat(scores, first, axis=1)
+        log_sums[:, shown] = np.logaddexp(log_sums[:, shown], sums)
+    return log_sums.T
+
+
+def _decode(decoder: Callable[[Any], tfd.Distribution], codes: tf.Tensor) -> tfd.Distribution:
+    """p(x|z) of codes `[B, *code_shape]`, checked."""
+    likelihood = decoder(codes)
+    if not isinstance(likelihood, tfd.Distribution) or tf.nest.is_nested(likelihood.dtype):
+        raise TypeError(
+            "the decoder must return a tfp.distributions.Distribution over single tensors, got "
+            f"{type(likelihood).__name__}."
+        )
+    likelihood = unwrap(likelihood)
+    event_shape = tuple(likelihood.event_shape.as_list())
+    return check_decoder_output(likelihood, len(codes), event_shape)

@@ -1,0 +1,236 @@
+"""Estimates of log q(z) from the posteriors of a minibatch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks import arrays
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import marginals as marginals_lib
+
+tfd = tfp.distributions
+
+METHODS = ("full", "batch", "mws", "mss", "partially_stratified")
+
+
+def minibatch_log_prob(
+    z: Any, components_distribution: tfd.Distribution, dataset_size: int, method: str = "mss"
+) -> tf.Tensor:
+    r"""Estimates log q(z_b) of a data set of N from the B posteriors of one minibatch.
+
+    This is a training objective, not a measurement: `AggregatePosterior.log_prob` is exact. Every
+    method is a weighted sum over the minibatch, whose b-th code belongs to its b-th posterior,
+
+        log q(z_b) ~ log sum_b' w_bb' q(z_b|x_b'),
+
+    and differs in the weights alone:
+
+    | method                 | w_bb    | w_bb', b' != b                                    |
+    | ---------------------- | ------- | ------------------------------------------------- |
+    | "full"                 | 1/N     | 1/N; needs B = N                                  |
+    | "batch"                | 1/B     | 1/B                                               |
+    | "mws"                  | 1/(N B) | 1/(N B)                                           |
+    | "mss"                  | 1/N     | 1/M, but (N-M)/(N M) at b' = b + 1; here M = B - 1 |
+    | "partially_stratified" | 1/N     | (N-1)/(N (B-1))                                   |
+
+    "mws" and "mss" are minibatch-weighted and minibatch-stratified sampling (Chen et al. 2018,
+    equation 3 and appendix C; the last observation's successor is the first). The partially
+    stratified estimate is that of Esmaeili et al. (2019). "batch" takes the minibatch for the data
+    set.
+
+    Let the minibatch be drawn uniformly without replacement, in random order. The mean of
+    log q(z_b|x_b) - log q(z_b) then estimates the index-code mutual information I(n; z), with this
+    ceiling, which no draw exceeds, and this bias of its expectation:
+
+    | method                 | ceiling  | bias of the mutual information                     |
+    | ---------------------- | -------- | -------------------------------------------------- |
+    | "full"                 | log N    | 0                                                  |
+    | "batch"                | log B    | in [log B - log N, 0]: a lower bound               |
+    | "mws"                  | log(N B) | in [log B, log N]: log N where posteriors coincide |
+    | "mss"                  | log N    | in [0, log N - I(n; z)]: an upper bound            |
+    | "partially_stratified" | log N    | in [0, log N - I(n; z)]: an upper bound            |
+
+    The last two are unbiased for q(z), and not for log q(z), which they underestimate (Jensen).
+    "mws" is "batch" shifted by log N: under overlap it estimates log q(z) - log N. Differences of
+    such estimates, total correlation for one, can have either sign. Both shift and underestimation
+    depend on the posteriors, so that none of the biases is harmless in an objective.
+
+    Args:
+      z: Codes `[S..., B, E...]`, `z[..., b, :]` drawn from component b.
+      components_distribution: The posteriors of the minibatch, batch shape `[B]`. Parameters in
+        float16 or bfloat16 are cast to float32, and codes with them.
+      dataset_size: N.
+      method: One of `METHODS`.
+
+    Returns:
+      Floating `Tensor` `[S..., B]`, in nats, differentiable in `z` and in the parameters of the
+      components. Its memory is that of an array `[S..., B, B, E...]`. B may be unknown until the
+      graph runs (but for "full"); the two stratified methods then give
+      log q(z|x_1) - log N for a minibatch of one.
+
+    Raises:
+      TypeError: If the components are no distribution over single tensors, or N is no integer.
+      ValueError: If there is no such method, the batch shape is not `[B]`, z does not fit, B > N,
+        B < 2 for a stratified method, or B is not N for "full".
+
+    #### References
+
+    Ricky T. Q. Chen, Xuechen Li, Roger Grosse and David Duvenaud. Isolating sources of
+    disentanglement in variational autoencoders. NeurIPS, 2018.
+
+    Babak Esmaeili et al. Structured disentangled representations. AISTATS, 2019.
+    """
+    components, z = _checked_codes(z, components_distribution)
+    event_ndims = components_lib.event_rank(components)
+    log_weights = _log_weights(components, dataset_size, method)  # [B, B]
+    # [S..., B, E...] -> [S..., B, 1, E...], which components [B] score as [S..., B, B].
+    log_densities = components.log_prob(tf.expand_dims(z, -1 - event_ndims))
+    return tf.reduce_logsumexp(log_densities + log_weights, axis=-1)
+
+
+def minibatch_marginal_log_prob(
+    z: Any, components_distribution: tfd.Distribution, dataset_size: int, method: str = "mss"
+) -> tf.Tensor:
+    r"""Estimates log q(z_bj) of every dimension j from the B posteriors of one minibatch.
+
+    `minibatch_log_prob` of the D one-dimensional aggregate posteriors. The total correlation that
+    beta-TCVAE penalises (Chen et al. 2018, equation 2) is the mean of
+
+        minibatch_log_prob(z, ...) - tf.reduce_sum(minibatch_marginal_log_prob(z, ...), axis=-1).
+
+    The bias that `minibatch_log_prob` states holds for each dimension. It thus counts D times in
+    the sum, and the estimated total correlation can be too high ("mws": by (D-1) log N where
+    posteriors coincide) or negative.
+
+    Args:
+      z: Codes `[S..., B, D]`, `z[..., b, :]` drawn from component b.
+      components_distribution: The posteriors of the minibatch, batch shape `[B]`, event `[D]`.
+      dataset_size: N.
+      method: One of `METHODS`.
+
+    Returns:
+      Floating `Tensor` `[S..., B, D]`, in nats.
+
+    Raises:
+      TypeError: See `minibatch_log_prob`.
+      ValueError: Likewise, and if events are not vectors.
+      NotImplementedError: If the components' marginals have no closed form here; they are known
+        for Gaussians, `tfd.Independent` over one dimension and `tfd.Dirichlet`.
+    """
+    components, z = _checked_codes(z, components_distribution)
+    log_weights = _log_weights(components, dataset_size, method)[:, tf.newaxis]  # [B, 1, B]
+    marginals = marginals_lib.one_dimensional_marginals(components_lib.broadcast(components))
+    # [S..., B, D] -> [S..., B, D, 1], which marginals [D, B] score as [S..., B, D, B].
+    log_densities = marginals.log_prob(z[..., tf.newaxis])
+    return tf.reduce_logsumexp(log_densities + log_weights, axis=-1)
+
+
+def mutual_information_ceiling(method: str, batch_size: int, dataset_size: int) -> float:
+    """Returns what no minibatch estimate of the index-code mutual information can exceed.
+
+    Args:
+      method: One of `METHODS`; see `minibatch_log_prob`.
+      batch_size: B.
+      dataset_size: N.
+
+    Returns:
+      log N, log B or log(N B), in nats.
+
+    Raises:
+      TypeError: If a size is no integer.
+      ValueError: If there is no such method, or the sizes do not suit it.
+    """
+    batch_size = checked_integer("batch_size", batch_size, 1)
+    dataset_size = _checked_sizes(method, batch_size, dataset_size)
+    if method == "batch":
+        return math.log(batch_size)
+    return math.log(dataset_size) + (math.log(batch_size) if method == "mws" else 0.0)
+
+
+def checked_posteriors(components_distribution: Any) -> tfd.Distribution:
+    """Checks that a distribution is a batch of posteriors, one an observation.
+
+    Args:
+      components_distribution: What should be one.
+
+    Returns:
+      The distribution, unwrapped, its parameters in float32 or wider.
+
+    Raises:
+      TypeError: If it is no distribution over single tensors that declares its parameters.
+      ValueError: If its batch shape is not `[B]`.
+    """
+    components = components_lib.prepare(components_distribution, "components_distribution")
+    if components_lib.batch_rank(components) != 1:
+        raise ValueError(
+            "components_distribution must be a batch of posteriors, one an observation, but its "
+            f"batch shape is {components.batch_shape}."
+        )
+    return components
+
+
+def _checked_codes(z: Any, components_distribution: Any) -> tuple[tfd.Distribution, tf.Tensor]:
+    """The components, and z `[S..., B, E...]` in their dtype."""
+    components = checked_posteriors(components_distribution)
+    arrays.reject_missing("z", z)
+    if getattr(z, "dtype", None) in (tf.float16, tf.bfloat16):
+        z = tf.cast(z, components.dtype)
+    z = tf.convert_to_tensor(z, dtype=components.dtype, name="z")
+    if z.shape.rank is None:
+        raise ValueError("the rank of z must be known statically.")
+    expected = components.batch_shape.concatenate(components.event_shape)
+    given = z.shape[max(0, z.shape.rank - expected.rank) :]
+    if not given.is_compatible_with(expected):
+        raise ValueError(
+            f"z of shape {z.shape} does not end in {expected}, the batch and event shape of the "
+            "components: z[..., b, :] belongs to component b."
+        )
+    return components, z
+
+
+def _checked_sizes(method: str, batch_size: int | None, dataset_size: Any) -> int:
+    """N, once it is known to suit the method and B (None if unknown)."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    stratified = method in ("mss", "partially_stratified")
+    num = checked_integer("dataset_size", dataset_size, 2 if stratified else 1)
+    if method == "full" and batch_size != num:
+        raise ValueError(
+            f'"full" needs the posteriors of all N = {num} observations, got a minibatch '
+            f'of {"unknown size" if batch_size is None else batch_size}; "batch" takes a '
+            "minibatch for the data set."
+        )
+    if batch_size is not None and batch_size > num:
+        raise ValueError(f"a minibatch of {batch_size} exceeds dataset_size = {num}.")
+    if batch_size is not None and batch_size < (2 if stratified else 1):
+        raise ValueError(f'"{method}" needs a larger minibatch, got one of {batch_size}.')
+    return num
+
+
+def _log_weights(components: tfd.Distribution, dataset_size: Any, method: str) -> tf.Tensor:
+    """log w_bb', shape `[B, B]`, in the dtype of the components' densities."""
+    dataset_size = _checked_sizes(method, components.batch_shape[0], dataset_size)
+    dtype = components_lib.dtype_of(components)
+    batch_size = components_lib.num_components(components)
+    size = tf.cast(batch_size, dtype)
+    log_size, log_others = tf.math.log(size), tf.math.log(size - 1.0)
+    log_n = tf.constant(math.log(dataset_size), dtype)
+    shape = tf.stack([batch_size, batch_size])
+    if method in ("full", "batch"):
+        return tf.fill(shape, -log_size)
+    if method == "mws":
+        return tf.fill(shape, -log_n - log_size)
+    column = tf.range(batch_size)
+    row = column[:, tf.newaxis]
+    if method == "mss":
+        # The whole row sums to one: 1/N + (M-1)/M + (N-M)/(N M).
+        last = tf.math.log(tf.cast(dataset_size + 1, dtype) - size) - log_n - log_others
+        rest = tf.where(column == (row + 1) % batch_size, last, -log_others)
+    else:
+        rest = tf.fill(shape, tf.math.log1p(tf.constant(-1.0 / dataset_size, dtype)) - log_others)
+    return tf.where(column == row, -log_n, rest)

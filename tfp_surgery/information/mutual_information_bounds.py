@@ -1,0 +1,351 @@
+"""Bounds of the mutual information of an observation and its code, the critic log q(z|x) known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.networks import build_prior, check_prior
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.estimate import Estimate, rounding
+from tfp_surgery.information.contrastive_bounds import contrastive_bounds, jensen_shannon_ceiling
+from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.bounds import Bound, batch_estimate, lines
+from tfp_surgery.measurement.draws import checked_draws
+from tfp_surgery.measurement.model import traced
+from tfp_surgery.measurement.presentation import record
+from tfp_surgery.measurement.rounded_draws import cause, draws_of, rounding_of_draws
+
+tfd = tfp.distributions
+
+_INDEX = "the index-code mutual information I(n; z) of the data set"
+_BOTH = f"{_INDEX}; for held-out data also I(X; Z) of their population, over data sets"
+_JENSEN_SHANNON = "the Jensen-Shannon divergence of q(n, z) and q(n) q(z): no mutual information"
+
+_LABELS = {
+    "index_code_mutual_information": "index-code MI, H[q(z)] - H[q(z|x)]",
+    "info_nce": "InfoNCE",
+    "nguyen_wainwright_jordan": "Nguyen-Wainwright-Jordan",
+    "leave_one_out": "leave one out",
+    "barber_agakov": "Barber-Agakov (rate)",
+    "jensen_shannon": "Jensen-Shannon divergence",
+    "aggregate_entropy": "entropy H[q(z)]",
+    "conditional_entropy": "entropy H[q(z|x)]",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualInformationBounds:
+    """Bounds of one mutual information from common draws, in nats; see the function.
+
+    Attributes:
+      index_code_mutual_information: I(n; z) = H[q(z)] - H[q(z|x)], over all N components.
+      info_nce: Lower bound from the batch, ceiling log B.
+      nguyen_wainwright_jordan: Lower bound with the critic 1 + log q(z|x) - log q(z), at which it
+        is tight.
+      leave_one_out: Upper bound from the batch without the code's own component; None where it is
+        infinite.
+      barber_agakov: Upper bound, the rate; None without a prior.
+      jensen_shannon: Lower bound of a Jensen-Shannon divergence, tight at this critic.
+      aggregate_entropy: H[q(z)].
+      conditional_entropy: H[q(z|x)], averaged over the data set.
+      num_observations: N.
+      batch_size: B.
+      num_batches: Number of batches.
+      seed: The seed of batches and draws.
+      absent: Why a field is None, by its name.
+      warnings: Sentences on bounds that lie above what they bound, on values that their quantity
+        cannot have, on draws that rounding moved. Empty where nothing was found.
+    """
+
+    index_code_mutual_information: Bound
+    info_nce: Bound
+    nguyen_wainwright_jordan: Bound
+    leave_one_out: Bound | None
+    barber_agakov: Bound | None
+    jensen_shannon: Bound
+    aggregate_entropy: Estimate
+    conditional_entropy: Estimate
+    num_observations: int
+    batch_size: int
+    num_batches: int
+    seed: int
+    absent: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on bounds on the wrong side of what they bound, by many standard errors."""
+        name, information = "Index-code mutual information", self.index_code_mutual_information
+        found = consistency.negative(name, information.estimate)
+        # Nguyen-Wainwright-Jordan is left out: draws that miss rare terms put it too high.
+        limits = [("InfoNCE", self.info_nce, name, information)]
+        for limit_name, limit in (
+            ("leave one out", self.leave_one_out),
+            ("Barber-Agakov", self.barber_agakov),
+        ):
+            if limit is not None:
+                limits.append((name, information, limit_name, limit))
+        for label, bound, limit_name, limit in limits:
+            found += consistency.above(label, bound.estimate, limit_name, limit.estimate)
+        for label, bound in ((name, information), ("InfoNCE", self.info_nce)):
+            if bound.ceiling is not None:
+                ceiling = Estimate(bound.ceiling, 0.0, 0)
+                found += consistency.above(label, bound.estimate, "its ceiling", ceiling)
+        return found
+
+    @property
+    def ceilings_reached(self) -> tuple[str, ...]:
+        """The fields whose estimate is at its ceiling; see `Bound.at_ceiling`."""
+        return tuple(
+            field.name
+            for field in dataclasses.fields(self)
+            if isinstance(bound := getattr(self, field.name), Bound) and bound.at_ceiling
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values; bounds that are absent are None."""
+        result = record(self)
+        result["ceilings_reached"] = list(self.ceilings_reached)
+        return result
+
+    def __str__(self) -> str:
+        """A table of the bounds, with the ceilings and which of them are reached."""
+        rows = {label: getattr(self, name) for name, label in _LABELS.items()}
+        reasons = {_LABELS[name]: reason for name, reason in self.absent.items()}
+        header = (
+            f"Mutual information bounds, nats; N = {self.num_observations} "
+            f"(log N = {math.log(self.num_observations):.4f}), {self.num_batches} batches of "
+            f"{self.batch_size}, seed {self.seed}"
+        )
+        return "\n".join([header, *lines(rows, reasons), *consistency.warning_lines(self.warnings)])
+
+
+def mutual_information_bounds(
+    aggregate_posterior: AggregatePosterior,
+    *,
+    batch_size: int = 128,
+    num_batches: int = 100,
+    seed: int = 0,
+    prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
+) -> MutualInformationBounds:
+    r"""Bounds the mutual information of observation and code by what minibatches show of it.
+
+    Each batch is B distinct observations, drawn uniformly from the N, with one code
+    z_i ~ q(z|x_i) each; batches are independent. The critic is known, q_j(z) = q(z|x_j), and so
+    all bounds are numbers and not functions to be trained (Poole et al. 2019). With
+    i, j in the batch and q(z) = 1/N sum_n q_n(z):
+
+        index-code MI   E[log q_i(z_i) - log q(z_i)]                    unbiased, in [0, log N]
+        InfoNCE         E[log q_i(z_i) - log 1/B sum_j q_j(z_i)]        lower, ceiling log B
+        leave one out   E[log q_i(z_i) - log 1/(B-1) sum_{j!=i} q_j(z_i)]                  upper
+        Barber-Agakov   E[log q_i(z_i) - log p(z_i)], the rate                             upper
+        NWJ             E[f(n, z)] - 1/e E_q(n)q(z)[exp f(n, z)],
+                        f = 1 + log q_n(z) - log q(z)              lower, tight at this critic
+
+    (InfoNCE and leave one out: Poole et al. 2019, equations 12 and 13.) `tfp.vi` computes InfoNCE,
+    NWJ and Jensen-Shannon. Its Jensen-Shannon "bound" is on E[log sigmoid(r)] +
+    E_q(n)q(z)[log sigmoid(-r)], r = log q_n(z) - log q(z), twice a divergence less log 4; what is
+    reported is the divergence, between 0 and log 2. It is not a mutual information.
+
+    *Which quantity.* The first is the index-code mutual information I(n; z) of these N
+    observations. Since the observations of a batch are distinct,
+
+        E[InfoNCE] = E_S[I(n; z | n in S)] = I(n; z) - I(S; z)
+
+    for the set S of a batch: it lies below I(n; z) by what a code tells about its batch, and equals
+    it at B = N. The leave-one-out bound lies above N / (N-1) I(n; z) at every B. If the
+    observations are independent draws from a population and the encoder was not fitted to them
+    (held-out data), distinct observations are independent pairs of the population too, and
+    E[InfoNCE] <= I(X; Z) <= E[leave one out], E[rate] over data sets. I(n; z) <= I(X; Z) in that
+    sense as well: it is InfoNCE at B = N.
+
+    *NWJ and Jensen-Shannon* need pairs of q(n) q(z), where z's own observation occurs with
+    probability 1/N. Pairs of distinct observations alone (the off-diagonal scores, which `tfp.vi`
+    averages) exceed I(n; z) by up to one nat where posteriors do not overlap. Here own pairs have
+    the weight 1/N, which makes both unbiased; they hold for the data set and not its population.
+    The variance of NWJ grows as exp(I), and draws that miss rare large terms put it too high.
+
+    *Ceilings.* InfoNCE cannot exceed log B, the index-code quantities log N; `ceilings_reached`
+    names those that have come within two standard errors, or one per cent, of theirs
+    (`Bound.at_ceiling`; McAllester and Stratos 2020).
+
+    Standard errors are those between batches: they contain the spread between observations, as
+    well as that of codes.
+
+    Args:
+      aggregate_posterior: q(z), batch shape `[]`, uniform weights, at least two components; its
+        components are the critic.
+      batch_size: B, from 2 to N. Scores take memory B^2.
+      num_batches: Number of batches, at least 2. log q(z) is evaluated over all N components at
+        each of the `num_batches * batch_size` codes.
+      seed: Integer in [0, 2**31).
+      prior: p(z) for the Barber-Agakov bound: a `tfd.Distribution` with batch `[]` or a callable
+        that returns one; None leaves the bound out.
+
+    Returns:
+      `MutualInformationBounds`, from common draws.
+
+    Raises:
+      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or a number no integer.
+      ValueError: If it is batched, weighted or of one component; if a number is out of range; if
+        the prior is over other codes; or if the posteriors give no finite density at their own
+        draws.
+
+    #### References
+
+    Ben Poole, Sherjil Ozair, Aaron van den Oord, Alexander A. Alemi and George Tucker. On
+    Variational Bounds of Mutual Information. ICML, 2019.
+
+    David McAllester and Karl Stratos. Formal Limitations on the Measurement of Mutual Information.
+    AISTATS, 2020.
+
+    XuanLong Nguyen, Martin J. Wainwright and Michael I. Jordan. Estimating divergence functionals
+    and the likelihood ratio by convex risk minimization. IEEE Transactions on Information Theory,
+    2010.
+    """
+    num_observations = _checked_size(aggregate_posterior)
+    batch_size = checked_integer("batch_size", batch_size, 2, num_observations)
+    num_batches = checked_integer("num_batches", num_batches, 2)
+    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
+    prior_now = None
+    if prior is not None:
+        prior_now = check_prior(build_prior(prior), posteriors)
+
+    batches = _batches(num_observations, batch_size, num_batches, seed)
+    z, log_posterior = _draw_codes(posteriors, batches, seed)
+    log_posterior = checked_draws(
+        "log q(z|x) at its own draws", log_posterior, cause=cause(z, own=True)
+    )
+    log_aggregate = checked_draws(
+        "log q(z)", aggregate_posterior.log_prob(z), cause=cause(z, own=True)
+    )
+    contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
+    checked_draws("InfoNCE", contrasts["info_nce"])
+
+    def estimate(*terms: np.ndarray, rounding_error: float = 0.0) -> Estimate:
+        values = np.sum([term.astype(np.float64) for term in terms], axis=0)
+        return batch_estimate(
+            values.reshape(num_batches, -1).mean(axis=1),
+            batch_size,
+            max(rounding(*terms), rounding_error),
+        )
+
+    of_ratios = rounding(log_posterior, log_aggregate)
+
+    absent: dict[str, str] = {}
+    leave_one_out = None
+    if np.isfinite(contrasts["leave_one_out"]).all():
+        leave_one_out = Bound(
+            estimate(contrasts["leave_one_out"], rounding_error=of_ratios),
+            "upper",
+            _BOTH,
+            "not negative; at least I(n; z) / (N-1), also at B = N",
+        )
+    else:
+        absent["leave_one_out"] = (
+            "infinite: a code lies outside the support of all other posteriors in its batch"
+        )
+    barber_agakov = None
+    if prior_now is None:
+        absent["barber_agakov"] = "no prior was given"
+    else:
+        log_prior = checked_draws("log p(z)", prior_now.log_prob(z), cause=cause(z))
+        barber_agakov = Bound(
+            estimate(log_posterior, -log_prior), "upper", _BOTH, "KL(q(z) || p(z))"
+        )
+    log_size = math.log(num_observations)
+    bounds = MutualInformationBounds(
+        index_code_mutual_information=Bound(
+            estimate(log_posterior, -log_aggregate), "unbiased", _INDEX, "none", log_size
+        ),
+        info_nce=Bound(
+            estimate(contrasts["info_nce"], rounding_error=of_ratios),
+            "lower",
+            _BOTH,
+            "-I(S; z), S the set of observations in the batch; none at B = N",
+            math.log(batch_size),
+        ),
+        nguyen_wainwright_jordan=Bound(
+            estimate(contrasts["nguyen_wainwright_jordan"], rounding_error=of_ratios),
+            "lower",
+            _INDEX,
+            "none at this critic; the variance grows as exp(I)",
+            log_size,
+        ),
+        leave_one_out=leave_one_out,
+        barber_agakov=barber_agakov,
+        jensen_shannon=Bound(
+            estimate(contrasts["jensen_shannon"], rounding_error=of_ratios),
+            "lower",
+            _JENSEN_SHANNON,
+            "none at this critic",
+            jensen_shannon_ceiling(num_observations),
+        ),
+        aggregate_entropy=estimate(-log_aggregate),
+        conditional_entropy=estimate(-log_posterior),
+        num_observations=num_observations,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        seed=seed,
+        absent=absent,
+    )
+    sentences = consistency.explained(
+        bounds.impossible_values(), rounding_of_draws(draws_of(posteriors).numpy(), posteriors)
+    )
+    consistency.warn(sentences, stacklevel=3)
+    return dataclasses.replace(bounds, warnings=sentences)
+
+
+def _batches(num_observations: int, batch_size: int, num_batches: int, seed: int) -> np.ndarray:
+    """Indices of distinct observations, int32 `[K, B]`."""
+    rng = np.random.default_rng([seed, 0])
+    return np.stack(
+        [rng.choice(num_observations, batch_size, replace=False) for _ in range(num_batches)]
+    ).astype(np.int32)
+
+
+def _draw_codes(
+    posteriors: tfd.Distribution, batches: np.ndarray, seed: int
+) -> tuple[tf.Tensor, np.ndarray]:
+    """A code of each observation in each batch, `[K, B, *code_shape]`, and log q(z_i|x_i)."""
+    base_seed = tf.constant([seed, 1], tf.int32)
+
+    def draw(indices: tf.Tensor, number: tf.Tensor) -> Any:
+        posterior = components_lib.gather(posteriors, indices)
+        z = posterior.sample(seed=tf.random.experimental.stateless_fold_in(base_seed, number))
+        return z, posterior.log_prob(z)
+
+    draw = traced(draw, tf.TensorSpec(batches.shape[1:], tf.int32), tf.TensorSpec([], tf.int32))
+    codes, log_posterior = zip(
+        *(draw(tf.constant(batch), tf.constant(k)) for k, batch in enumerate(batches)), strict=True
+    )
+    return tf.stack(codes), np.asarray(tf.stack(log_posterior))
+
+
+def _checked_size(aggregate_posterior: Any) -> int:
+    """N of an aggregate posterior that the bounds apply to."""
+    if not isinstance(aggregate_posterior, AggregatePosterior):
+        raise TypeError(
+            "aggregate_posterior must be an AggregatePosterior, got "
+            f"{type(aggregate_posterior).__name__}."
+        )
+    if aggregate_posterior.batch_shape.rank != 0:
+        raise ValueError(
+            "aggregate_posterior must be one distribution, got batch shape "
+            f"{aggregate_posterior.batch_shape}."
+        )
+    if aggregate_posterior.weights is not None:
+        raise ValueError("aggregate_posterior must have uniform weights (weights=None).")
+    num_components = int(aggregate_posterior.num_components)
+    if num_components < 2:
+        raise ValueError("aggregate_posterior must have at least two components, got 1.")
+    return num_components

@@ -1,0 +1,443 @@
+"""Blockwise log-sum-exp over mixture components: the hot loop.
+
+For components q_n with log weights log w_n the two streamed quantities are
+
+    log q(z) = logsumexp_n (log w_n + log q_n(z))
+    H[q(n|z)] = - sum_n q(n|z) log q(n|z),    q(n|z) = w_n q_n(z) / q(z)
+
+both accumulated in one pass over blocks of components (see `online_softmax`), so that memory is
+that of one block whatever the number of queries M and components N. The backward pass recomputes
+the blocks instead of keeping them, as attention kernels do, hence gradients to the queries and to
+the components' parameters need no more memory either.
+
+Components may hold the weights of a network that all of them share (a flow): `tf.custom_gradient`
+names the variables that the scores read, and each block adds to their gradients.
+
+Gaussians have kernels of their own (see `gaussian_scores`), compiled by XLA, and many of them with
+independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
+gradients to the components for each of up to eight threads); every other distribution is scored by
+its own `log_prob`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.log_density import gaussian_scores, online_softmax, screened_pass
+from tfp_surgery.log_density.blocks import Blocks, move_axis
+from tfp_surgery.log_density.compiled import compiled
+
+tfd = tfp.distributions
+
+# score(block_leaves, block_queries) -> log q_n(z_m), [B..., n, m], from leaves with batch
+# [B..., n] and queries [B..., m, E...].
+_Score = Callable[[Sequence[tf.Tensor], tf.Tensor], tf.Tensor]
+
+# Components and queries of a block.
+_DIAGONAL_BLOCK = (512, 1024)  # XLA fuses it: nothing of it is stored
+_FULL_COVARIANCE_BLOCK = (64, 256)  # the matrix product is stored, and fits the cache
+_GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
+_GENERIC_BLOCK_QUERIES = 256
+_SCREENED_PASS = screened_pass.ScreenedPass()
+_SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
+_SMALL_BLOCK = (_SMALL_PROBLEM, _SMALL_PROBLEM)  # one block: eager loops are slow
+
+
+def log_prob_and_index_entropy(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Streams log q(z) and the index entropy over all components.
+
+    Args:
+      distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
+      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
+      queries: `Tensor`, shape `[M, B..., E...]`.
+      excluded_index: Optional integer `Tensor`, shape `[M, B...]`: a component that is masked
+        inside the log-sum-exp of that query (the weights are not renormalised).
+
+    Returns:
+      log_prob: Floating `Tensor`, shape `[M, B...]`, in nats.
+      index_entropy: Floating `Tensor`, shape `[M, B...]`, in nats.
+    """
+    return _differentiable(distribution, log_weights, queries, excluded_index, None)
+
+
+def with_derivatives(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gives log q(z) and H[q(n|z)] that were computed elsewhere the derivatives of the streamed.
+
+    Args:
+      distribution: See `log_prob_and_index_entropy`, as for the next three.
+      log_weights: Likewise.
+      queries: Likewise.
+      excluded_index: Likewise.
+      results: Two floating `Tensor`s, shape `[M]`, for components with batch shape `[N]`.
+
+    Returns:
+      The results.
+    """
+    parameters = components_lib.leaves(distribution)
+
+    @tf.custom_gradient
+    def computed(*inputs: tf.Tensor) -> Any:
+        def grad(*gradients: tf.Tensor) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = _differentiable(
+                    components_lib.with_leaves(distribution, inputs[2:]),
+                    *(inputs[1], inputs[0], excluded_index, results),
+                )
+            return tape.gradient(outputs, inputs, output_gradients=gradients)
+
+        return results, grad
+
+    # What the derivatives alone need is made with them.
+    log_prob, entropy = computed(queries, log_weights, *parameters)
+    return log_prob, entropy
+
+
+def _differentiable(
+    distribution: tfd.Distribution,
+    log_weights: tf.Tensor,
+    queries: tf.Tensor,
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor] | None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    batch_ndims = components_lib.batch_rank(distribution) - 1
+    queries = move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
+    if excluded_index is not None:
+        excluded_index = move_axis(excluded_index, 0, batch_ndims)  # [B..., M]
+
+    if type(distribution) is tfd.Normal:
+        queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
+    leaves, compute = _leaves_and_pass(distribution, queries, log_weights, batch_ndims)
+
+    @tf.custom_gradient
+    def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
+        inputs = [tf.stop_gradient(part) for part in (queries, log_weights, *leaves)]
+        # An eager tape would record, and keep, every block of the forward.
+        with tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext():
+            log_prob, entropy = results or compute.forward(
+                inputs[0], inputs[1], inputs[2:], excluded_index
+            )
+
+        def grad(
+            log_prob_grad: tf.Tensor,
+            entropy_grad: tf.Tensor,
+            variables: Sequence[tf.Variable] | None = None,
+        ) -> Any:
+            network: Any = [variables] if variables else []
+            grads = [
+                _first_order_only(part)
+                for part in compute.backward(
+                    queries,
+                    log_weights,
+                    leaves,
+                    excluded_index,
+                    (log_prob, entropy),
+                    (log_prob_grad, entropy_grad),
+                    *network,
+                )
+            ]
+            num_inputs = 2 + len(leaves)
+            return (grads[:num_inputs], grads[num_inputs:]) if variables else grads
+
+        return (log_prob, entropy), grad
+
+    log_prob, entropy = streamed(queries, log_weights, *leaves)
+    return move_axis(log_prob, batch_ndims, 0), move_axis(entropy, batch_ndims, 0)
+
+
+def _first_order_only(gradient: tf.Tensor | None) -> tf.Tensor | None:
+    """Makes a second derivative an error: the forward's results are constants to the backward."""
+    if gradient is None:
+        return None
+    return tf.raw_ops.PreventGradient(
+        input=gradient, message="The aggregate posterior's log_prob has first derivatives only."
+    )
+
+
+class _Pass:
+    """The forward and backward passes over blocks, for one way of scoring a block."""
+
+    def __init__(
+        self, score: _Score, batch_ndims: int, component_block: Any, query_block: Any
+    ) -> None:
+        self._score = score
+        self._batch_ndims = batch_ndims
+        self._component_block = component_block
+        self._query_block = query_block
+
+    def forward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns log q(z) and H[q(n|z)], each `[B..., M]`."""
+        axis = self._batch_ndims
+        dtype = log_weights.dtype
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
+
+        def query_step(i: tf.Tensor, outputs: Any) -> Any:
+            z = query_blocks.gather(queries, i, axis)
+            excluded = (
+                None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
+            )
+
+            def component_step(j: tf.Tensor, state: online_softmax.State) -> Any:
+                scores = self._weighted_scores(
+                    component_blocks, j, z, log_weights, leaves, excluded
+                )
+                return j + 1, online_softmax.add(state, scores, axis)
+
+            _, state = tf.while_loop(
+                lambda j, _: j < component_blocks.count,
+                component_step,
+                (0, online_softmax.start(ps.shape(z)[: axis + 1], dtype)),
+                parallel_iterations=1,
+            )
+            log_prob, entropy = online_softmax.finish(state)
+            stacked = tf.stack([log_prob, entropy])  # [2, B..., m]
+            return i + 1, outputs.write(i, stacked)
+
+        outputs = tf.TensorArray(dtype, size=query_blocks.count)
+        _, outputs = tf.while_loop(
+            lambda i, _: i < query_blocks.count, query_step, (0, outputs), parallel_iterations=1
+        )
+        stacked = query_blocks.join(outputs.stack(), axis + 1)  # [2, B..., M]
+        return stacked[0], stacked[1]
+
+    def backward(
+        self,
+        queries: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded_index: tf.Tensor | None,
+        results: tuple[tf.Tensor, tf.Tensor],
+        upstream: tuple[tf.Tensor, tf.Tensor],
+        variables: Sequence[tf.Variable] = (),
+    ) -> tuple[tf.Tensor | None, ...]:
+        """Returns the gradients to queries, log weights, leaves and the variables of the scores.
+
+        Every block is computed anew.
+        """
+        axis = self._batch_ndims
+        query_blocks = Blocks(ps.shape(queries)[axis], self._query_block)
+        component_blocks = Blocks(ps.shape(log_weights)[axis], self._component_block)
+        sources = (log_weights, *leaves)
+        wanted = [source.dtype.is_floating for source in sources]
+        queries_wanted = queries.dtype.is_floating
+        query_floats = queries if queries_wanted else tf.zeros(ps.shape(queries), log_weights.dtype)
+
+        def query_step(
+            i: tf.Tensor, query_grads: Any, source_grads: Any, variable_grads: Any
+        ) -> Any:
+            z = query_blocks.gather(queries, i, axis)
+            excluded = (
+                None if excluded_index is None else query_blocks.gather(excluded_index, i, axis)
+            )
+            log_prob, entropy, log_prob_grad, entropy_grad = (
+                tf.expand_dims(query_blocks.gather(part, i, axis), axis)
+                for part in (*results, *upstream)
+            )
+            valid = query_blocks.valid(i)
+            outside = tf.math.is_inf(log_prob)
+            log_prob = tf.where(outside, tf.zeros_like(log_prob), log_prob)
+            log_prob_grad, entropy_grad = (
+                tf.where(valid & ~outside, part, tf.zeros_like(part))
+                for part in (log_prob_grad, entropy_grad)
+            )
+
+            def component_step(
+                j: tf.Tensor, z_grad: tf.Tensor, source_grads: Any, variable_grads: Any
+            ) -> Any:
+                block = [component_blocks.gather(source, j, axis) for source in sources]
+                watched = [part for part, want in zip(block, wanted, strict=True) if want]
+                if queries_wanted:
+                    watched.insert(0, z)
+                with tf.GradientTape() as tape:
+                    tape.watch([*watched, *variables])
+                    scores = tf.expand_dims(block[0], -1) + self._score(block[1:], z)
+                keep = component_blocks.mask(j, excluded)
+                scores_kept = tf.where(keep, scores, tf.constant(-math.inf, scores.dtype))
+                score_grad = online_softmax.score_gradient(
+                    tf.stop_gradient(scores_kept),
+                    (log_prob, entropy),
+                    (log_prob_grad, entropy_grad),
+                )
+                grads = tape.gradient(
+                    scores,
+                    [*watched, *variables],
+                    output_gradients=score_grad,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+                if queries_wanted:
+                    z_grad = z_grad + grads.pop(0)
+                source_grads = tuple(
+                    component_blocks.scatter_add(total, part, j, axis)
+                    for total, part in zip(source_grads, grads[: len(source_grads)], strict=True)
+                )
+                variable_grads = tuple(
+                    total + part  # which may be sparse
+                    for total, part in zip(variable_grads, grads[len(source_grads) :], strict=True)
+                )
+                return j + 1, z_grad, source_grads, variable_grads
+
+            z_grad = tf.zeros_like(query_blocks.gather(query_floats, i, axis))
+            _, z_grad, source_grads, variable_grads = tf.while_loop(
+                lambda j, *_: j < component_blocks.count,
+                component_step,
+                (0, z_grad, source_grads, variable_grads),
+                parallel_iterations=1,
+            )
+            return i + 1, query_grads.write(i, z_grad), source_grads, variable_grads
+
+        _, query_grads, source_grads, variable_grads = tf.while_loop(
+            lambda i, *_: i < query_blocks.count,
+            query_step,
+            (
+                0,
+                tf.TensorArray(query_floats.dtype, size=query_blocks.count),
+                tuple(
+                    tf.zeros_like(source)
+                    for source, want in zip(sources, wanted, strict=True)
+                    if want
+                ),
+                tuple(tf.zeros(variable.shape, variable.dtype) for variable in variables),
+            ),
+            parallel_iterations=1,
+        )
+        remaining = iter(source_grads)
+        return (
+            query_blocks.join(query_grads.stack(), axis) if queries_wanted else None,
+            *(next(remaining) if want else None for want in wanted),
+            *variable_grads,
+        )
+
+    def _weighted_scores(
+        self,
+        blocks: Blocks,
+        j: tf.Tensor,
+        z: tf.Tensor,
+        log_weights: tf.Tensor,
+        leaves: Sequence[tf.Tensor],
+        excluded: tf.Tensor | None,
+    ) -> tf.Tensor:
+        axis = self._batch_ndims
+        block = [blocks.gather(leaf, j, axis) for leaf in leaves]
+        weights = tf.expand_dims(blocks.gather(log_weights, j, axis), -1)
+        scores = weights + self._score(block, z)  # [B..., n, m]
+        return tf.where(blocks.mask(j, excluded), scores, tf.constant(-math.inf, scores.dtype))
+
+
+def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
+    event_ndims = components_lib.event_rank(distribution)
+
+    def score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
+        block = components_lib.with_leaves(distribution, leaves)
+        z = tf.expand_dims(move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
+        return move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
+
+    return score
+
+
+def _generic_blocks(
+    leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int, width: int
+) -> tuple[Any, Any]:
+    """Sizes of component and query blocks that keep one generic block within its budget.
+
+    `width` is that of the widest layer of a network that scores one query at a time.
+    """
+    shape = ps.shape(queries)
+    query_block = ps.minimum(ps.maximum(shape[batch_ndims], 1), _GENERIC_BLOCK_QUERIES)
+    per_component = query_block * ps.maximum(
+        ps.reduce_prod(ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)),
+        ps.reduce_prod(shape[:batch_ndims]) * width,
+    )
+    for leaf in leaves:
+        leaf_shape = ps.shape(leaf)
+        per_component = ps.maximum(
+            per_component,
+            ps.reduce_prod(
+                ps.concat([leaf_shape[:batch_ndims], leaf_shape[batch_ndims + 1 :]], axis=0)
+            ),
+        )
+    return ps.maximum(1, _GENERIC_BLOCK_ELEMENTS // ps.maximum(per_component, 1)), query_block
+
+
+class _CompiledPass(_Pass):
+    """A pass compiled by XLA: the block is fused and never stored."""
+
+    forward = compiled(_Pass.forward)
+    backward = compiled(_Pass.backward)
+
+
+def _leaves_and_pass(
+    distribution: tfd.Distribution, queries: tf.Tensor, log_weights: tf.Tensor, batch_ndims: int
+) -> tuple[tuple[tf.Tensor, ...], _Pass | screened_pass.ScreenedPass]:
+    """The parameters in the form that the fastest way to score these components uses, and it."""
+    small = _is_small(queries, log_weights)
+    diagonal = gaussian_scores.diagonal_leaves(distribution)
+    if diagonal is not None:
+        if batch_ndims == 0 and screened_pass.is_suitable(queries, diagonal[0]):
+            return diagonal, _SCREENED_PASS
+        return diagonal, _gaussian_pass(batch_ndims, False, small)
+    full_covariance = gaussian_scores.full_covariance_leaves(distribution)
+    if full_covariance is not None:
+        return full_covariance, _gaussian_pass(batch_ndims, True, small)
+    leaves = tuple(components_lib.leaves(distribution))
+    score = _generic_score(distribution, batch_ndims)
+    width = 1
+    if components_lib.undeclared(distribution):
+        width = _network_width(score, leaves, queries, batch_ndims)
+    blocks = _generic_blocks(leaves, queries, batch_ndims, width)
+    return leaves, _Pass(score, batch_ndims, *blocks)
+
+
+def _network_width(
+    score: _Score, leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
+) -> int:
+    """The largest dimension of a variable that the scores read: its layer is as wide at most."""
+    first = (*[slice(None)] * batch_ndims, slice(0, 1))
+    with tf.GradientTape() as tape:
+        score([leaf[first] for leaf in leaves], queries[first])
+    return max(
+        (size for variable in tape.watched_variables() for size in variable.shape), default=1
+    )
+
+
+@functools.cache
+def _gaussian_pass(batch_ndims: int, full_covariance: bool, small: bool) -> _Pass:
+    score = (
+        gaussian_scores.full_covariance_score if full_covariance else gaussian_scores.diagonal_score
+    )
+    if small:
+        return _Pass(score, batch_ndims, *_SMALL_BLOCK)
+    blocks = _FULL_COVARIANCE_BLOCK if full_covariance else _DIAGONAL_BLOCK
+    return _CompiledPass(score, batch_ndims, *blocks)
+
+
+def _is_small(queries: tf.Tensor, log_weights: tf.Tensor) -> bool:
+    if not (queries.shape.is_fully_defined() and log_weights.shape.is_fully_defined()):
+        return False
+    return bool(math.prod(queries.shape) * log_weights.shape[-1] <= _SMALL_PROBLEM)

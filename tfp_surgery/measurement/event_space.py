@@ -1,0 +1,110 @@
+"""The map from real numbers, in which chains move, to the codes of a prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.networks import MIXTURES, plain_class, unwrap
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+
+tfd = tfp.distributions
+
+_LISTED_MIXTURE = plain_class(tfd.Mixture)
+_MIXTURES = (MIXTURES, AggregatePosterior)
+
+
+def event_space_bijector(prior: tfd.Distribution) -> Any:
+    """The bijector from unconstrained codes to those of the prior.
+
+    Whether it reaches them all is asked by `code_space.check_code_space`.
+
+    Args:
+      prior: p(z).
+
+    Returns:
+      TFP's default bijector for the event space of the prior. TFP has none for mixtures: theirs, at
+      any depth of the prior, is that of their first component.
+
+    Raises:
+      TypeError: If the codes are no single floating tensors, or the prior does not know the
+        bijector.
+    """
+    if tf.nest.is_nested(prior.dtype) or not prior.dtype.is_floating:
+        raise TypeError(
+            f"HMC moves codes that are single floating tensors, but those of {prior.name} have "
+            f"dtype {prior.dtype}."
+        )
+    bijector = default_bijector(prior)
+    if bijector is None and num_components(prior):
+        bijector = default_bijector(with_components(prior, 0))
+    if bijector is None:
+        raise TypeError(
+            f"HMC needs to know the space of the codes, and {prior.name} does not say it "
+            "(_default_event_space_bijector)."
+        )
+    return bijector
+
+
+def default_bijector(distribution: tfd.Distribution) -> Any:
+    """TFP's default bijector of a distribution, None where there is none."""
+    try:
+        return distribution.experimental_default_event_space_bijector()
+    except NotImplementedError:
+        return None
+
+
+def num_components(distribution: tfd.Distribution) -> int:
+    """The number of components of the largest mixture in a distribution; 0 without one."""
+    distribution = unwrap(distribution)
+    if isinstance(distribution, _LISTED_MIXTURE):
+        return max(len(distribution.components), *map(num_components, distribution.components))
+    found = [num_components(inner) for inner in _inner(distribution).values()]
+    if isinstance(distribution, _MIXTURES):
+        found.append(int(distribution.components_distribution.batch_shape[-1]))
+    return max(found, default=0)
+
+
+def with_components(distribution: tfd.Distribution, index: int) -> tfd.Distribution:
+    """The distribution with one component in place of every mixture in it.
+
+    Args:
+      distribution: Any.
+      index: Of the component; a mixture of K components gives that of index modulo K.
+
+    Returns:
+      The distribution, unwrapped.
+
+    Raises:
+      TypeError: If TFP cannot slice the components.
+    """
+    distribution = unwrap(distribution)
+    if isinstance(distribution, _LISTED_MIXTURE):
+        components = distribution.components
+        return with_components(components[index % len(components)], index)
+    if isinstance(distribution, _MIXTURES):
+        components = unwrap(distribution.components_distribution)
+        try:
+            component = components[..., index % int(components.batch_shape[-1])]
+        except NotImplementedError as error:
+            raise TypeError(
+                f"the components of {distribution.name} ({components.name}) cannot be taken apart "
+                f"to see what space their codes are in: {error}"
+            ) from error
+        return with_components(component, index)
+    inner = _inner(distribution)
+    chosen = {name: with_components(value, index) for name, value in inner.items()}
+    if all(chosen[name] is inner[name] for name in inner):
+        return distribution
+    return distribution.copy(**chosen)
+
+
+def _inner(distribution: tfd.Distribution) -> dict[str, tfd.Distribution]:
+    """The distributions that one is made of, by the name of the argument."""
+    return {
+        name: value
+        for name, value in distribution.parameters.items()
+        if isinstance(value, tfd.Distribution)
+    }

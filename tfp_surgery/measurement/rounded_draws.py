@@ -1,0 +1,179 @@
+"""Draws of codes that rounding has moved onto the border of their support, or onto each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.point_mass import measures
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.measurement.draws import checked_draws
+
+tfd = tfp.distributions
+
+# A value that so many draws share is an atom, which no density has.
+_LEAST_DRAWS, _LEAST_SHARE = 3, 1e-3
+# The share of pairs of draws of one posterior that are equal: at 5% its scale is about six times
+# the distance of neighbouring numbers, and the mean of ((z - mu) / sigma)^2 off by 0.002.
+_LARGEST_SHARE_OF_TIES = 0.05
+# Squares of draws beyond the root of the largest number overflow; families that divide by a clamped
+# Gamma draw (tfd.StudentT) end a few powers of ten before.
+_NEAR_OVERFLOW = 1e-2
+_OBSERVATIONS = 10_000  # that draws_of draws from, at most
+
+
+def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None:
+    """What rounding did to draws, in words, where it is enough to change what is made of them.
+
+    A density gives every single value the probability 0. So a value next to 0 that is an end of
+    what the draws of a code dimension reach, and that many of them share, was put there by a
+    sampler that clamps (`tfd.Gamma` at the smallest normal number), where the density is another. A
+    value such as 0 or 1 that draws were rounded to changes little where densities are finite; where
+    they are not, `cause` tells why.
+
+    Args:
+      z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors.
+      posteriors: What drew them. Discrete codes pass.
+
+    Returns:
+      One or two sentences that name the dimension, the value and the cure, or None.
+    """
+    if not np.issubdtype(z.dtype, np.floating) or z.shape[0] * z.shape[1] < _LEAST_DRAWS:
+        return None
+    flat = z.reshape(*z.shape[:2], -1)  # [S, Q, *code_shape] -> [S, Q, D]
+    limits = np.finfo(z.dtype)
+    if "mass" in measures(posteriors) or np.array_equal(flat, np.round(flat)):
+        return None
+    narrow = _too_narrow(flat, limits)
+    if narrow is not None:
+        return narrow
+    for j in range(flat.shape[2]):
+        codes = flat[..., j]
+        share, what = _largest_atom(codes)
+        far = np.mean(np.abs(codes) > _NEAR_OVERFLOW * np.sqrt(limits.max))
+        if far > share:
+            share, what = far, f"lie beyond {_NEAR_OVERFLOW * np.sqrt(limits.max):.0e}"
+        if share >= max(_LEAST_SHARE, _LEAST_DRAWS / codes.size):
+            return (
+                f"{z.dtype.name} rounds draws of the posteriors to the end of what it can hold: "
+                f"{100 * share:.3g}% of those of code dimension {j} {what}. Their log densities "
+                f"are not those of the distribution. {_cure(z.dtype)}"
+            )
+    return None
+
+
+def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
+    """Whether posteriors `[S, Q, D]` are about as narrow as the numbers around them are apart."""
+    if len(flat) == 1:
+        return None
+    first, lowest, highest = flat[0], flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
+    # Not those that a sampler has clamped, at an end of all draws or next to 0.
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        spread = highest - lowest > 32 * limits.eps * np.abs(highest)
+    clamped = ((first == lowest) | (first == highest)) & spread
+    clamped |= ~np.isfinite(first) | (np.abs(first) < limits.eps**2)
+    # Nor what is the same number everywhere, as the corner of a Cholesky factor.
+    ties = np.where(highest > lowest, np.mean((first == flat[1]) & ~clamped, axis=0), 0.0)
+    j = int(np.argmax(ties))
+    if ties[j] <= _LARGEST_SHARE_OF_TIES:
+        return None
+    cure = "Centre the codes." if limits.bits >= 64 else "Use float64, or centre the codes."
+    return (
+        f"{limits.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
+        f"{100 * ties[j]:.3g}% of pairs of draws of one posterior, code dimension {j} is the same "
+        f"number. {cure}"
+    )
+
+
+def draws_of(posteriors: tfd.Distribution) -> tf.Tensor:
+    """Two draws from each posterior, or from 10000 of them, once their own densities are finite.
+
+    Args:
+      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+
+    Returns:
+      z, `[2, Q, *code_shape]`.
+
+    Raises:
+      ValueError: If a posterior gives a draw of its own no finite density.
+    """
+    num_observations = int(posteriors.batch_shape[0])
+    if num_observations > _OBSERVATIONS:
+        chosen = np.linspace(0, num_observations - 1, _OBSERVATIONS).astype(np.int32)
+        posteriors = components_lib.gather(posteriors, tf.constant(chosen))
+    z = tf.identity(posteriors.sample(2, seed=tf.constant([0, 0], tf.int32)))
+    checked_draws("log q(z|x)", posteriors.log_prob(z), cause=cause(z, own=True))
+    return z
+
+
+def cause(z: Any, own: bool = False) -> Callable[[np.ndarray], str]:
+    """Tells why log densities of some draws are not finite, if it is by rounding.
+
+    Args:
+      z: Draws `[S, Q, ..., *code_shape]`.
+      own: Whether the density is of the distribution that drew them, or a mixture with it.
+
+    Returns:
+      A function of a mask `[S, Q, ...]` of the draws without a finite log density. It returns one
+      or two sentences, or nothing where the draws show nothing.
+    """
+    return lambda failed: _explained(np.asarray(z), failed, own)
+
+
+def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
+    if not np.issubdtype(z.dtype, np.floating):
+        return ""
+    if not _are_at_end(z, failed):
+        if not own:
+            return ""
+        return (
+            f"the distribution that drew them gives them none, since {z.dtype.name} rounds what it "
+            f"computes of them, or its parameters are not finite. {_cure(z.dtype)}"
+        )
+    values = np.unique(z.reshape(*failed.shape, -1)[failed])
+    values = values[np.isin(values, _ends(z.dtype))]
+    shown = ", ".join(f"{value:g}" for value in values[:3])
+    return (
+        f"{z.dtype.name} rounds these draws onto the border of the support"
+        f"{f' ({shown})' if shown else ''}. {_cure(z.dtype)}"
+    )
+
+
+def _are_at_end(z: np.ndarray, failed: np.ndarray) -> bool:
+    """Whether all draws that failed have a value where rounding moves values to."""
+    flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
+    at_end = np.isin(flat, _ends(z.dtype))
+    at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(np.finfo(z.dtype).max)
+    is_discrete = np.array_equal(flat, np.round(flat))
+    return not is_discrete and bool(at_end[failed].any(axis=-1).all())
+
+
+def _ends(dtype: np.dtype[Any]) -> np.ndarray:
+    limits = np.finfo(dtype)
+    ends = [0.0, 1.0, -1.0, limits.tiny, limits.max, -limits.max, np.inf, -np.inf]
+    return np.asarray(ends, dtype)
+
+
+def _cure(dtype: np.dtype[Any]) -> str:
+    wider = "" if dtype.itemsize >= 8 else "float64, or "
+    return (
+        f"Use {wider}a code that {dtype.name} can hold: the unconstrained one before its bijector, "
+        "or another family (tfd.ExpGamma for tfd.Gamma, tfd.SigmoidBeta for tfd.Beta, "
+        "tfd.ExpRelaxedOneHotCategorical for tfd.RelaxedOneHotCategorical)."
+    )
+
+
+def _largest_atom(codes: np.ndarray) -> tuple[float, str]:
+    """The share of draws `[S, Q]` at an end of theirs next to 0, and what it is."""
+    next_to_zero = np.finfo(codes.dtype).eps ** 2
+    ends = {
+        float(end): float(np.mean(codes == end))
+        for end in (codes.min(), codes.max())
+        if 0 < abs(end) < next_to_zero
+    }
+    value = max(ends, key=lambda end: ends[end], default=0.0)
+    return ends.get(value, 0.0), f"are exactly {value:g}"

@@ -1,0 +1,125 @@
+"""Priors p(z) as Keras layers: they own weights, if any, and build the distribution each call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.priors.standardization import Standardization, moments
+
+tfd = tfp.distributions
+
+
+class Prior(keras.layers.Layer):
+    """What all priors share; each defines `call(self, condition=None)`.
+
+    A prior creates its weights in the constructor, so that `prior()` needs no input to build it.
+
+    Attributes:
+      event_size: D, the size of a code.
+    """
+
+    def __init__(self, event_size: int, **kwargs: Any):
+        """Makes the layer.
+
+        Args:
+          event_size: D, the size of a code.
+          **kwargs: of `keras.layers.Layer`.
+
+        Raises:
+          ValueError: if `event_size` is below 1.
+        """
+        super().__init__(**kwargs)
+        if event_size < 1:
+            raise ValueError(f"event_size must be at least 1, got {event_size}.")
+        self.event_size = int(event_size)
+
+    @property
+    def density_dtype(self) -> tf.DType:
+        """The dtype of codes and densities: that of computations, or float32 if that is wider."""
+        dtype = tf.as_dtype(self.compute_dtype)
+        return tf.float32 if dtype.size < 4 else dtype
+
+    @property
+    def fitted_variables(self) -> Sequence[keras.Variable]:
+        """The trainable variables that belong to the prior alone, not to an encoder it uses."""
+        variables: list[keras.Variable] = self.trainable_variables
+        return variables
+
+    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+        """Sets the weights to where training against these codes starts well; here, nothing.
+
+        Args:
+          codes: draws from the aggregate posterior, floating `[M, D]`.
+          seed: integer in [0, 2**31).
+        """
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "event_size": self.event_size}
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery")
+class StandardNormalPrior(Prior):
+    """The fixed prior N(0, I), without weights."""
+
+    def call(self, condition: Any = None) -> tfd.MultivariateNormalDiag:
+        """Builds the prior.
+
+        Args:
+          condition: unused; Keras calls no layer whose `call` takes no argument.
+
+        Returns:
+          p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
+        """
+        del condition
+        zeros = tf.zeros([self.event_size], self.density_dtype)
+        return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
+
+
+@keras.saving.register_keras_serializable(package="tfp_surgery")
+class MomentPrior(Prior):
+    """N(m, diag(s^2)) with the moments of the codes, which are not trained; N(0, I) at first."""
+
+    def __init__(self, event_size: int, **kwargs: Any):
+        """Makes the layer.
+
+        Args:
+          event_size: D, the size of a code.
+          **kwargs: of `keras.layers.Layer`.
+
+        Raises:
+          ValueError: if `event_size` is below 1.
+        """
+        super().__init__(event_size, **kwargs)
+        self.standardization = Standardization(self.event_size, self.density_dtype)
+
+    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+        """Takes mean and standard deviation of each dimension from the codes.
+
+        Args:
+          codes: draws from the aggregate posterior, floating `[M, D]`.
+          seed: unused; nothing here is random.
+        """
+        del seed
+        self.standardization.assign(*moments(codes))
+
+    def call(self, condition: Any = None) -> tfd.MultivariateNormalDiag:
+        """Builds the prior.
+
+        Args:
+          condition: unused; Keras calls no layer whose `call` takes no argument.
+
+        Returns:
+          p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
+        """
+        del condition
+        return tfd.MultivariateNormalDiag(
+            tf.convert_to_tensor(self.standardization.loc),
+            tf.convert_to_tensor(self.standardization.scale),
+        )

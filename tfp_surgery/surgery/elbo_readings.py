@@ -1,0 +1,215 @@
+"""The four readings of the ELBO, from one set of draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.measurement.consistency import above, explained, negative, warn, warning_lines
+from tfp_surgery.measurement.draws import checked_draws
+from tfp_surgery.measurement.presentation import aligned_rows, describe_draws, record
+
+
+@dataclasses.dataclass(frozen=True)
+class ElboReadings:
+    r"""One ELBO, read in four ways (Hoffman and Johnson 2016, sections 2 and 3), in nats.
+
+        evidence     1/N sum_n log p(x_n) - 1/N sum_n KL(q(z|x_n) || p(z|x_n))
+        energy       1/N sum_n E[log p(x_n, z)] + 1/N sum_n H[q(z|x_n)]
+        term by term 1/N sum_n E[log p(x_n|z)] - 1/N sum_n KL(q(z|x_n) || p(z))
+        surgery      1/N sum_n E[log p(x_n|z)] - I(n; z) - KL(q(z) || p(z))
+
+    All parts are means over the same draws, entropy and average KL included: no closed form is
+    mixed in. So the four are one number by algebra, which says nothing of the densities; the parts
+    are tested against closed forms.
+
+    Attributes:
+      evidence_minus_posterior_kl: The first reading; None without the log evidence.
+      log_evidence: 1/N sum_n log p(x_n), as given. It has an error only where the expectations run
+        over a subset of the observations; if it was itself estimated, that error is not in it.
+      posterior_kl: 1/N sum_n KL(q(z|x_n) || p(z|x_n)), Monte Carlo; None without the log evidence.
+      negative_energy_plus_entropy: The second reading.
+      negative_energy: 1/N sum_n E_q(z|x_n)[log p(x_n, z)].
+      entropy: 1/N sum_n H[q(z|x_n)], Monte Carlo: the mean of -log q(z|x_n).
+      term_by_term: The third reading.
+      average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)].
+      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo.
+      surgery: The fourth reading; its first part is `average_reconstruction`.
+      index_code_mutual_information: I(n; z), Monte Carlo.
+      marginal_kl: KL(q(z) || p(z)), Monte Carlo.
+      absent: Why what is None is None, by field name.
+      num_observations: N.
+      num_query: Number of observations the expectations were taken over.
+      num_samples: Draws of z an observation.
+      warnings: Sentences on values that their quantity cannot have. Empty where nothing was found.
+    """
+
+    evidence_minus_posterior_kl: Estimate | None
+    log_evidence: Estimate | None
+    posterior_kl: Estimate | None
+    negative_energy_plus_entropy: Estimate
+    negative_energy: Estimate
+    entropy: Estimate
+    term_by_term: Estimate
+    average_reconstruction: Estimate
+    average_kl: Estimate
+    surgery: Estimate
+    index_code_mutual_information: Estimate
+    marginal_kl: Estimate
+    absent: Mapping[str, str]
+    num_observations: int
+    num_query: int
+    num_samples: int
+    warnings: tuple[str, ...] = ()
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on values that their quantity cannot have, by many standard errors."""
+        found = negative("Posterior KL", self.posterior_kl)
+        if found:
+            found.append(
+                "The log evidence as given lies below the ELBO: it is not that of these "
+                "observations under this model, or a lower bound that is too loose."
+            )
+        information = self.index_code_mutual_information
+        log_num_observations = Estimate(math.log(self.num_observations), 0.0, 0)
+        return [
+            *found,
+            *negative("Average KL", self.average_kl),
+            *negative("Marginal KL", self.marginal_kl),
+            *negative("Index-code mutual information", information),
+            *above("Index-code mutual information", information, "log N", log_num_observations),
+        ]
+
+    def readings(self) -> dict[str, Estimate]:
+        """Returns the readings there are, by field name: estimates of one number."""
+        names = (
+            "evidence_minus_posterior_kl",
+            "negative_energy_plus_entropy",
+            "term_by_term",
+            "surgery",
+        )
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
+        return record(self)
+
+    def __str__(self) -> str:
+        """A table: each reading, and its parts below it."""
+        rows: list[tuple[str, Estimate | None]] = [
+            ("log evidence - posterior KL", self.evidence_minus_posterior_kl),
+            ("    log evidence", self.log_evidence),
+            ("    KL(q(z|x) || p(z|x))", self.posterior_kl),
+            ("negative energy + entropy", self.negative_energy_plus_entropy),
+            ("    negative energy E[log p(x, z)]", self.negative_energy),
+            ("    entropy H[q(z|x)]", self.entropy),
+            ("reconstruction - average KL", self.term_by_term),
+            ("    reconstruction", self.average_reconstruction),
+            ("    average KL(q(z|x) || p(z))", self.average_kl),
+            ("reconstruction - index-code MI - marginal KL", self.surgery),
+            ("    reconstruction", self.average_reconstruction),
+            ("    index-code mutual information", self.index_code_mutual_information),
+            ("    marginal KL(q(z) || p(z))", self.marginal_kl),
+        ]
+        lines = [
+            "Four readings of the ELBO",
+            describe_draws(self.num_observations, self.num_query, self.num_samples),
+            *aligned_rows([(label, value) for label, value in rows if value is not None]),
+        ]
+        reasons = dict.fromkeys(self.absent.values())
+        lines += [f"  ({reason})" for reason in reasons]
+        return "\n".join([*lines, *warning_lines(self.warnings)])
+
+
+def elbo_readings(
+    reconstruction: Any,
+    log_posterior: Any,
+    log_prior: Any,
+    log_aggregate: Any,
+    num_observations: int,
+    log_evidence: Any = None,
+) -> ElboReadings:
+    """Reads the ELBO in four ways from the log densities of one set of draws.
+
+    The draws are z_sq from q(z|x_q), S for each of Q observations, either all N or a random subset.
+
+    Args:
+      reconstruction: log p(x_q|z_sq), floats of shape `[S, Q]`, in nats.
+      log_posterior: log q(z_sq|x_q), the same.
+      log_prior: log p(z_sq), the same.
+      log_aggregate: log q(z_sq) under the aggregate posterior of all N observations, the same.
+      num_observations: N, at least Q.
+      log_evidence: log p(x_q), floats of shape `[Q]`; None where it is not known. A lower bound on
+        it gives a posterior KL that is too small by the gap.
+
+    Returns:
+      `ElboReadings`. The standard errors are those of the draws given the data, and hold the spread
+      between observations where Q < N (see `stratified_estimate`); they are NaN at S = 1. The
+      estimates are unbiased.
+
+    Raises:
+      TypeError: If `num_observations` is no integer.
+      ValueError: If shapes do not fit, there are no draws, or a value is not finite.
+
+    #### References
+
+    Matthew D. Hoffman and Matthew J. Johnson. ELBO surgery: yet another way to carve up the
+    variational evidence lower bound. NIPS Workshop in Advances in Approximate Bayesian Inference,
+    2016.
+    """
+    reconstruction = checked_draws("reconstruction", reconstruction)
+    if reconstruction.ndim != 2 or reconstruction.size == 0:
+        raise ValueError(
+            "reconstruction must have shape [S, Q] with at least one draw; got "
+            f"{list(reconstruction.shape)}."
+        )
+    shape = reconstruction.shape
+    log_posterior = checked_draws("log_posterior", log_posterior, shape)
+    log_prior = checked_draws("log_prior", log_prior, shape)
+    log_aggregate = checked_draws("log_aggregate", log_aggregate, shape)
+    num_observations = checked_integer("num_observations", num_observations, shape[1])
+
+    def estimate(*terms: np.ndarray) -> Estimate:
+        return stratified_estimate(terms, num_observations)
+
+    # One sum of the draws, which the readings put in different brackets.
+    elbo = estimate(reconstruction, log_prior, -log_posterior)
+    evidence: dict[str, Any]
+    if log_evidence is None:
+        reason = "the log evidence log p(x) was not given, and the posterior KL needs it"
+        evidence = {"evidence_minus_posterior_kl": None, "log_evidence": None, "posterior_kl": None}
+        absent = dict.fromkeys(evidence, reason)
+    else:
+        log_evidence = checked_draws("log_evidence", log_evidence, shape[1:])
+        repeated = np.broadcast_to(log_evidence, shape)
+        evidence = {
+            "evidence_minus_posterior_kl": elbo,
+            "log_evidence": exact_strata_estimate(log_evidence, num_observations),
+            "posterior_kl": estimate(log_posterior, -reconstruction, -log_prior, repeated),
+        }
+        absent = {}
+    readings = ElboReadings(
+        **evidence,
+        negative_energy_plus_entropy=elbo,
+        negative_energy=estimate(reconstruction, log_prior),
+        entropy=estimate(-log_posterior),
+        term_by_term=elbo,
+        average_reconstruction=estimate(reconstruction),
+        average_kl=estimate(log_posterior, -log_prior),
+        surgery=elbo,
+        index_code_mutual_information=estimate(log_posterior, -log_aggregate),
+        marginal_kl=estimate(log_aggregate, -log_prior),
+        absent=absent,
+        num_observations=num_observations,
+        num_query=shape[1],
+        num_samples=shape[0],
+    )
+    readings = dataclasses.replace(readings, warnings=explained(readings.impossible_values()))
+    warn(readings.warnings, stacklevel=3)
+    return readings

@@ -1,0 +1,157 @@
+"""MarginalKLSplit: the parts of the marginal KL of one model on one data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tfp_surgery.estimate import Estimate
+from tfp_surgery.measurement.consistency import above, negative, warning_lines
+from tfp_surgery.measurement.presentation import aligned_rows, describe_draws, record
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSplit:
+    r"""The marginal KL split in two levels over a partition of the dimensions into groups g.
+
+    KL(q(z) || p(z)) is, in nats, the sum of
+
+        E[log q(z) - sum_g log q(z_g)]                    between the groups
+        E[sum_g log p(z_g) - log p(z)]
+        sum_g KL(q(z_g) || p(z_g)),                       within each group, which is the sum of
+            E[log q(z_g) - sum_{j in g} log q(z_j)]
+            E[sum_{j in g} log p(z_j) - log p(z_g)]
+            sum_{j in g} KL(q(z_j) || p(z_j))
+
+    Attributes:
+      dimensions: The dimensions of each group.
+      total_correlation: Total correlation between the groups.
+      prior_factorization: E_q(z)[sum_g log p(z_g) - log p(z)], 0 for priors whose groups are
+        independent; None where the prior's marginals are not known.
+      group_wise_kl: KL(q(z_g) || p(z_g)) of each group; None likewise.
+      within_total_correlation: Total correlation inside each group.
+      within_prior_factorization: E_q(z)[sum_{j in g} log p(z_j) - log p(z_g)] of each group; None
+        likewise.
+    """
+
+    dimensions: tuple[tuple[int, ...], ...]
+    total_correlation: Estimate
+    prior_factorization: Estimate | None
+    group_wise_kl: tuple[Estimate, ...] | None
+    within_total_correlation: tuple[Estimate, ...]
+    within_prior_factorization: tuple[Estimate, ...] | None
+
+    def rows(self) -> list[tuple[str, Estimate]]:
+        """Returns the rows of a table: label and estimate."""
+        rows = [("between groups: total correlation", self.total_correlation)]
+        if self.prior_factorization is not None:
+            rows.append(("between groups: prior factorization", self.prior_factorization))
+        for number, group in enumerate(self.dimensions):
+            name = f"group {{{', '.join(map(str, group))}}}"
+            if self.group_wise_kl is not None:
+                rows.append((f"{name}: KL(q(z_g) || p(z_g))", self.group_wise_kl[number]))
+            rows.append((f"{name}: total correlation", self.within_total_correlation[number]))
+            if self.within_prior_factorization is not None:
+                within = self.within_prior_factorization[number]
+                rows.append((f"{name}: prior factorization", within))
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginalKLSplit:
+    r"""The marginal KL and what it is made of, in nats (see `marginal_kl_split`).
+
+    All estimates are means over the same draws, so that the parts add up to rounding error by
+    algebra; what tests them are closed forms.
+
+    Attributes:
+      marginal_kl: KL(q(z) || p(z)).
+      total_correlation: KL(q(z) || prod_j q(z_j)).
+      dimension_wise_kl: KL(q(z_j) || p(z_j)) of each of the D dimensions; None where the prior's
+        marginals are not known.
+      summed_dimension_wise_kl: Their sum, with the standard error of the sum; None likewise.
+      prior_factorization: E_q(z)[sum_j log p(z_j) - log p(z)]; no KL, may be negative; 0 for priors
+        that factorize; None likewise.
+      dimension_wise_mutual_information: Index-code mutual information I(n; z_j) of each of the D
+        dimensions; each quantity, though not its estimate, lies in [0, log N].
+      groups: The two-level form, if groups were given.
+      absent: Why what is None is None, by field name.
+      num_observations: N.
+      num_query: Number of observations the expectations were taken over.
+      num_samples: Draws of z an observation.
+      warnings: Sentences on what cannot be right: values that their quantity cannot have, draws
+        that rounding moved. Empty where nothing was found.
+    """
+
+    marginal_kl: Estimate
+    total_correlation: Estimate
+    dimension_wise_kl: tuple[Estimate, ...] | None
+    summed_dimension_wise_kl: Estimate | None
+    prior_factorization: Estimate | None
+    dimension_wise_mutual_information: tuple[Estimate, ...]
+    groups: GroupSplit | None
+    absent: Mapping[str, str]
+    num_observations: int
+    num_query: int
+    num_samples: int
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
+        return record(self)
+
+    def impossible_values(self) -> list[str]:
+        """Sentences on values that their quantity cannot have, by many standard errors."""
+        log_num_observations = Estimate(math.log(self.num_observations), 0.0, 0)
+        divergences = {
+            "Marginal KL": self.marginal_kl,
+            "Total correlation": self.total_correlation,
+        }
+        for j, value in enumerate(self.dimension_wise_kl or ()):
+            divergences[f"KL(q(z_{j}) || p(z_{j}))"] = value
+        for j, value in enumerate(self.dimension_wise_mutual_information):
+            divergences[f"I(n; z_{j})"] = value
+        if self.groups is not None:
+            # E[log p] parts are no divergences.
+            divergences |= {
+                label: value
+                for label, value in self.groups.rows()
+                if not label.endswith("prior factorization")
+            }
+        found = [text for name, value in divergences.items() for text in negative(name, value)]
+        for j, value in enumerate(self.dimension_wise_mutual_information):
+            found += above(f"I(n; z_{j})", value, "log N", log_num_observations)
+        return found
+
+    def __str__(self) -> str:
+        """A table: the parts, the groups' parts, and a row for each dimension."""
+        rows: list[tuple[str, Estimate | None]] = [
+            ("marginal KL = (1) + (2) + (3)", self.marginal_kl),
+            ("(1) total correlation", self.total_correlation),
+            ("(2) sum_j KL(q(z_j) || p(z_j))", self.summed_dimension_wise_kl),
+            ("(3) prior factorization", self.prior_factorization),
+            *(self.groups.rows() if self.groups is not None else []),
+        ]
+        lines = [
+            "Split of the marginal KL",
+            describe_draws(self.num_observations, self.num_query, self.num_samples),
+            *aligned_rows([(label, value) for label, value in rows if value is not None]),
+        ]
+        lines += [f"  ({reason})" for reason in dict.fromkeys(self.absent.values())]
+        header = ("j", "I(n; z_j)", "KL(q(z_j) || p(z_j))")
+        cells = [
+            (
+                str(j),
+                str(information),
+                "-" if self.dimension_wise_kl is None else str(self.dimension_wise_kl[j]),
+            )
+            for j, information in enumerate(self.dimension_wise_mutual_information)
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        lines += [
+            "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in (header, *cells)
+        ]
+        return "\n".join([*lines, *warning_lines(self.warnings)])

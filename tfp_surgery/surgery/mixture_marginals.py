@@ -1,0 +1,70 @@
+"""Mixtures whose marginals over groups of dimensions are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.networks import MIXTURES, plain_class
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.group_marginals import group_marginal, has_group_marginals
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+
+tfd = tfp.distributions
+
+_SAMPLE = plain_class(tfd.Sample)
+
+
+def aggregate_group_marginal(
+    aggregate_posterior: AggregatePosterior, dimensions: Sequence[int]
+) -> AggregatePosterior:
+    """Returns q(z_g) = sum_n w_n q(z_g|x_n) over a group of dimensions.
+
+    Args:
+      aggregate_posterior: Aggregate posterior with batch shape `[B...]` and event shape `[D]`.
+      dimensions: As for `group_marginal`.
+
+    Returns:
+      `AggregatePosterior` with batch shape `[B...]` and event shape `[G]`.
+
+    Raises:
+      NotImplementedError: As for `group_marginal`.
+    """
+    components = components_lib.broadcast(aggregate_posterior.components_distribution)
+    return AggregatePosterior(
+        group_marginal(components, dimensions), weights=aggregate_posterior.weights
+    )
+
+
+def as_mixture(prior: tfd.Distribution) -> AggregatePosterior | None:
+    """Returns a prior as a mixture whose marginals are known, if it is such a one.
+
+    Mixtures are then scored without an array of queries times components.
+
+    Args:
+      prior: Distribution with batch shape `[]` and event shape `[D]`.
+
+    Returns:
+      The same distribution as an `AggregatePosterior`: of its components where it is a
+      `tfd.MixtureSameFamily` (or an `AggregatePosterior` already), of one where it is Gaussian, or
+      `tfd.Independent` or `tfd.Sample` over scalars. None for other distributions.
+    """
+    if isinstance(prior, AggregatePosterior):
+        mixture = prior
+    elif isinstance(prior, MIXTURES):
+        mixture = AggregatePosterior(
+            prior.components_distribution, weights=prior.mixture_distribution.probs_parameter()
+        )
+    else:
+        if isinstance(prior, _SAMPLE) and prior.distribution.event_shape.rank == 0:
+            shape = prior.event_shape_tensor()
+            scalar = prior.distribution._broadcast_parameters_with_batch_shape(shape)
+            prior = tfd.Independent(scalar, 1)
+        if not has_group_marginals(prior):
+            return None
+        single = components_lib.broadcast(prior)
+        parameters = [leaf[tf.newaxis] for leaf in components_lib.leaves(single)]
+        mixture = AggregatePosterior(components_lib.with_leaves(single, parameters))
+    return mixture if has_group_marginals(mixture.components_distribution) else None

@@ -1,0 +1,285 @@
+"""fit_prior: a prior that goes to meet the aggregate posterior of a finished model."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.networks import build_prior, check_prior
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
+from tfp_surgery.log_density.evaluation import checked_tolerance
+from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.model import check_no_nan, check_vector_codes
+from tfp_surgery.surgery.prior_change import PriorMeasurement
+from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
+from tfp_surgery.training.prior_fit import PriorFit
+from tfp_surgery.training.prior_looks import PriorLooks
+from tfp_surgery.training.variables import check_fitted_variables
+
+tfd = tfp.distributions
+
+# Streams of the seed, beside that of the training codes.
+_INITIAL_STREAM, _VALIDATION_STREAM, _LOOKS_STREAM = 6, 7, 10
+# On which looks are compared without a validation set: a tenth of the default steps' codes between
+# two looks, and enough to tell apart what differs by some thousandths of a nat.
+_LOOKS_CODES = 10_000
+_NOISE_ERRORS = 3.0  # standard errors by which a fit may seem worse than its start
+
+
+def fit_prior(
+    aggregate_posterior: AggregatePosterior,
+    prior: keras.layers.Layer,
+    *,
+    validation: AggregatePosterior | None = None,
+    former_prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
+    initialize: bool = True,
+    num_steps: int = 4000,
+    batch_size: int = 1000,
+    learning_rate: float = 5e-3,
+    evaluate_every: int = 100,
+    patience: int | None = 10,
+    num_samples: int = 2,
+    tolerance: float | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> PriorFit:
+    r"""Fits a prior to the aggregate posterior of a finished model.
+
+    The prior occurs in one term of the ELBO, the marginal KL (Hoffman and Johnson 2016):
+
+        KL(q(z) || p(z)) = E_q(z)[log q(z)] - E_q(z)[log p(z)].
+
+    It is minimised by maximum likelihood, E_q(z)[log p(z)] being raised by Adam on codes that each
+    step draws anew from q(z). Encoder and decoder are not touched: what the marginal KL loses, the
+    ELBO gains, and reconstruction and index-code mutual information stay what they are. The steps
+    are compiled by XLA, or run without it, with a warning, where XLA cannot compile the prior.
+
+    The priors of `tfs.priors` learn in standard deviations of the codes, which `initialize` tells
+    them: the same fit in every unit of z. A layer of another kind that keeps its weights in the
+    unit of z is fitted well where its codes have standard deviations near one.
+
+    The prior gets the weights of the best of all looks at it, those it started with included: these
+    are the weights after `initialize`, or those handed in if nothing is initialized. Looks are
+    compared by E[log p(z)] on fixed codes: 10000 draws from q(z) that take no part in training. All
+    steps are taken then, since the looks get better up to the last, with its low learning rate.
+
+    The prior learns q(z) of these observations and may do worse on others. Give `validation` to
+    see it: the looks are then compared on one fixed draw of each held-out observation, and training
+    stops when E[log p(z)] under the held-out q(z) has not risen for `patience` looks.
+
+    The changes in the result are measured on draws that took no part in training or in the choice
+    of the best look: they are unbiased for each q(z) and this prior. But with `validation` the look
+    was chosen for these held-out observations among all looks: for yet other observations the
+    number is optimistic, by little where the values of the last looks differ by little. What is
+    not to be optimistic at all takes a third data set, and `elbo_surgery` on it.
+
+    Warnings say if a fit without `validation` found nothing better than its start, and if on the
+    draws of the result the prior is worse than at the start by more than three standard errors.
+
+    Args:
+      aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
+      prior: Keras layer, such as those in `tfs.priors`; `prior()` gives p(z). What is trained are
+        its `fitted_variables` or, if it has no such attribute, its `trainable_variables`. A layer
+        without any is measured as it is, with a warning.
+      validation: q(z) of held-out observations, of the same kind.
+      former_prior: The prior that the model had, against which the change is measured: a
+        distribution or a callable that returns one (`vae.prior`; also `prior` itself, which then
+        counts as it is before the fit). N(0, I) if None.
+      initialize: Whether to call `prior.initialize(codes, seed)` first, with one draw of each
+        q(z|x_n), where the layer has such a method. False goes on from the weights there are.
+      num_steps: Most steps to take, over which the learning rate falls to zero along a cosine; 0
+        to initialize only.
+      batch_size: Codes a step.
+      learning_rate: The highest, reached after a twentieth of the steps.
+      evaluate_every: Look at the prior, and report, every so many steps.
+      patience: Looks without a better value on the validation set after which to stop; None for all
+        the steps. Little patience may stop a fit that would have gained once the learning rate
+        falls. Without a validation set all steps are taken.
+      num_samples: Draws an observation, for the changes in the result. With 1 their standard
+        errors are NaN.
+      tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
+        `AggregatePosterior.evaluate`. None for none. It does not enter the change in ELBO.
+      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit to a prior of
+        the same weights. The draws of the result are those of `elbo_surgery` with this seed and
+        `num_samples`.
+      verbose: Whether to print a line at each look.
+
+    Returns:
+      `PriorFit`, everything in nats per observation. The prior is changed in place.
+
+    Raises:
+      TypeError: If an argument is of the wrong kind, or log p(z) has a gradient with respect to
+        variables that the prior does not own, as those of a network that a function calls.
+      ValueError: If shapes or dtypes do not go together, a number is out of range, the components
+        of q(z) have NaN parameters, or a log density of the measurement is not finite.
+      FloatingPointError: If a log density or gradient of a step is not finite. The prior then has
+        the weights it had before this step.
+
+    #### References
+
+    Matthew D. Hoffman and Matthew J. Johnson. ELBO surgery: yet another way to carve up the
+    variational evidence lower bound. NIPS Workshop in Advances in Approximate Bayesian Inference,
+    2016.
+    """
+    num_steps = checked_integer("num_steps", num_steps, 0)
+    batch_size = checked_integer("batch_size", batch_size, 1)
+    evaluate_every = checked_integer("evaluate_every", evaluate_every, 1)
+    if patience is not None:
+        patience = checked_integer("patience", patience, 1)
+    num_samples = checked_integer("num_samples", num_samples, 1)
+    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    learning_rate = _checked_learning_rate(learning_rate)
+    tolerance = checked_tolerance(tolerance)
+    _check_aggregate(aggregate_posterior, "aggregate_posterior")
+    if validation is not None:
+        _check_aggregate(validation, "validation")
+        if validation.event_shape != aggregate_posterior.event_shape or (
+            validation.dtype != aggregate_posterior.dtype
+        ):
+            raise ValueError(
+                "validation must be over codes of the shape and dtype of aggregate_posterior, "
+                f"{aggregate_posterior.event_shape} and {aggregate_posterior.dtype.name}, got "
+                f"{validation.event_shape} and {validation.dtype.name}."
+            )
+    if not isinstance(prior, keras.layers.Layer):
+        raise TypeError(
+            "prior must be a Keras 3 layer that builds a distribution, such as those in "
+            f"tfs.priors, got {type(prior).__name__}."
+        )
+    check_prior(build_prior(prior), aggregate_posterior)
+    check_fitted_variables(
+        prior, tf.zeros([1, *aggregate_posterior.event_shape], aggregate_posterior.dtype)
+    )
+    former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
+    former_now = check_prior(build_prior(former), aggregate_posterior)
+    former_name = "N(0, I)" if former_prior is None else former_now.name
+    variables = list(getattr(prior, "fitted_variables", prior.trainable_variables))
+
+    if num_samples == 1:
+        warnings.warn("with num_samples=1 the standard errors are unknown (NaN).", stacklevel=2)
+    if not variables:
+        warnings.warn(
+            f"the prior {prior.name} has no variables to fit: it is measured as it is.",
+            stacklevel=2,
+        )
+        num_steps = 0
+
+    measurements = [
+        PriorMeasurement(q_z, former, num_samples, seed, tolerance)
+        for q_z in (aggregate_posterior, validation)
+        if q_z is not None
+    ]
+    started = time.perf_counter()
+    if initialize and hasattr(prior, "initialize"):
+        prior.initialize(_codes(aggregate_posterior, seed, _INITIAL_STREAM).numpy(), seed)
+    initialized = time.perf_counter()
+    at_start = [measurement.log_prob(prior) for measurement in measurements if num_steps > 0]
+    started += time.perf_counter() - initialized
+    codes = None
+    if validation is not None:
+        codes = _codes(validation, seed, _VALIDATION_STREAM)
+    elif num_steps > 0:
+        stream = tf.constant([seed, _LOOKS_STREAM], tf.int32)
+        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=stream)
+    fixed_codes = None if codes is None else FixedCodes(codes, prior, batch_size)
+    looks = PriorLooks(prior, fixed_codes, validation is not None, num_steps, verbose)
+    looks.look(0, None)
+    if num_steps > 0:
+        ascent = LikelihoodAscent(
+            aggregate_posterior,
+            prior,
+            variables,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        for step in range(0, num_steps, evaluate_every):
+            end = min(step + evaluate_every, num_steps)
+            looks.look(end, ascent.run(step, end))
+            if validation is not None and patience is not None and looks.since_best >= patience:
+                break
+    looks.restore_best()
+    seconds = time.perf_counter() - started
+
+    at_end = [measurement.log_prob(prior) for measurement in measurements]
+    changes = [
+        measurement.change_to(log_prob)
+        for measurement, log_prob in zip(measurements, at_end, strict=True)
+    ]
+    for change in changes:
+        consistency.warn(change.warnings, stacklevel=3)
+    last = looks.history[-1].step
+    if last > 0 and looks.best_step == 0 and validation is None:
+        warnings.warn(
+            f"no look at the fit of {prior.name} was better than its start, whose weights it has "
+            "again. Where these were not the best already, a smaller learning_rate may help, or "
+            "more steps; weights in the unit of the codes learn well where the codes have standard "
+            "deviations near one.",
+            stacklevel=2,
+        )
+    for name, before, after in zip(("fitted to", "held out"), at_start, at_end, strict=False):
+        loss = _loss(before, after)
+        if loss is not None:
+            warnings.warn(
+                f"the prior is worse than it was before the first step: the marginal KL of the "
+                f"q(z) {name} grew by {loss}. It has the weights of step {looks.best_step}, the "
+                f"best of the looks on {'held-out' if validation is not None else 'fixed'} codes; "
+                "num_steps=0 leaves those of the start.",
+                stacklevel=2,
+            )
+    return PriorFit(
+        training=changes[0],
+        validation=None if validation is None else changes[1],
+        former_prior=former_name,
+        num_steps=last,
+        best_step=looks.best_step,
+        stopped_early=last < num_steps,
+        seconds=seconds,
+        history=tuple(looks.history),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+def _codes(aggregate: AggregatePosterior, seed: int, stream: int) -> tf.Tensor:
+    """One draw of each q(z|x_n), `[N, D]`."""
+    return aggregate.components_distribution.sample(seed=tf.constant([seed, stream], tf.int32))
+
+
+def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:
+    """What log p(z) lost on the draws `[S, N]` of a result, if that is more than noise."""
+    loss = stratified_estimate([before, -after], before.shape[1])
+    error = loss.standard_error
+    if math.isnan(error):  # one draw an observation: from the spread over all, which is wider
+        error = float((before - after).std() / math.sqrt(before.size)) + rounding(before, after)
+    return loss if loss.value > _NOISE_ERRORS * error else None
+
+
+def _standard_normal(aggregate: AggregatePosterior) -> tfd.Distribution:
+    zeros = tf.zeros(aggregate.event_shape, aggregate.dtype)
+    return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
+
+
+def _check_aggregate(aggregate: Any, name: str) -> None:
+    check_vector_codes(aggregate, name)
+    check_no_nan(aggregate)
+
+
+def _checked_learning_rate(learning_rate: Any) -> float:
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float):
+        raise TypeError(f"learning_rate must be a number, got {learning_rate!r}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}.")
+    return float(learning_rate)
