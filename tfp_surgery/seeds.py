@@ -1,0 +1,114 @@
+"""The register of random streams: one seed serves many uses, and no two of them share noise."""
+
+from __future__ import annotations
+
+import operator
+import zlib
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+Seed: TypeAlias = int | tuple[int, int]
+
+MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
+
+# Each name is used in one place. The draws of data sets, which have to stay what they were, have a
+# register of their own (`dataset_draws`), whose numbers no name here has.
+STREAMS = frozenset(
+    {
+        "annealing/adaptation",
+        "annealing/forward",
+        "annealing/reverse",
+        "annealing/simulation",
+        "elbo_surgery/codes",
+        "elbo_surgery/subset",
+        "fit_prior/codes",
+        "fit_prior/initial_codes",
+        "fit_prior/looks",
+        "fit_prior/validation_codes",
+        "generative_mutual_information/codes",
+        "generative_mutual_information/inner_codes",
+        "importance_sampling/codes",
+        "importance_weighted_elbo/codes",
+        "inference_gaps/codes",
+        "minibatch_mutual_information/batches",
+        "minibatch_mutual_information/codes",
+        "mutual_information_bounds/batches",
+        "mutual_information_bounds/codes",
+        "prior_change/codes",
+        "probe",
+        "refined_posteriors/codes",
+        "training/evaluation",
+        "training/step",
+    }
+)
+
+
+def checked_seed(seed: Any, name: str = "seed") -> Seed:
+    """Checks that a seed is one that TFP would take as stateless.
+
+    Args:
+      seed: An integer in [0, 2**31), or a pair of int32: a sequence, array or `Tensor`.
+      name: What it is called, for the message.
+
+    Returns:
+      An `int`, or a tuple of two: what JSON can hold, and what gives the same draws again.
+
+    Raises:
+      TypeError: If it is neither.
+      ValueError: If it is out of range.
+    """
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is not None:
+        if not 0 <= number <= MAX_SEED:
+            raise ValueError(f"{name} must be at least 0 and at most {MAX_SEED}, got {number}.")
+        return number
+    pair = np.asarray(seed)
+    if pair.shape != (2,) or not np.issubdtype(pair.dtype, np.integer):
+        raise TypeError(
+            f"{name} must be an integer or a pair of int32, as tfp.random takes it; got {seed!r}."
+        )
+    limits = np.iinfo(np.int32)
+    if not ((pair >= limits.min) & (pair <= limits.max)).all():
+        raise ValueError(f"{name} must hold two int32, got {seed!r}.")
+    return int(pair[0]), int(pair[1])
+
+
+def key(seed: Seed, name: str, *numbers: Any) -> tf.Tensor:
+    """The stateless seed of one use.
+
+    Args:
+      seed: From `checked_seed`.
+      name: Of the stream, one of `STREAMS`.
+      *numbers: Integers or scalar integer `Tensor`s: of a step, a batch, an observation.
+
+    Returns:
+      `Tensor` of two int32.
+    """
+    result = tf.constant(_entropy(seed, name).generate_state(2).view(np.int32))
+    for number in numbers:
+        result = fold_in(result, number)
+    return result
+
+
+def fold_in(key: tf.Tensor, number: Any) -> tf.Tensor:
+    """The seed of one of many steps of a use: another for every number."""
+    return tf.random.experimental.stateless_fold_in(key, number)
+
+
+def generator(seed: Seed, name: str, *numbers: int) -> np.random.Generator:
+    """NumPy's random numbers of one use; see `key`."""
+    return np.random.default_rng(_entropy(seed, name, *numbers))
+
+
+def _entropy(seed: Seed, name: str, *numbers: int) -> np.random.SeedSequence:
+    if name not in STREAMS:
+        raise KeyError(f"{name} is not in the register of random streams (tfp_surgery.seeds).")
+    parts = (seed,) if isinstance(seed, int) else seed
+    words = [part % 2**32 for part in (*parts, *numbers)]
+    # A SeedSequence does not tell trailing zeros from nothing: the lengths go in front.
+    return np.random.SeedSequence((zlib.crc32(name.encode()), len(parts), len(numbers), *words))
