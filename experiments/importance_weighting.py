@@ -219,7 +219,7 @@ def rung(
       num_importance_samples: m.
 
     Returns:
-      `ImportanceWeightedElbo.to_dict()` with the name of the data and the seconds it took.
+      The bound, its sizes, the mean and least effective sample size, and the seconds it took.
     """
     start = time.monotonic()
     bound = importance_weighted_elbo(
@@ -233,7 +233,18 @@ def rung(
     )
     seconds = time.monotonic() - start
     print(f"m = {num_importance_samples}: {bound.estimate} nats, {seconds:.1f} s", flush=True)
-    return {**bound.to_dict(), "data": data, "seconds": round(seconds, 2)}
+    return {
+        "num_importance_samples": bound.num_importance_samples,
+        "num_samples": bound.num_samples,
+        "importance_weighted_elbo": bound.estimate.to_dict(),
+        "mean_effective_sample_size": float(bound.effective_sample_sizes.mean()),
+        "least_effective_sample_size": float(bound.effective_sample_sizes.min()),
+        "num_observations": bound.num_observations,
+        "seed": bound.seed,
+        "data": data,
+        "warnings": list(bound.warnings),
+        "seconds": round(seconds, 2),
+    }
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -236,13 +236,14 @@ def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]
     vae = subject.vae
     best = max(
         (parts[name] for name in _LOG_EVIDENCE),
-        key=lambda part: float(part["log_evidence"]["value"]),
+        key=lambda part: float(part["estimate"]["value"]),
     )
     log_evidence = LogEvidence(
-        per_observation=np.array(best["per_observation"], np.float64),
+        values=np.array([best["per_observation"]], np.float64),
         standard_errors=np.array(best["standard_errors"], np.float64),
         effective_sample_sizes=np.array(best["effective_sample_sizes"], np.float64),
-        num_samples=best["num_samples"],
+        num_importance_samples=best["num_importance_samples"],
+        num_samples=1,
         bound=best["bound"],
         method=best["method"],
         data=best["data"],
@@ -332,7 +333,7 @@ def estimates(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     Returns:
       `{"value", "standard_error"}` of each.
     """
-    iw, ais, refined = (parts[name]["log_evidence"] for name in _LOG_EVIDENCE)
+    iw, ais, refined = (parts[name]["estimate"] for name in _LOG_EVIDENCE)
 
     def difference(larger: Mapping[str, float], smaller: Mapping[str, float]) -> dict[str, float]:
         return {

@@ -53,7 +53,7 @@ def test_stratified_error_ignores_the_spread_between_strata() -> None:
     values = np.array([[0.0, 100.0], [2.0, 102.0]])  # within-stratum variance 2 in both
     estimate = stratified_estimate(values, 2)
     assert estimate.value == 51.0
-    assert estimate.num_samples == 4
+    assert estimate.num_draws == 4
     assert estimate.standard_error == pytest.approx(math.sqrt(2.0 / (2 * 2)))
 
 

@@ -109,6 +109,6 @@ def test_each_stream_is_used_in_one_place() -> None:
                     and getattr(node.func.value, "id", None) == "seeds"
                 ):
                     assert isinstance(node.args[1], ast.Constant), (path, node.lineno)
-                    used.append(node.args[1].value)
+                    used.append(str(node.args[1].value))
     names = [name for name in used if name != "probe"]  # whose draws are only looked at
     assert sorted(names) == sorted(seeds.STREAMS - {"probe"})

@@ -4,7 +4,7 @@
 from tfp_surgery import xla_flags as _xla_flags  # noqa: F401  before anything is compiled
 
 # isort: on
-from tfp_surgery import datasets, networks, priors
+from tfp_surgery import datasets, networks, priors, results
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_importance_sampling import (
@@ -29,13 +29,12 @@ from tfp_surgery.surgery.active_units import active_units
 from tfp_surgery.surgery.elbo_readings import elbo_readings
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
-from tfp_surgery.surgery.full_detail import FullElboSurgery
 from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
+from tfp_surgery.surgery.scored_draws import scored_draws
 from tfp_surgery.training import objectives
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 from tfp_surgery.training.fit_prior import fit_prior
-from tfp_surgery.training.prior_fit import PriorFit
 
 __all__ = [
     "VAE",
@@ -44,8 +43,6 @@ __all__ = [
     "ElboSurgery",
     "ElboSurgeryCallback",
     "Estimate",
-    "FullElboSurgery",
-    "PriorFit",
     "active_units",
     "bidirectional_monte_carlo",
     "datasets",
@@ -70,4 +67,6 @@ __all__ = [
     "priors",
     "rate_distortion_bounds",
     "refined_posteriors",
+    "results",
+    "scored_draws",
 ]

@@ -23,14 +23,14 @@ class Estimate:
       standard_error: Its standard error, never below the rounding of what was averaged; 0 where the
         value has no Monte Carlo error (a closed form), NaN where the error cannot be known (a
         single draw an observation).
-      num_samples: Number of draws averaged over; 0 for a closed form.
+      num_draws: Number of draws averaged over; 0 for a closed form.
       degrees_of_freedom: How well the standard error is known: that of the chi-squared distribution
         its square is about distributed as (Welch 1947); infinite for a closed form.
     """
 
     value: float
     standard_error: float
-    num_samples: int
+    num_draws: int
     degrees_of_freedom: float = math.inf
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:

@@ -17,10 +17,8 @@ from tfp_surgery.evidence.annealed_chains import inverse_temperatures
 from tfp_surgery.evidence.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
-from tfp_surgery.evidence.importance_sampling import (
-    LogEvidence,
-    log_evidence_by_importance_sampling,
-)
+from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
+from tfp_surgery.evidence.log_evidence import LogEvidence
 
 tfd = tfp.distributions
 

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from scipy import integrate, special, stats
+from scipy import integrate, stats
 
 from tests.testing.coverage import check_coverage, covered, estimates_of_groups
 from tests.testing.linear_gaussian import LinearGaussianModel
-from tfp_surgery.evidence.importance_sampling import (
-    LogEvidence,
-    RunningWeights,
-    log_evidence_by_importance_sampling,
-)
+from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
+from tfp_surgery.evidence.log_evidence import LogEvidence
 
 tfd = tfp.distributions
 
@@ -168,78 +165,6 @@ def test_memory_does_not_grow_with_the_number_of_draws() -> None:
     assert max(decoded) <= 1000
     # One decoded to look at it; the last chunk is as large as the others.
     assert 15000 <= sum(decoded) <= 16001
-
-
-def test_running_weights_are_the_sums_of_all() -> None:
-    rng = np.random.default_rng(0)
-    log_weights = rng.normal(size=(60, 4)) * 3 + [-5000.0, -700.0, 0.0, 5000.0]
-    log_weights[10:20, 1] = -np.inf
-    running = RunningWeights(4, tf.float64)
-    for start, stop in ((0, 1), (1, 17), (17, 60)):
-        for rows in (slice(0, 3), slice(3, 4)):
-            running.add(rows, log_weights[start:stop, rows])
-    result = running.log_evidence("lower", method="", data="", seed=0)
-    np.testing.assert_allclose(
-        result.per_observation, special.logsumexp(log_weights, axis=0) - math.log(60), rtol=1e-13
-    )
-    w = np.exp(log_weights - log_weights.max(axis=0))
-    np.testing.assert_allclose(
-        result.effective_sample_sizes, w.sum(axis=0) ** 2 / (w**2).sum(axis=0), rtol=1e-9
-    )
-    np.testing.assert_allclose(
-        result.standard_errors, _jackknife(w, np.arange(60)), rtol=1e-9, atol=1e-12
-    )
-
-
-def _jackknife(w: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Standard errors of log means `[N]`, leaving out one group of the weights `[S, N]` each."""
-    num_groups = group.max() + 1
-    left = np.array([np.log(w[group != g].mean(axis=0)) for g in range(num_groups)])
-    errors: np.ndarray = np.sqrt((num_groups - 1) * left.var(axis=0))
-    return errors
-
-
-def test_more_weights_than_groups_are_dealt_out_in_turn() -> None:
-    log_weights = np.random.default_rng(1).normal(size=(730, 3)) * [0.1, 1.0, 2.0]
-    running = RunningWeights(3, tf.float64)
-    for start, stop in ((0, 40), (40, 555), (555, 730)):
-        running.add(slice(0, 3), log_weights[start:stop])
-    result = running.log_evidence("upper", method="", data="", seed=0)
-    w = np.exp(log_weights)
-    np.testing.assert_allclose(result.per_observation, -np.log(w.mean(axis=0)), rtol=1e-12)
-    np.testing.assert_allclose(
-        result.standard_errors, _jackknife(w, np.arange(730) % 100), rtol=1e-9
-    )
-    # Where weights are many and their tails light it is the delta method.
-    delta = w.std(axis=0, ddof=1) / math.sqrt(730) / w.mean(axis=0)
-    np.testing.assert_allclose(
-        result.standard_errors, delta, rtol=STANDARD_ERRORS * math.sqrt(1 / (2 * 99))
-    )
-
-
-def test_a_weight_that_outweighs_all_others_has_a_large_error() -> None:
-    """The delta method says 1 nat at most; without the largest weight 30 or 800 nats are gone."""
-    log_weights = np.zeros([10, 3])
-    log_weights[4] = [30.0, 800.0, 0.0]
-    log_weights[:, 2] = [*[-np.inf] * 9, 0.0]
-    running = RunningWeights(3, tf.float64)
-    running.add(slice(0, 3), log_weights)
-    errors = running.log_evidence("lower", method="", data="", seed=0).standard_errors
-    expected = np.array([30.0, 800.0]) * math.sqrt(9 * (0.1 - 0.01))
-    np.testing.assert_allclose(errors[:2], expected, rtol=0.1)
-    assert math.isnan(errors[2])
-
-
-def test_weights_that_say_nothing_are_refused() -> None:
-    for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match=r"1 of 6 log weights are NaN or \+inf"):
-            RunningWeights(2, tf.float64).add(
-                slice(0, 2), np.array([[0.0, bad], [0, 0], [0, -np.inf]])
-            )
-    running = RunningWeights(2, tf.float64)
-    running.add(slice(0, 2), np.array([[0.0, -np.inf], [0.0, -np.inf]]))
-    with pytest.raises(ValueError, match="all 2 weights are zero for 1 of 2 observations"):
-        running.log_evidence("lower", method="", data="", seed=0)
 
 
 def test_float64_stays_and_seeds_repeat() -> None:

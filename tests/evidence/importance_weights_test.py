@@ -8,8 +8,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.testing.linear_gaussian import LinearGaussianModel
-from tfp_surgery.components.encoding import encode
 from tfp_surgery.evidence.importance_weights import log_weight_chunks
+from tfp_surgery.measurement.prepared_model import prepared_model
 
 tfd = tfp.distributions
 
@@ -30,11 +30,14 @@ def test_every_draw_of_every_observation_comes_once(
         decoded.append(z.numpy())
         return MODEL.decoder(z)
 
-    posteriors = encode(MODEL.perturbed_encoder(0.5, 1.5), x, 100)
+    encoder = MODEL.perturbed_encoder(0.5, 1.5)
+    model = prepared_model(x, encoder, decoder, MODEL.prior, 0, 100)
+    posteriors = model.posteriors
+    decoded.clear()  # what was decoded to look at the model
     found = np.full([num_samples, num_observations], np.nan)
     stops = np.zeros(num_observations, int)
     for draws, rows, log_weights in log_weight_chunks(
-        x, posteriors, decoder, MODEL.prior, num_samples, tf.constant([1, 2]), batch_size
+        model, posteriors, num_samples, tf.constant([1, 2]), batch_size
     ):
         assert log_weights.dtype == np.float64
         assert log_weights.shape == (draws.stop - draws.start, rows.stop - rows.start)

@@ -103,7 +103,7 @@ def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, trained: pa
     )
     record = records_of(finished)[1]
     assert record["importance_weighted_elbo"] == bound.estimate.to_dict()
-    assert record["least_effective_sample_size"] == bound.effective_sample_size.min()
+    assert record["least_effective_sample_size"] == bound.effective_sample_sizes.min()
 
 
 def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ def _scalar_decoder(noise: float) -> Any:
     return lambda z: tfd.MultivariateNormalDiag(z, [np.float64(noise)])
 
 
-def _expected_bounds(noise: float, num_inner: int) -> tuple[float, float]:
+def _expected_bounds(noise: float, num_importance_samples: int) -> tuple[float, float]:
     """Lower and upper bound of z ~ N(0, 1), x|z ~ N(z, noise^2) in expectation, by quadrature.
 
     For independent weights w_j, E log sum_j w_j = int (exp(-t) - prod_j E exp(-t w_j)) / t dt.
@@ -55,26 +55,32 @@ def _expected_bounds(noise: float, num_inner: int) -> tuple[float, float]:
         return fresh, own
 
     information = -math.log(noise) + math.log(total)
-    fresh = transform(num_inner)[0]
-    upper = np.trapezoid(np.exp(-np.exp(u)) - fresh**num_inner, u) @ node_weights
-    fresh, own = transform(num_inner + 1)
-    lower = np.trapezoid(np.exp(-np.exp(u)) - own * fresh**num_inner, u) @ node_weights
+    fresh = transform(num_importance_samples)[0]
+    upper = np.trapezoid(np.exp(-np.exp(u)) - fresh**num_importance_samples, u) @ node_weights
+    fresh, own = transform(num_importance_samples + 1)
+    lower = np.trapezoid(np.exp(-np.exp(u)) - own * fresh**num_importance_samples, u) @ node_weights
     return information - lower, information - upper
 
 
-@pytest.mark.parametrize("num_inner", [1, 60])
-def test_both_bounds_have_the_expectation_that_quadrature_gives(num_inner: int) -> None:
+@pytest.mark.parametrize("num_importance_samples", [1, 60])
+def test_both_bounds_have_the_expectation_that_quadrature_gives(
+    num_importance_samples: int,
+) -> None:
     noise = 1.0
     information = 0.5 * math.log1p(1 / noise**2)
-    lower, upper = _expected_bounds(noise, num_inner)
+    lower, upper = _expected_bounds(noise, num_importance_samples)
     assert lower < information < upper
     bounds = generative_mutual_information(
-        _scalar_decoder(noise), _PRIOR, num_observations=8000, num_inner=num_inner, seed=1
+        _scalar_decoder(noise),
+        _PRIOR,
+        num_observations=8000,
+        num_importance_samples=num_importance_samples,
+        seed=1,
     )
     assert bounds.upper is not None
     _assert_near(bounds.lower.estimate, lower)
     _assert_near(bounds.upper.estimate, upper)
-    assert bounds.lower.ceiling == pytest.approx(math.log(num_inner + 1))
+    assert bounds.lower.ceiling == pytest.approx(math.log(num_importance_samples + 1))
     assert not bounds.lower.at_ceiling
     assert bounds.upper.ceiling is None
 
@@ -86,7 +92,7 @@ def test_bias_is_the_one_that_the_docstring_names() -> None:
     assert upper - information == pytest.approx(1 / 800, rel=0.05)
     assert information - lower == pytest.approx(1 / 800, rel=0.05)
     bounds = generative_mutual_information(
-        _scalar_decoder(1.0), _PRIOR, num_observations=4000, num_inner=400, seed=2
+        _scalar_decoder(1.0), _PRIOR, num_observations=4000, num_importance_samples=400, seed=2
     )
     assert bounds.upper is not None
     _assert_near(bounds.lower.estimate, lower)
@@ -101,7 +107,7 @@ def test_linear_gaussian_model_lies_between_the_bounds() -> None:
         lambda z: tfd.MultivariateNormalDiag(z @ weights, noise * np.ones(4)),
         lambda: tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2)),
         num_observations=2000,
-        num_inner=5000,
+        num_importance_samples=5000,
         seed=3,
     )
     assert bounds.upper is not None
@@ -129,7 +135,7 @@ def test_binary_likelihood_agrees_with_the_sum_over_all_observations() -> None:
         return tfd.Independent(tfd.Bernoulli(logits=z * slopes + offsets), 1)
 
     bounds = generative_mutual_information(
-        decoder, _PRIOR, num_observations=6000, num_inner=500, seed=4
+        decoder, _PRIOR, num_observations=6000, num_importance_samples=500, seed=4
     )
     assert bounds.upper is not None
     for bound, sign in ((bounds.lower, -1), (bounds.upper, 1)):
@@ -143,7 +149,7 @@ def test_a_decoder_that_ignores_the_code_has_no_information() -> None:
         lambda z: tfd.MultivariateNormalDiag(tf.zeros_like(z), [1.0]),
         _PRIOR,
         num_observations=100,
-        num_inner=20,
+        num_importance_samples=20,
     )
     assert bounds.upper is not None
     assert bounds.lower.estimate.value == pytest.approx(0.0, abs=1e-12)
@@ -155,7 +161,7 @@ def test_a_precise_decoder_reaches_the_ceiling_of_the_lower_bound() -> None:
     noise = 1e-6
     information = 0.5 * math.log1p(1 / noise**2)
     bounds = generative_mutual_information(
-        _scalar_decoder(noise), _PRIOR, num_observations=200, num_inner=30
+        _scalar_decoder(noise), _PRIOR, num_observations=200, num_importance_samples=30
     )
     assert bounds.upper is not None
     assert bounds.lower.estimate.value == pytest.approx(math.log(31), rel=1e-3)
@@ -184,9 +190,9 @@ def test_bounds_equal_brute_force_on_the_same_draws(monkeypatch: pytest.MonkeyPa
 
     # Rounded up to 12.
     bounds = generative_mutual_information(
-        decoder, _PRIOR, num_observations=10, num_inner=7, seed=6
+        decoder, _PRIOR, num_observations=10, num_importance_samples=7, seed=6
     )
-    assert bounds.num_observations == bounds.lower.estimate.num_samples == 12
+    assert bounds.num_observations == bounds.lower.estimate.num_draws == 12
     assert [len(block) for block in codes] == [8, 4, 10, 10, 1]
     x = np.concatenate(observations)
     z, fresh = np.concatenate(codes[:2]), np.concatenate(codes[2:])
@@ -215,7 +221,7 @@ def test_an_observation_that_no_fresh_code_can_give_leaves_no_upper_bound() -> N
         lambda z: tfd.Independent(tfd.Uniform(z, z + 1e-6), 1),
         _PRIOR,
         num_observations=10,
-        num_inner=4,
+        num_importance_samples=4,
     )
     assert bounds.upper is None
     record = json.loads(json.dumps(bounds.to_dict(), allow_nan=False))
@@ -228,7 +234,7 @@ def test_an_observation_that_no_fresh_code_can_give_leaves_no_upper_bound() -> N
 def test_the_same_seed_gives_the_same_result() -> None:
     first, second, other = (
         generative_mutual_information(
-            _scalar_decoder(1.0), _PRIOR, num_observations=10, num_inner=5, seed=seed
+            _scalar_decoder(1.0), _PRIOR, num_observations=10, num_importance_samples=5, seed=seed
         ).to_dict()
         for seed in (1, 1, 2)
     )
@@ -259,8 +265,8 @@ def test_the_same_seed_gives_the_same_result() -> None:
             "single tensors",
         ),
         ({"num_observations": 1}, ValueError, "num_observations must be"),
-        ({"num_inner": 0}, ValueError, "num_inner must be"),
-        ({"num_inner": 1.5}, TypeError, "num_inner must be"),
+        ({"num_importance_samples": 0}, ValueError, "num_importance_samples must be"),
+        ({"num_importance_samples": 1.5}, TypeError, "num_importance_samples must be"),
         ({"seed": 2**31}, ValueError, "seed must be"),
     ],
 )
@@ -271,7 +277,7 @@ def test_bad_input_is_refused(
         "decoder": _scalar_decoder(1.0),
         "prior": _PRIOR,
         "num_observations": 4,
-        "num_inner": 2,
+        "num_importance_samples": 2,
         **changed,
     }
     decoder, prior = given.pop("decoder"), given.pop("prior")
@@ -282,12 +288,18 @@ def test_bad_input_is_refused(
 @pytest.mark.slow
 def test_intervals_cover_the_expectations_of_the_bounds() -> None:
     """300 results; a coverage has a standard error of 1.3 per cent."""
-    results, num_inner = 300, 5
-    expected = dict(zip(("lower", "upper"), _expected_bounds(1.0, num_inner), strict=True))
+    results, num_importance_samples = 300, 5
+    expected = dict(
+        zip(("lower", "upper"), _expected_bounds(1.0, num_importance_samples), strict=True)
+    )
     covered: dict[str, list[bool]] = {"lower": [], "upper": []}
     for seed in range(results):
         bounds = generative_mutual_information(
-            _scalar_decoder(1.0), _PRIOR, num_observations=200, num_inner=num_inner, seed=seed
+            _scalar_decoder(1.0),
+            _PRIOR,
+            num_observations=200,
+            num_importance_samples=num_importance_samples,
+            seed=seed,
         )
         for name, hits in covered.items():
             low, high = getattr(bounds, name).estimate.interval()

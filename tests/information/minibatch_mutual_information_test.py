@@ -47,7 +47,7 @@ def test_information_and_entropy_have_their_expectation(method: str, case: str) 
         (found.mutual_information, expected),
         (found.aggregate_entropy, expected + entropy),
     ):
-        assert estimate.num_samples == 100 * 20 * size
+        assert estimate.num_draws == 100 * 20 * size
         assert abs(estimate.value - value) < 4.5 * estimate.standard_error + 1e-9
     assert found.ceiling == mutual_information_ceiling(method, size, NUM)
 

@@ -21,7 +21,7 @@ from tfp_surgery.information.mutual_information_bounds import (
     MutualInformationBounds,
     mutual_information_bounds,
 )
-from tfp_surgery.measurement.bounds import Bound, batch_estimate
+from tfp_surgery.measurement.bound import Bound, batch_estimate
 
 tfd = tfp.distributions
 
@@ -117,7 +117,7 @@ def test_expectations_agree_with_enumeration_and_bound_the_truth(
     for name, estimate in estimates.items():
         tolerance = _STANDARD_ERRORS * estimate.standard_error + 1e-9
         assert abs(estimate.value - truth[name]) <= tolerance, (name, estimate, truth[name])
-        assert estimate.num_samples == 600 * batch_size
+        assert estimate.num_draws == 600 * batch_size
 
 
 def test_collapsed_posteriors_have_no_information() -> None:

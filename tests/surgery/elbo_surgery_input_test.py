@@ -16,7 +16,6 @@ from tests.testing.models import index_data, table_encoder, unit_decoder
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
-from tfp_surgery.surgery.full_detail import FullElboSurgery
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -58,7 +57,6 @@ def test_a_flow_of_a_network_is_taken_apart_as_tfp_does_alone() -> None:
     surgery = elbo_surgery(
         x, encoder, tfd.MultivariateNormalDiag, prior, num_samples=8, detail="full"
     )
-    assert isinstance(surgery, FullElboSurgery)
     assert {"marginal_kl_split", "active_units"} <= set(surgery.absent)
 
     posteriors = encoder(tf.constant(x))
@@ -123,7 +121,7 @@ def _valid() -> dict[str, Any]:
             r"batch shape \[2\]",
         ),
         ({"encoder": lambda x: x}, TypeError, "encoder must return a distribution"),
-        ({"encoder": None}, TypeError, "callables"),
+        ({"encoder": None}, TypeError, "encoder must be a callable"),
         (
             {"decoder": lambda z: tfd.Bernoulli(logits=tf.tile(z[:, :1], [1, 3]))},
             ValueError,
@@ -165,7 +163,7 @@ def _valid() -> dict[str, Any]:
                 )
             },
             ValueError,
-            "training_aggregate_posterior must be one distribution over codes of shape",
+            "training_aggregate_posterior must be over the codes of this model",
         ),
         (
             {"encoder": lambda x: tfd.MultivariateNormalDiag(x[:, :2] / tf.zeros([]))},

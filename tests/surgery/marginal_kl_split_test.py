@@ -53,7 +53,7 @@ def _check_draw_for_draw(
 
     def check(estimate: Estimate, values: Any) -> None:
         assert estimate.value == pytest.approx(values.mean(), abs=1e-9)
-        assert estimate.num_samples == values.size
+        assert estimate.num_draws == values.size
 
     everything = tuple(range(D))
     log_q, log_p = q.log_prob(z, everything), p.log_prob(z, everything)

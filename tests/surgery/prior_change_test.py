@@ -49,7 +49,7 @@ def test_agrees_with_closed_forms(case: str, dtype: type) -> None:
     ):
         bound = _ERRORS * estimate.standard_error + rounding
         assert abs(estimate.value - expected) <= bound, (estimate, expected)
-        assert estimate.num_samples == 12000
+        assert estimate.num_draws == 12000
     np.testing.assert_allclose(
         change.elbo_change.value,
         change.marginal_kl_before.value - change.marginal_kl_after.value,

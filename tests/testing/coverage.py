@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.evidence.importance_sampling import LogEvidence
+from tfp_surgery.evidence.log_evidence import LogEvidence
 
 STANDARD_ERRORS = 4.5
 
@@ -48,7 +48,7 @@ def estimates_of_groups(evidence: LogEvidence, size: int) -> list[Estimate]:
     return [
         dataclasses.replace(
             evidence,
-            per_observation=evidence.per_observation[start : start + size],
+            values=evidence.values[:, start : start + size],
             standard_errors=evidence.standard_errors[start : start + size],
         ).estimate
         for start in starts

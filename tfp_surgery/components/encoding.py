@@ -41,7 +41,22 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
     checked_integer("batch_size", batch_size, 1)
-    x = _observations(x)
+    return encode_observations(encoder, _observations(x), batch_size)
+
+
+def encode_observations(
+    encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int
+) -> tfd.Distribution:
+    """Encodes observations that have been checked; see `encode`.
+
+    Args:
+      encoder: See `encode`.
+      x: Array or `Tensor` `[N, *event_shape]`, not empty, finite.
+      batch_size: See `encode`.
+
+    Returns:
+      A distribution with batch shape `[N]`, every parameter broadcast to it.
+    """
     has_values = tf.executing_eagerly() and not tf.is_symbolic_tensor(x)
     starts = range(0, x.shape[0], batch_size)
     check = fidelity.EncodingCheck(len(starts))

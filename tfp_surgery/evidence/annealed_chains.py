@@ -11,13 +11,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.gradients import check_graph, compiled
-from tfp_surgery.checks.networks import build_prior, check_decoder_output, check_prior
-from tfp_surgery.checks.support import check_support
+from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.evidence.code_space import check_code_space
 from tfp_surgery.measurement.event_space import event_space_bijector
-from tfp_surgery.measurement.model import reconstruction_log_prob, tried
+from tfp_surgery.measurement.model_checks import check_decoder
+from tfp_surgery.measurement.reconstruction import reconstruction_log_prob
+from tfp_surgery.measurement.steps import Step, steps
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
@@ -34,9 +37,6 @@ _MIN_ADAPTATION_TEMPERATURES = 20
 _WARM_UP_STEPS = 30
 _FIRST_STEP_SIZE = 0.1
 
-# Streams of the seed; elbo_surgery and importance sampling have the numbers before.
-_ADAPTATION, _FORWARD, _REVERSE = range(4, 7)
-
 
 @dataclasses.dataclass(frozen=True)
 class Annealing:
@@ -46,7 +46,7 @@ class Annealing:
       num_temperatures: T, at least 1.
       num_chains: C, at least 1.
       num_leapfrog_steps: Of each HMC step, at least 1.
-      seed: Integer in [0, 2**31).
+      seed: Integer in [0, 2**31), or a pair of int32.
       batch_size: Number of codes, over chains and observations, to move at a time.
 
     Raises:
@@ -57,15 +57,14 @@ class Annealing:
     num_temperatures: int
     num_chains: int
     num_leapfrog_steps: int
-    seed: int
+    seed: Seed
     batch_size: int
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        for field in dataclasses.fields(self):
-            bounds = (0, MAX_SEED) if field.name == "seed" else (1, None)
-            checked = checked_integer(field.name, getattr(self, field.name), *bounds)
-            object.__setattr__(self, field.name, checked)
+        object.__setattr__(self, "seed", seeds.checked_seed(self.seed))
+        for name in ("num_temperatures", "num_chains", "num_leapfrog_steps", "batch_size"):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
 
     def describe(self) -> str:
         """One line for results."""
@@ -107,33 +106,24 @@ class AnnealedChains:
     proportional to p(z) p(x|z)^beta_t.
     """
 
-    def __init__(self, decoder: Network, prior: Prior, settings: Annealing) -> None:
+    def __init__(self, decoder: Network, prior: tfd.Distribution, settings: Annealing) -> None:
         """Makes the chains; nothing runs.
 
         Args:
           decoder: See `log_evidence_by_annealed_importance_sampling`.
-          prior: Likewise.
+          prior: From `checked_prior`.
           settings: Of the chains.
         """
         self._prior = prior
+        self._bijector = event_space_bijector(prior)
         self._settings = settings
         self._betas = inverse_temperatures(settings.num_temperatures)
         self._hmc_step = _compiled_hmc_step(decoder, prior, settings.num_leapfrog_steps)
 
-    def batches(self, num_observations: int) -> Iterator[tuple[int, slice, slice]]:
-        """The observations in batches of one shape, so that kernels compile once.
-
-        Args:
-          num_observations: N.
-
-        Yields:
-          The number of a batch, the rows to show to the chains, and which of these are new: the
-          last batch repeats earlier observations.
-        """
-        size = min(num_observations, self._settings.batch_size // self._settings.num_chains or 1)
-        for number, start in enumerate(range(0, num_observations, size)):
-            shown = min(start, num_observations - size)
-            yield number, slice(shown, shown + size), slice(start - shown, size)
+    def batches(self, num_observations: int) -> Iterator[Step]:
+        """Cuts the observations into batches of one size; see `steps`."""
+        settings = self._settings
+        return steps(num_observations, settings.batch_size // settings.num_chains or 1)
 
     def adapted_step_sizes(self, x: tf.Tensor, number: int) -> np.ndarray:
         """Adapts step sizes towards the target acceptance rate, along a forward run of its own.
@@ -145,7 +135,7 @@ class AnnealedChains:
         Returns:
           The step size of each temperature and observation, float64 `[T + 1, B]`.
         """
-        seed = self._seed(_ADAPTATION, number)
+        seed = seeds.key(self._settings.seed, "annealing/adaptation", number)
         u = self._starts(len(x), seed)
         num_temperatures = len(self._betas) - 1
         num_adapted = max(num_temperatures // _ADAPTATION_STRIDE, _MIN_ADAPTATION_TEMPERATURES)
@@ -170,7 +160,7 @@ class AnnealedChains:
         Returns:
           The weights of the chains.
         """
-        seed = self._seed(_FORWARD, number)
+        seed = seeds.key(self._settings.seed, "annealing/forward", number)
         steps = range(1, len(self._betas))
         return self._run(self._starts(len(x), seed), x, seed, steps, 0, step_sizes)
 
@@ -188,8 +178,8 @@ class AnnealedChains:
         Returns:
           The weights of the chains.
         """
-        seed = self._seed(_REVERSE, number)
-        code = event_space_bijector(build_prior(self._prior)).inverse(z)
+        seed = seeds.key(self._settings.seed, "annealing/reverse", number)
+        code = self._bijector.inverse(z)
         u = tf.repeat(code[tf.newaxis], self._settings.num_chains, axis=0)  # [C, B, *code_shape]
         steps = range(len(self._betas) - 1, 0, -1)
         return self._run(u, x, seed, steps, -1, step_sizes)
@@ -219,13 +209,8 @@ class AnnealedChains:
 
     def _starts(self, num_observations: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws from the prior, unconstrained, `[C, B, *code_shape]`."""
-        prior = build_prior(self._prior)
-        z = prior.sample((self._settings.num_chains, num_observations), seed=seed)
-        return event_space_bijector(prior).inverse(z)
-
-    def _seed(self, stream: int, number: int) -> tf.Tensor:
-        base_seed = tf.constant([self._settings.seed, stream], tf.int32)
-        return tf.random.experimental.stateless_fold_in(base_seed, number)
+        z = self._prior.sample((self._settings.num_chains, num_observations), seed=seed)
+        return self._bijector.inverse(z)
 
 
 def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
@@ -252,32 +237,28 @@ def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
     return prior_now
 
 
-def check_densities(
-    x: np.ndarray, decoder: Network, prior: Prior, prior_now: tfd.Distribution
-) -> None:
+def check_densities(x: np.ndarray, decoder: Network, prior: tfd.Distribution) -> None:
     """Runs the decoder on a code, so that what does not fit is said before the work.
 
     Args:
       x: Observations `[N, *event_shape]`.
-      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
-      prior: Likewise.
-      prior_now: From `checked_prior`.
+      decoder: See `log_evidence_by_annealed_importance_sampling`.
+      prior: From `checked_prior`.
 
     Raises:
       TypeError: If the decoder gives no distribution, or a density is no graph of TensorFlow
         operations.
       ValueError: If shapes do not fit, or x is outside the likelihood's support.
     """
-    code = prior_now.sample(1, seed=tf.constant([0, 0], tf.int32))
-    likelihood = check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
-    check_support(likelihood, x)
+    code = prior.sample(1, seed=tf.constant([0, 0], tf.int32))
+    check_decoder(decoder, code, x)
     first = tf.convert_to_tensor(x[:1])
     check_graph(
         _needs("the decoder"),
         lambda z: reconstruction_log_prob(decoder, z[tf.newaxis], first),
         code,
     )
-    check_graph(_needs("the prior"), lambda z: build_prior(prior).log_prob(z), code)
+    check_graph(_needs("the prior"), prior.log_prob, code)
 
 
 def _needs(what: str) -> str:
@@ -289,7 +270,7 @@ def _needs(what: str) -> str:
 
 
 def _compiled_hmc_step(
-    decoder: Network, prior: Prior, num_leapfrog_steps: int
+    decoder: Network, prior: tfd.Distribution, num_leapfrog_steps: int
 ) -> Callable[..., tuple[tf.Tensor, np.ndarray, np.ndarray]]:
     """A function that moves chains `[C, B, *code_shape]` by one step of HMC.
 
@@ -297,6 +278,7 @@ def _compiled_hmc_step(
     `[B]`, a seed and the number of the step. It returns the moved chains, log p(x|z) where they
     were before `[C, B]`, and the acceptance rate of each observation `[B]`, over its chains.
     """
+    bijector = event_space_bijector(prior)
 
     @tf.function(jit_compile=True, autograph=False)
     def step(
@@ -307,8 +289,6 @@ def _compiled_hmc_step(
         seed: tf.Tensor,
         number: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        prior_now = build_prior(prior)
-        bijector = event_space_bijector(prior_now)
         beta = tf.cast(beta, u.dtype)
         # One step size an observation: [B] -> [B, 1, ...]
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
@@ -318,14 +298,14 @@ def _compiled_hmc_step(
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
             # tfd.TransformedDistribution would take the density of the prior's base class.
-            start = prior_now.log_prob(bijector.forward(u))
+            start = prior.log_prob(bijector.forward(u))
             start += bijector.forward_log_det_jacobian(u, event_ndims=len(u.shape) - 2)
             return start + beta * log_likelihood(u)
 
         kernel = tfp.mcmc.HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
         # Results anew: those of the step before hold the density at its temperature.
         results = kernel.bootstrap_results(u)
-        step_seed = tf.random.experimental.stateless_fold_in(seed, number)
+        step_seed = seeds.fold_in(seed, number)
         moved, results = kernel.one_step(u, results, seed=step_seed)
         ratio = results.log_accept_ratio
         # NaN where a chain stands on the border of the support, which it does not leave.

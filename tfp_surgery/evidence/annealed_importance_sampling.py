@@ -15,12 +15,12 @@ from tfp_surgery.evidence.annealed_chains import (
     check_densities,
     checked_prior,
 )
-from tfp_surgery.evidence.importance_sampling import (
+from tfp_surgery.evidence.log_evidence import (
     LogEvidence,
     RunningWeights,
     warn_of_few_samples,
 )
-from tfp_surgery.measurement.model import observations_of
+from tfp_surgery.measurement.prepared_model import observations_of
 
 tfd = tfp.distributions
 
@@ -33,7 +33,7 @@ def log_evidence_by_annealed_importance_sampling(
     num_temperatures: int = 500,
     num_chains: int = 16,
     num_leapfrog_steps: int = 10,
-    seed: int = 0,
+    seed: Any = 0,
     batch_size: int = 2000,
 ) -> LogEvidence:
     r"""Estimates log p(x_n) of every observation along a path from the prior to the posterior.
@@ -78,7 +78,8 @@ def log_evidence_by_annealed_importance_sampling(
       num_temperatures: T, at least 1; at 1 this is importance sampling from the prior.
       num_chains: C, at least 1. With 1 the standard errors are NaN.
       num_leapfrog_steps: Of each HMC step, at least 1.
-      seed: Integer in [0, 2**31). The same seed and `batch_size` give the same draws.
+      seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
+        same draws.
       batch_size: Number of codes, over chains and observations, to move at a time (at least the C
         of one observation).
 
@@ -103,17 +104,16 @@ def log_evidence_by_annealed_importance_sampling(
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     x, data = observations_of(x, settings.seed)
     prior_now = checked_prior(decoder, prior)
-    check_densities(x, decoder, prior, prior_now)
-    chains = AnnealedChains(decoder, prior, settings)
-    weights = RunningWeights(len(x), prior_now.dtype)
+    check_densities(x, decoder, prior_now)
+    chains = AnnealedChains(decoder, prior_now, settings)
+    weights = RunningWeights(len(x), settings.num_chains, 1, prior_now.dtype)
     rates = np.empty([settings.num_temperatures, len(x)])
-    for number, shown, new in chains.batches(len(x)):
-        observations = tf.convert_to_tensor(x[shown])
-        step_sizes = chains.adapted_step_sizes(observations, number)
-        weighed = chains.run_forward(observations, number, step_sizes)
-        rows = slice(shown.start + new.start, shown.stop)
-        weights.add(rows, weighed.log_weights[:, new])
-        rates[:, rows] = weighed.acceptance_rates[:, new]
+    for step in chains.batches(len(x)):
+        observations = tf.convert_to_tensor(x[step.shown])
+        step_sizes = chains.adapted_step_sizes(observations, step.number)
+        weighed = chains.run_forward(observations, step.number, step_sizes)
+        weights.add(slice(0, settings.num_chains), step.rows, weighed.log_weights[:, step.new])
+        rates[:, step.rows] = weighed.acceptance_rates[:, step.new]
     result = weights.log_evidence(
         "lower",
         method=settings.describe(),

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import unwrap
 from tfp_surgery.estimate import Estimate
@@ -20,17 +21,16 @@ from tfp_surgery.evidence.annealed_chains import (
     check_densities,
     checked_prior,
 )
-from tfp_surgery.evidence.importance_sampling import LogEvidence, RunningWeights
+from tfp_surgery.evidence.log_evidence import LogEvidence, RunningWeights
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.model import tried
+from tfp_surgery.measurement.model_checks import tried
+from tfp_surgery.measurement.result import Result
 
 tfd = tfp.distributions
 
-_SIMULATION = 7  # stream of the seed, after those of the chains
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class BidirectionalMonteCarlo:
+class BidirectionalMonteCarlo(Result):
     r"""Bounds on the average log evidence of data that a model simulates, from both sides.
 
     The standard errors are those over the N simulated pairs (x_n, z_n), which are independent:
@@ -49,8 +49,6 @@ class BidirectionalMonteCarlo:
         that over z_n too seldom. Averages over observations are for `upper`.
       x: The simulated observations, `[N, *event_shape]`.
       z: The codes that they were simulated from, `[N, *code_shape]`.
-      warnings: What to doubt, in sentences, where the lower bound lies above the upper one. Empty
-        elsewhere.
     """
 
     lower: Estimate
@@ -60,28 +58,23 @@ class BidirectionalMonteCarlo:
     reverse: LogEvidence
     x: np.ndarray
     z: np.ndarray
-    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values, without the simulated data."""
-        parts = ("lower", "upper", "gap", "forward", "reverse")
-        return {
-            **{name: getattr(self, name).to_dict() for name in parts},
-            "warnings": list(self.warnings),
-        }
+        """Returns JSON-ready values, without the simulated data."""
+        return {name: value for name, value in super().to_dict().items() if name not in ("x", "z")}
 
-    def __str__(self) -> str:
-        """The two bounds and their difference."""
-        return "\n".join(
-            [
-                f"bidirectional Monte Carlo on {self.forward.data}",
-                f"nats per observation; {self.forward.method}, seed {self.forward.seed}",
-                f"  lower bound  {self.lower}",
-                f"  upper bound  {self.upper}",
-                f"  difference   {self.gap}",
-                *consistency.warning_lines(self.warnings),
-            ]
-        )
+    def _title(self) -> list[str]:
+        return [
+            f"Bidirectional Monte Carlo on {self.forward.data}",
+            f"nats per observation; {self.forward.method}, seed {self.forward.seed}",
+        ]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
+            ("lower bound", self.lower),
+            ("upper bound", self.upper),
+            ("difference", self.gap),
+        ]
 
 
 def bidirectional_monte_carlo(
@@ -92,7 +85,7 @@ def bidirectional_monte_carlo(
     num_temperatures: int = 500,
     num_chains: int = 16,
     num_leapfrog_steps: int = 10,
-    seed: int = 0,
+    seed: Any = 0,
     batch_size: int = 2000,
 ) -> BidirectionalMonteCarlo:
     r"""Bounds the log evidence of simulated data from both sides by annealed importance sampling.
@@ -133,20 +126,23 @@ def bidirectional_monte_carlo(
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     prior_now = checked_prior(decoder, prior)
     x, _ = _simulate(decoder, prior_now, 1, settings)
-    check_densities(x, decoder, prior, prior_now)
+    check_densities(x, decoder, prior_now)
     x, z = _simulate(decoder, prior_now, num_observations, settings)
-    chains = AnnealedChains(decoder, prior, settings)
-    weights = {name: RunningWeights(len(x), tf.as_dtype(z.dtype)) for name in ("lower", "upper")}
+    chains = AnnealedChains(decoder, prior_now, settings)
+    weights = {
+        name: RunningWeights(len(x), settings.num_chains, 1, tf.as_dtype(z.dtype))
+        for name in ("lower", "upper")
+    }
     rates = {name: np.empty([settings.num_temperatures, len(x)]) for name in weights}
-    for number, shown, new in chains.batches(len(x)):
-        observations = tf.convert_to_tensor(x[shown])
-        step_sizes = chains.adapted_step_sizes(observations, number)
-        rows = slice(shown.start + new.start, shown.stop)
-        forward = chains.run_forward(observations, number, step_sizes)
-        reverse = chains.run_reverse(observations, number, step_sizes, tf.constant(z[shown]))
+    for step in chains.batches(len(x)):
+        observations, codes = tf.convert_to_tensor(x[step.shown]), tf.constant(z[step.shown])
+        step_sizes = chains.adapted_step_sizes(observations, step.number)
+        forward = chains.run_forward(observations, step.number, step_sizes)
+        reverse = chains.run_reverse(observations, step.number, step_sizes, codes)
         for name, weighed, sign in (("lower", forward, 1.0), ("upper", reverse, -1.0)):
-            weights[name].add(rows, sign * weighed.log_weights[:, new])
-            rates[name][:, rows] = weighed.acceptance_rates[:, new]
+            log_weights = sign * weighed.log_weights[:, step.new]
+            weights[name].add(slice(0, settings.num_chains), step.rows, log_weights)
+            rates[name][:, step.rows] = weighed.acceptance_rates[:, step.new]
     lower, upper = (
         weights[name].log_evidence(
             name,
@@ -195,12 +191,11 @@ def _simulate(
     settings: Annealing,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Observations `[N, *event_shape]` and the codes `[N, *code_shape]` behind them."""
-    fold_in = tf.random.experimental.stateless_fold_in
-    base_seed = tf.constant([settings.seed, _SIMULATION], tf.int32)
-    z = prior.sample(num_observations, seed=fold_in(base_seed, 0))
+    key = seeds.key(settings.seed, "annealing/simulation")
+    z = prior.sample(num_observations, seed=seeds.fold_in(key, 0))
     parts = []
     for number, start in enumerate(range(0, num_observations, settings.batch_size), start=1):
         codes = z[start : start + settings.batch_size]
         likelihood = unwrap(tried("decoder", decoder, codes))
-        parts.append(likelihood.sample(seed=fold_in(base_seed, number)).numpy())
+        parts.append(likelihood.sample(seed=seeds.fold_in(key, number)).numpy())
     return np.concatenate(parts), z.numpy()

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
+from tfp_surgery.components import components as components_lib
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.model import (
-    check_codes_in_support,
-    code_sampler,
-    reconstruction_log_prob,
-)
+from tfp_surgery.measurement.model_checks import check_codes_in_support
+from tfp_surgery.measurement.prepared_model import PreparedModel
 from tfp_surgery.measurement.rounded_draws import draws_of, rounding_of_draws
+from tfp_surgery.measurement.steps import steps
+from tfp_surgery.measurement.traced import traced
 
 tfd = tfp.distributions
 
 
 def log_weight_chunks(
-    x: np.ndarray,
+    model: PreparedModel,
     posteriors: tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
     num_samples: int,
-    seed: tf.Tensor,
+    key: tf.Tensor,
     batch_size: int,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Draws log p(x_n, z) - log q(z|x_n), at most `batch_size` of them at a time.
 
     Args:
-      x: Observations `[N, *event_shape]`.
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations.
-      prior: p(z), or a callable that returns it.
+      model: p(x, z) and the observations.
+      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it: those of the model, or
+        others.
       num_samples: Draws an observation over all chunks.
-      seed: `Tensor` of two int32.
+      key: `Tensor` of two int32.
       batch_size: Number of codes decoded at a time.
 
     Yields:
       Which draws, of which observations, and their log weights, float64 `[S, B]`. Every draw of
       every observation comes once; those of an observation come in order.
     """
-    num_observations = len(x)
     # Steps as equal as can be, since all decode the same number of codes: kernels compile once.
-    per_step = _share(num_observations, batch_size)
-    chunk_size = _share(num_samples, batch_size // per_step)
+    length = _share(model.num_observations, batch_size)
+    chunk_size = _share(num_samples, batch_size // length)
 
-    draw = code_sampler(posteriors, prior, chunk_size, per_step)
-    fold_in = tf.random.experimental.stateless_fold_in
-    for number, start in enumerate(range(0, num_observations, per_step)):
-        # The last step repeats earlier observations, and the last chunk draws more than it needs.
-        shown = min(start, num_observations - per_step)
-        rows = slice(start, shown + per_step)
-        indices = tf.range(shown, shown + per_step, dtype=tf.int32)
-        observations = tf.convert_to_tensor(x[shown : shown + per_step])
-        row_seed = fold_in(seed, number)
+    def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        posterior = components_lib.gather(posteriors, indices)
+        z = posterior.sample(chunk_size, seed=seed)  # [S, B, *code_shape]
+        return z, model.prior.log_prob(z), posterior.log_prob(z)
+
+    draw = traced(draw, tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
+    for step in steps(model.num_observations, length):
+        indices = tf.range(step.shown.start, step.shown.stop, dtype=tf.int32)
+        step_key = seeds.fold_in(key, step.number)
         for chunk, first in enumerate(range(0, num_samples, chunk_size)):
-            z, log_prior, log_posterior = draw(indices, fold_in(row_seed, chunk))
-            log_likelihood = reconstruction_log_prob(decoder, z, observations)
-            log_weights = log_likelihood.numpy().astype(np.float64)
+            z, log_prior, log_posterior = draw(indices, seeds.fold_in(step_key, chunk))
+            log_weights = model.log_likelihood(z, step.shown).numpy().astype(np.float64)
             log_weights += log_prior.numpy()
             log_weights -= log_posterior.numpy()
+            # The last chunk draws more than it needs.
             draws = slice(first, min(first + chunk_size, num_samples))
-            yield draws, rows, log_weights[: draws.stop - first, start - shown :]
+            yield draws, step.rows, log_weights[: draws.stop - first, step.new]
 
 
 def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[str, ...]:

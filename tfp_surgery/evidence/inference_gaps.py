@@ -11,24 +11,23 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks import arrays
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
-from tfp_surgery.components.encoding import encode
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.estimate import Estimate, stratified_estimate
-from tfp_surgery.evidence.importance_sampling import LogEvidence
 from tfp_surgery.evidence.importance_weights import log_weight_chunks
-from tfp_surgery.evidence.refined_posteriors import independent_gaussians, refined_posteriors
+from tfp_surgery.evidence.log_evidence import LogEvidence
+from tfp_surgery.evidence.refined_posteriors import Refinement, independent_gaussians
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.model import observations_of
-from tfp_surgery.measurement.presentation import record
+from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
+from tfp_surgery.measurement.result import Result
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
-_MEASUREMENT = 9  # stream of the seed, after that of the refinement
-
 
 @dataclasses.dataclass(frozen=True)
-class InferenceGaps:
+class InferenceGaps(Result):
     r"""The gap between log evidence and ELBO in its two parts, in nats per observation.
 
         log p(x) - ELBO = approximation gap + amortization gap
@@ -48,7 +47,6 @@ class InferenceGaps:
       num_steps: Of the refinement.
       data: What data set this is.
       seed: The seed of the draws.
-      warnings: Sentences on gaps that are negative, which no gap is. Empty where none is.
     """
 
     log_evidence: Estimate
@@ -59,32 +57,28 @@ class InferenceGaps:
     num_observations: int
     num_steps: int
     data: str
-    seed: int
-    warnings: tuple[str, ...] = ()
+    seed: Seed
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        return record(self)
+    def _title(self) -> list[str]:
+        steps = f"q refined by {self.num_steps} steps"
+        return [
+            f"Inference gaps on {self.data}",
+            f"nats per observation; {steps}, seed {self.seed}",
+        ]
 
-    def __str__(self) -> str:
-        """A table of the two gaps."""
-        return "\n".join(
-            [
-                f"inference gaps on {self.data}",
-                f"nats per observation; q refined by {self.num_steps} steps, seed {self.seed}",
-                f"  log evidence       {self.log_evidence}",
-                f"  ELBO, q refined    {self.optimal_elbo}",
-                f"  ELBO               {self.elbo}",
-                f"  approximation gap  {self.approximation_gap}",
-                f"  amortization gap   {self.amortization_gap}",
-                *consistency.warning_lines(self.warnings),
-            ]
-        )
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
+            ("log evidence", self.log_evidence),
+            ("ELBO, q refined", self.optimal_elbo),
+            ("ELBO", self.elbo),
+            ("approximation gap", self.approximation_gap),
+            ("amortization gap", self.amortization_gap),
+        ]
 
 
 def inference_gaps(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution],
+    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution | Callable[[], tfd.Distribution],
     *,
@@ -92,7 +86,7 @@ def inference_gaps(
     num_samples: int = 200,
     num_steps: int = 500,
     learning_rate: float = 0.05,
-    seed: int = 0,
+    seed: Any = 0,
     batch_size: int = 2000,
 ) -> InferenceGaps:
     r"""Splits log p(x) - ELBO into approximation and amortization gap (Cremer et al. 2018).
@@ -112,7 +106,8 @@ def inference_gaps(
         `seed` names.
       encoder: Callable from `[B, *event_shape]` to Gaussians with independent dimensions, batch
         `[B]`: `tfd.MultivariateNormalDiag`, or `tfd.Independent` of `tfd.Normal`, or `tfd.Normal`
-        for scalar codes.
+        for scalar codes. Or what it gave for x: an `AggregatePosterior` or a distribution of these
+        families with batch `[N]`.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
         batch `[B]`, event `event_shape`; differentiable, of operations that XLA compiles.
       prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
@@ -121,7 +116,8 @@ def inference_gaps(
       num_samples: Draws an observation to measure both ELBOs with, at least 2.
       num_steps: Of Adam, at least 1.
       learning_rate: Of Adam at first.
-      seed: Integer in [0, 2**31). The same seed and `batch_size` give the same result.
+      seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
+        same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
 
     Returns:
@@ -139,29 +135,24 @@ def inference_gaps(
     ICML 2018.
     """
     num_samples = checked_integer("num_samples", num_samples, 2)
-    x, data = observations_of(x, checked_integer("seed", seed, 0, MAX_SEED))
-    evidence = _average_log_evidence(log_evidence, len(x))
-    refined = refined_posteriors(
-        x,
-        encoder,
-        decoder,
-        prior,
-        num_steps=num_steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    # One seed: the same noise for both.
+    seed = seeds.checked_seed(seed)
+    refinement = Refinement(num_steps, learning_rate, seed, batch_size)
+    model = prepared_model(x, encoder, decoder, prior, seed, refinement.batch_size)
+    num_observations = model.num_observations
+    evidence = _average_log_evidence(log_evidence, num_observations)
+    refined = refinement.run(model)
+    # One key: the same noise for both.
+    key = seeds.key(seed, "inference_gaps/codes")
     samples = {
-        name: _elbo_draws(x, posteriors, decoder, prior, num_samples, seed, batch_size)
+        name: _elbo_draws(model, posteriors, num_samples, key, refinement.batch_size)
         for name, posteriors in (
-            ("elbo", independent_gaussians(encode(encoder, x, batch_size))),
+            ("elbo", independent_gaussians(model.posteriors)),
             ("optimal_elbo", refined),
         )
     }
 
     def estimate(*terms: np.ndarray) -> Estimate:
-        return stratified_estimate(terms, len(x))
+        return stratified_estimate(terms, num_observations)
 
     optimal = estimate(samples["optimal_elbo"])
     gaps = InferenceGaps(
@@ -171,13 +162,13 @@ def inference_gaps(
         approximation_gap=Estimate(
             evidence.value - optimal.value,
             math.hypot(evidence.standard_error, optimal.standard_error),
-            optimal.num_samples,
+            optimal.num_draws,
             min(evidence.degrees_of_freedom, optimal.degrees_of_freedom),
         ),
         amortization_gap=estimate(samples["optimal_elbo"], -samples["elbo"]),
-        num_observations=len(x),
-        num_steps=num_steps,
-        data=data,
+        num_observations=num_observations,
+        num_steps=refinement.num_steps,
+        data=model.data,
         seed=seed,
     )
     sentences = _negative_gaps(gaps)
@@ -202,19 +193,16 @@ def _negative_gaps(gaps: InferenceGaps) -> tuple[str, ...]:
 
 
 def _elbo_draws(
-    x: np.ndarray,
+    model: PreparedModel,
     posteriors: tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: Any,
     num_samples: int,
-    seed: int,
+    key: tf.Tensor,
     batch_size: int,
 ) -> np.ndarray:
     """Draws of log p(x_n, z) - log q(z), `[S, N]` in the dtype of the densities."""
-    draws = np.empty([num_samples, len(x)], posteriors.dtype.as_numpy_dtype)
-    base_seed = tf.constant([seed, _MEASUREMENT], tf.int32)
+    draws = np.empty([num_samples, model.num_observations], posteriors.dtype.as_numpy_dtype)
     for samples, rows, log_weights in log_weight_chunks(
-        x, posteriors, decoder, prior, num_samples, base_seed, batch_size
+        model, posteriors, num_samples, key, batch_size
     ):
         draws[samples, rows] = log_weights
     if not np.isfinite(draws).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,31 +12,32 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import point_mass
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.gradients import check_gradient, check_graph, compiled
-from tfp_surgery.checks.networks import build_prior, unwrap
+from tfp_surgery.checks.networks import unwrap
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components.encoding import encode
 from tfp_surgery.log_density.gaussian_scores import diagonal_parameters
-from tfp_surgery.measurement.model import check_model, observations_of, reconstruction_log_prob
+from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
+from tfp_surgery.measurement.reconstruction import reconstruction_log_prob
+from tfp_surgery.measurement.steps import steps
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
-_REFINEMENT = 8  # stream of the seed, after those of annealed importance sampling
 # Draws an observation for each gradient.
 _GRADIENT_SAMPLES = 4
 
 
 def refined_posteriors(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution],
+    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution | Callable[[], tfd.Distribution],
     *,
     num_steps: int = 500,
     learning_rate: float = 0.05,
-    seed: int = 0,
+    seed: Any = 0,
     batch_size: int = 2000,
 ) -> tfd.Distribution:
     r"""Optimises the ELBO over q(z) of each observation, within the encoder's family.
@@ -60,13 +62,15 @@ def refined_posteriors(
         `seed` names.
       encoder: Callable from `[B, *event_shape]` to Gaussians with independent dimensions, batch
         `[B]`: `tfd.MultivariateNormalDiag`, or `tfd.Independent` of `tfd.Normal`, or `tfd.Normal`
-        for scalar codes.
+        for scalar codes. Or what it gave for x: an `AggregatePosterior` or a distribution of these
+        families with batch `[N]`.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
         batch `[B]`, event `event_shape`; differentiable, of operations that XLA compiles.
       prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
       num_steps: Of Adam, at least 1.
       learning_rate: Of Adam at first.
-      seed: Integer in [0, 2**31). The same seed and `batch_size` give the same result.
+      seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
+        same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
 
     Returns:
@@ -84,31 +88,124 @@ def refined_posteriors(
     Geoffrey Roeder, Yuhuai Wu, David Duvenaud. Sticking the landing: simple, lower-variance
     gradient estimators for variational inference. NeurIPS 2017.
     """
-    num_steps = checked_integer("num_steps", num_steps, 1)
-    batch_size = checked_integer("batch_size", batch_size, 1)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    x, _ = observations_of(x, seed)
-    check_model(x, encoder, decoder, build_prior(prior))
-    first = tf.convert_to_tensor(x[:2])
-    _check_gradients(first, independent_gaussians(encoder(first)), decoder, prior)
-    posteriors = independent_gaussians(encode(encoder, x, batch_size))
-    point_mass.check_not_singular(posteriors, "posterior")
-    return _refined(x, posteriors, decoder, prior, num_steps, learning_rate, seed, batch_size)
+    refinement = Refinement(num_steps, learning_rate, seeds.checked_seed(seed), batch_size)
+    return refinement.run(
+        prepared_model(x, encoder, decoder, prior, refinement.seed, refinement.batch_size)
+    )
 
 
-def _check_gradients(
-    x: tf.Tensor,
-    posteriors: tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: Any,
-) -> None:
-    """Raises where the ELBO of these observations is not a graph with gradients to the codes."""
-    z = posteriors.sample(_GRADIENT_SAMPLES, seed=tf.constant([0, 0], tf.int32))  # [S, B, *code]
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """The optimisation of `refined_posteriors`, with its settings.
+
+    Attributes:
+      num_steps: Of Adam, at least 1.
+      learning_rate: Of Adam at first.
+      seed: Of the draws.
+      batch_size: Number of codes decoded at a time.
+
+    Raises:
+      TypeError: If a number of things is no integer.
+      ValueError: If a setting is out of range.
+    """
+
+    num_steps: int
+    learning_rate: float
+    seed: Seed
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        for name in ("num_steps", "batch_size"):
+            object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+
+    def run(self, model: PreparedModel) -> tfd.Distribution:
+        """Maximises the ELBO of each observation over the family of its posterior.
+
+        Args:
+          model: The model.
+
+        Returns:
+          The best members of the family, batch `[N]`.
+
+        Raises:
+          TypeError: If the posteriors are no Gaussians with independent dimensions, or the
+            densities have no gradients that XLA compiles.
+          ValueError: If a refined posterior is not finite.
+        """
+        _check_gradients(model)
+        family, loc, scale = _family_and_parameters(model.posteriors)
+        length = min(model.num_observations, max(1, self.batch_size // _GRADIENT_SAMPLES))
+        # In units of the encoder's scale: q* = N(loc + scale * shift, (scale * exp(log_factor))^2).
+        shift, log_factor = (
+            keras.Variable(tf.zeros([length, loc.shape[-1]], loc.dtype), dtype=loc.dtype.name)
+            for _ in range(2)
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(self.learning_rate, self.num_steps)
+        optimizer = keras.optimizers.Adam(schedule)
+        optimizer.build([shift, log_factor])
+        take_step = _compiled_step(model, family, shift, log_factor, optimizer)
+        key = seeds.key(self.seed, "refined_posteriors/codes")
+        locs, scales = [], []
+        for step in steps(model.num_observations, length):
+            observations = tf.convert_to_tensor(model.x[step.shown])
+            start = loc[step.shown], scale[step.shown]
+            for variable in (shift, log_factor, *optimizer.variables):
+                variable.assign(tf.zeros_like(variable.value))
+            step_key = seeds.fold_in(key, step.number)
+            for number in range(self.num_steps):
+                with compiled(_needs("the model (decoder and prior)")):
+                    take_step(observations, *start, seeds.fold_in(step_key, number))
+            locs.append((start[0] + start[1] * shift.value)[step.new])
+            scales.append((start[1] * tf.exp(log_factor.value))[step.new])
+        refined = tf.concat(locs, axis=0), tf.concat(scales, axis=0)
+        _check_finite(*(part.numpy() for part in refined))
+        return family(*refined)
+
+
+def _compiled_step(
+    model: PreparedModel,
+    family: Callable[[tf.Tensor, tf.Tensor], tfd.Distribution],
+    shift: keras.Variable,
+    log_factor: keras.Variable,
+    optimizer: keras.optimizers.Optimizer,
+) -> Callable[..., None]:
+    """A step of the optimizer, of observations, their locations and scales, and a seed."""
+
+    def step(
+        observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
+    ) -> None:
+        values = [shift.value, log_factor.value]
+        with tf.GradientTape() as tape:
+            parameters = (loc + scale * values[0], scale * tf.exp(values[1]))
+            z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
+            fixed = family(*map(tf.stop_gradient, parameters))
+            log_weights = (
+                tf.cast(reconstruction_log_prob(model.decoder, z, observations), z.dtype)
+                + model.prior.log_prob(z)
+                - fixed.log_prob(z)
+            )
+            # The terms of the observations share no parameter: the sum maximises each.
+            loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
+        # A density that is NaN can have a gradient that is none (tfd.Gamma below zero).
+        is_lost = tf.reduce_any(tf.math.is_nan(log_weights), axis=0)[:, tf.newaxis]
+        nan = tf.constant(math.nan, loss.dtype)
+        gradients = [tf.where(is_lost, nan, part) for part in tape.gradient(loss, values)]
+        optimizer.apply(gradients, [shift, log_factor])
+
+    take_step: Callable[..., None] = tf.function(step, jit_compile=True, autograph=False)
+    return take_step
+
+
+def _check_gradients(model: PreparedModel) -> None:
+    """Raises where the ELBO of two observations is no graph with gradients to the codes."""
+    first = independent_gaussians(model.first_posteriors)
+    z = first.sample(_GRADIENT_SAMPLES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
     for what, log_prob in (
-        ("the decoder", lambda z: reconstruction_log_prob(decoder, z, x)),
-        ("the prior", lambda z: build_prior(prior).log_prob(z)),
+        ("the decoder", lambda z: model.log_likelihood(z, slice(2))),
+        ("the prior", model.prior.log_prob),
     ):
         check_graph(_needs(what), log_prob, z)
         check_gradient(_needs(what), log_prob, z)
@@ -134,6 +231,12 @@ def independent_gaussians(posteriors: Any) -> tfd.Distribution:
     Raises:
       TypeError: If they are something else.
     """
+    family, loc, scale = _family_and_parameters(posteriors)
+    return family(loc, scale)
+
+
+def _family_and_parameters(posteriors: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
+    """What makes such Gaussians of locations and scales, and these `[..., D]`."""
     posteriors = components_lib.prepare(unwrap(posteriors), "The encoder's posterior")
     parameters = diagonal_parameters(components_lib.broadcast(posteriors))
     if parameters is None:
@@ -142,7 +245,7 @@ def independent_gaussians(posteriors: Any) -> tfd.Distribution:
             "(tfd.MultivariateNormalDiag, tfd.Independent of tfd.Normal, tfd.Normal): the "
             f"refinement knows how to move these alone; got {posteriors.name}."
         )
-    return _family(components_lib.event_rank(posteriors) == 0)(*parameters)
+    return _family(components_lib.event_rank(posteriors) == 0), *parameters
 
 
 def _family(is_scalar: bool) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distribution]:
@@ -154,78 +257,6 @@ def _family(is_scalar: bool) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distributio
         return tfd.MultivariateNormalDiag(loc, scale)
 
     return family
-
-
-def _refined(
-    x: np.ndarray,
-    posteriors: tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: Any,
-    num_steps: int,
-    learning_rate: float,
-    seed: int,
-    batch_size: int,
-) -> tfd.Distribution:
-    """The members of the family, batch `[N]`, that maximise the ELBO of each observation."""
-    parameters = diagonal_parameters(posteriors)
-    if parameters is None:
-        raise TypeError("posteriors must be what independent_gaussians returns.")
-    loc, scale = parameters
-    family = _family(components_lib.event_rank(posteriors) == 0)
-    num_observations = len(x)
-    size = min(num_observations, max(1, batch_size // _GRADIENT_SAMPLES))
-    # In units of the encoder's scale: q* = N(loc + scale * shift, (scale * exp(log_factor))^2).
-    shift, log_factor = (
-        keras.Variable(tf.zeros([size, loc.shape[-1]], loc.dtype), dtype=loc.dtype.name)
-        for _ in range(2)
-    )
-    optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(learning_rate, num_steps)
-    )
-    optimizer.build([shift, log_factor])
-
-    @tf.function(jit_compile=True, autograph=False)
-    def step(
-        observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
-    ) -> None:
-        values = [shift.value, log_factor.value]
-        with tf.GradientTape() as tape:
-            parameters = (loc + scale * values[0], scale * tf.exp(values[1]))
-            z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
-            fixed = family(*map(tf.stop_gradient, parameters))
-            log_weights = (
-                tf.cast(reconstruction_log_prob(decoder, z, observations), z.dtype)
-                + build_prior(prior).log_prob(z)
-                - fixed.log_prob(z)
-            )
-            # The terms of the observations share no parameter: the sum maximises each.
-            loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        # A density that is NaN can have a gradient that is none (tfd.Gamma below zero).
-        is_lost = tf.reduce_any(tf.math.is_nan(log_weights), axis=0)[:, tf.newaxis]
-        nan = tf.constant(math.nan, loss.dtype)
-        gradients = [tf.where(is_lost, nan, part) for part in tape.gradient(loss, values)]
-        optimizer.apply(gradients, [shift, log_factor])
-
-    fold_in = tf.random.experimental.stateless_fold_in
-    base_seed = tf.constant([seed, _REFINEMENT], tf.int32)
-    locs, scales = [], []
-    for number, start in enumerate(range(0, num_observations, size)):
-        # The last batch repeats earlier observations to keep one shape: kernels compile once.
-        shown = min(start, num_observations - size)
-        rows = slice(shown, shown + size)
-        for variable in (shift, log_factor, *optimizer.variables):
-            variable.assign(tf.zeros_like(variable.value))
-        batch_seed = fold_in(base_seed, number)
-        for index in range(num_steps):
-            step_seed = fold_in(batch_seed, index)
-            with compiled(_needs("the model (decoder and prior)")):
-                step(tf.convert_to_tensor(x[rows]), loc[rows], scale[rows], step_seed)
-        new = slice(start - shown, None)
-        locs.append((loc[rows] + scale[rows] * shift.value)[new])
-        scales.append((scale[rows] * tf.exp(log_factor.value))[new])
-    refined = tf.concat(locs, axis=0), tf.concat(scales, axis=0)
-    _check_finite(*(part.numpy() for part in refined))
-    return family(*refined)
 
 
 def _check_finite(loc: np.ndarray, scale: np.ndarray) -> None:

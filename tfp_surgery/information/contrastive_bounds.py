@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.measurement.model import traced
+from tfp_surgery.measurement.traced import traced
 
 lower_bounds = tfp.vi.mutual_information
 tfd = tfp.distributions

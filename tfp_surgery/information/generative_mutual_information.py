@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_decoder_output, unwrap
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.bounds import Bound, batch_estimate, lines
-from tfp_surgery.measurement.presentation import record
+from tfp_surgery.measurement.bound import Bound, batch_estimate
+from tfp_surgery.measurement.result import Result
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
@@ -30,42 +32,29 @@ _BLOCK_SIZE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerativeMutualInformation:
+class GenerativeMutualInformation(Result):
     """Lower and upper bound of I_dec(X; Z) from common draws, in nats.
 
     Attributes:
       lower: The bound with the observation's own code among the inner ones; ceiling log(m + 1).
       upper: The bound over fresh codes alone; None where it is infinite.
       num_observations: Number of draws from p(z) p(x|z), as rounded.
-      num_inner: m, the number of fresh codes that estimate log p(x).
+      num_importance_samples: m, the number of fresh codes that estimate log p(x).
       seed: The seed of the draws.
-      absent: Why a field is None, by its name.
-      warnings: What to doubt, in sentences, where the lower bound lies above the upper one. Empty
-        elsewhere.
     """
 
     lower: Bound
     upper: Bound | None
     num_observations: int
-    num_inner: int
-    seed: int
-    absent: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
+    num_importance_samples: int
+    seed: Seed
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values; a bound that is absent is None."""
-        return record(self)
+    def _title(self) -> list[str]:
+        draws = f"{self.num_observations} observations, {self.num_importance_samples} inner codes"
+        return [f"I_dec(X; Z) under p(z) p(x|z), nats; {draws}, seed {self.seed}"]
 
-    def __str__(self) -> str:
-        """A table of the two bounds."""
-        header = (
-            f"I_dec(X; Z) under p(z) p(x|z), nats; {self.num_observations} observations, "
-            f"{self.num_inner} inner codes, seed {self.seed}"
-        )
-        rows = {"lower": self.lower, "upper": self.upper}
-        return "\n".join(
-            [header, *lines(rows, self.absent), *consistency.warning_lines(self.warnings)]
-        )
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [("lower", self.lower), ("upper", self.upper)]
 
 
 def generative_mutual_information(
@@ -73,8 +62,8 @@ def generative_mutual_information(
     prior: tfd.Distribution | Callable[[], tfd.Distribution],
     *,
     num_observations: int = 1000,
-    num_inner: int = 1000,
-    seed: int = 0,
+    num_importance_samples: int = 1000,
+    seed: Any = 0,
 ) -> GenerativeMutualInformation:
     r"""Bounds how much an observation of the generative model tells about its code.
 
@@ -100,8 +89,8 @@ def generative_mutual_information(
       prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
       num_observations: Number of draws (z, x), at least 2; above 50 it is rounded up to a multiple
         of 50.
-      num_inner: m, at least 1. Memory does not grow with it.
-      seed: Integer in [0, 2**31).
+      num_importance_samples: m, at least 1. Memory does not grow with it.
+      seed: Integer in [0, 2**31), or a pair of int32.
 
     Returns:
       `GenerativeMutualInformation`, both bounds from common draws.
@@ -117,8 +106,8 @@ def generative_mutual_information(
     Variational Bounds of Mutual Information. ICML, 2019.
     """
     num_observations = checked_integer("num_observations", num_observations, 2)
-    num_inner = checked_integer("num_inner", num_inner, 1)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    num_importance_samples = checked_integer("num_importance_samples", num_importance_samples, 1)
+    seed = seeds.checked_seed(seed)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}.")
     prior_now = build_prior(prior)
@@ -133,7 +122,8 @@ def generative_mutual_information(
 
     num_groups = min(_NUM_GROUPS, num_observations)
     group_size = math.ceil(num_observations / num_groups)
-    x, own = _draw(decoder, prior_now, num_groups * group_size, tf.constant([seed, 0], tf.int32))
+    key = seeds.key(seed, "generative_mutual_information/codes")
+    x, own = _draw(decoder, prior_now, num_groups * group_size, key)
     if not np.isfinite(own).all():
         raise ValueError(
             f"log p(x|z) is not finite in {np.sum(~np.isfinite(own))} of {own.size} draws from "
@@ -141,23 +131,24 @@ def generative_mutual_information(
         )
     own = own.reshape(num_groups, group_size)
     x = tf.reshape(x, [num_groups, group_size, *x.shape[1:]])  # [G B, ...] -> [G, B, ...]
-    log_sums = _log_sums(decoder, prior_now, x, num_inner, tf.constant([seed, 1], tf.int32))
+    key = seeds.key(seed, "generative_mutual_information/inner_codes")
+    log_sums = _log_sums(decoder, prior_now, x, num_importance_samples, key)
 
     def estimate(values: np.ndarray) -> Estimate:
         return batch_estimate(values.mean(axis=1), group_size)
 
     lower = Bound(
-        estimate(own - np.logaddexp(log_sums, own) + math.log(num_inner + 1)),
+        estimate(own - np.logaddexp(log_sums, own) + math.log(num_importance_samples + 1)),
         "lower",
         _QUANTITY,
         "near -E_p(x) Var_p(z)[p(x|z) / p(x)] / (2 m) for large m",
-        math.log(num_inner + 1),
+        math.log(num_importance_samples + 1),
     )
     upper = None
     absent: dict[str, str] = {}
     if np.isfinite(log_sums).all():
         upper = Bound(
-            estimate(own - log_sums + math.log(num_inner)),
+            estimate(own - log_sums + math.log(num_importance_samples)),
             "upper",
             _QUANTITY,
             "near E_p(x) Var_p(z)[p(x|z) / p(x)] / (2 m) for large m",
@@ -170,22 +161,28 @@ def generative_mutual_information(
             consistency.above("The lower bound", lower.estimate, "the upper one", upper.estimate)
         )
         consistency.warn(sentences, stacklevel=3)
-    return GenerativeMutualInformation(lower, upper, own.size, num_inner, seed, absent, sentences)
+    return GenerativeMutualInformation(
+        lower,
+        upper,
+        own.size,
+        num_importance_samples,
+        seed,
+        absent=absent,
+        warnings=sentences,
+    )
 
 
 def _draw(
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution,
     num_observations: int,
-    seed: tf.Tensor,
+    key: tf.Tensor,
 ) -> tuple[tf.Tensor, np.ndarray]:
     """Draws x ~ p(x|z), z ~ p(z), shape `[N, *event_shape]`, and log p(x|z), float64 `[N]`."""
     observations, log_probs = [], []
     for number, start in enumerate(range(0, num_observations, _DRAWN_TOGETHER)):
         code_seed, observation_seed = tf.unstack(
-            tf.random.experimental.stateless_split(
-                tf.random.experimental.stateless_fold_in(seed, number), 2
-            )
+            tf.random.experimental.stateless_split(seeds.fold_in(key, number), 2)
         )
         count = min(_DRAWN_TOGETHER, num_observations - start)
         likelihood = _decode(decoder, prior.sample(count, seed=code_seed))
@@ -199,8 +196,8 @@ def _log_sums(
     decoder: Callable[[Any], tfd.Distribution],
     prior: tfd.Distribution,
     x: tf.Tensor,
-    num_inner: int,
-    seed: tf.Tensor,
+    num_importance_samples: int,
+    key: tf.Tensor,
 ) -> np.ndarray:
     """log sum_j p(x|z'_j) over fresh codes of each group of x `[G, B, ...]`, float64 `[G, B]`."""
     num_groups, group_size = x.shape[:2]
@@ -208,12 +205,10 @@ def _log_sums(
     per_step = max(1, _BLOCK_SIZE * num_groups // int(tf.size(x)))
     log_sums = np.full([group_size, num_groups], -np.inf)
     # The codes of all groups in one row, so that small groups share a step.
-    num_codes = num_groups * num_inner
+    num_codes = num_groups * num_importance_samples
     for number, start in enumerate(range(0, num_codes, per_step)):
-        groups = np.arange(start, min(start + per_step, num_codes)) // num_inner  # [C]
-        codes = prior.sample(
-            len(groups), seed=tf.random.experimental.stateless_fold_in(seed, number)
-        )
+        groups = np.arange(start, min(start + per_step, num_codes)) // num_importance_samples  # [C]
+        codes = prior.sample(len(groups), seed=seeds.fold_in(key, number))
         scores = _decode(decoder, codes).log_prob(tf.gather(x, groups, axis=1))  # [B, C]
         scores = np.asarray(scores, np.float64)
         if np.isnan(scores).any() or np.isposinf(scores).any():

@@ -19,7 +19,7 @@ METHODS = ("full", "batch", "mws", "mss", "partially_stratified")
 
 
 def minibatch_log_prob(
-    z: Any, components_distribution: tfd.Distribution, dataset_size: int, method: str = "mss"
+    z: Any, components: tfd.Distribution, num_observations: int, method: str = "mss"
 ) -> tf.Tensor:
     r"""Estimates log q(z_b) of a data set of N from the B posteriors of one minibatch.
 
@@ -62,9 +62,9 @@ def minibatch_log_prob(
 
     Args:
       z: Codes `[S..., B, E...]`, `z[..., b, :]` drawn from component b.
-      components_distribution: The posteriors of the minibatch, batch shape `[B]`. Parameters in
+      components: The posteriors of the minibatch, batch shape `[B]`. Parameters in
         float16 or bfloat16 are cast to float32, and codes with them.
-      dataset_size: N.
+      num_observations: N.
       method: One of `METHODS`.
 
     Returns:
@@ -85,16 +85,16 @@ def minibatch_log_prob(
 
     Babak Esmaeili et al. Structured disentangled representations. AISTATS, 2019.
     """
-    components, z = _checked_codes(z, components_distribution)
+    components, z = _checked_codes(z, components)
     event_ndims = components_lib.event_rank(components)
-    log_weights = _log_weights(components, dataset_size, method)  # [B, B]
+    log_weights = _log_weights(components, num_observations, method)  # [B, B]
     # [S..., B, E...] -> [S..., B, 1, E...], which components [B] score as [S..., B, B].
     log_densities = components.log_prob(tf.expand_dims(z, -1 - event_ndims))
     return tf.reduce_logsumexp(log_densities + log_weights, axis=-1)
 
 
 def minibatch_marginal_log_prob(
-    z: Any, components_distribution: tfd.Distribution, dataset_size: int, method: str = "mss"
+    z: Any, components: tfd.Distribution, num_observations: int, method: str = "mss"
 ) -> tf.Tensor:
     r"""Estimates log q(z_bj) of every dimension j from the B posteriors of one minibatch.
 
@@ -109,8 +109,8 @@ def minibatch_marginal_log_prob(
 
     Args:
       z: Codes `[S..., B, D]`, `z[..., b, :]` drawn from component b.
-      components_distribution: The posteriors of the minibatch, batch shape `[B]`, event `[D]`.
-      dataset_size: N.
+      components: The posteriors of the minibatch, batch shape `[B]`, event `[D]`.
+      num_observations: N.
       method: One of `METHODS`.
 
     Returns:
@@ -122,21 +122,21 @@ def minibatch_marginal_log_prob(
       NotImplementedError: If the components' marginals have no closed form here; they are known
         for Gaussians, `tfd.Independent` over one dimension and `tfd.Dirichlet`.
     """
-    components, z = _checked_codes(z, components_distribution)
-    log_weights = _log_weights(components, dataset_size, method)[:, tf.newaxis]  # [B, 1, B]
+    components, z = _checked_codes(z, components)
+    log_weights = _log_weights(components, num_observations, method)[:, tf.newaxis]  # [B, 1, B]
     marginals = marginals_lib.one_dimensional_marginals(components_lib.broadcast(components))
     # [S..., B, D] -> [S..., B, D, 1], which marginals [D, B] score as [S..., B, D, B].
     log_densities = marginals.log_prob(z[..., tf.newaxis])
     return tf.reduce_logsumexp(log_densities + log_weights, axis=-1)
 
 
-def mutual_information_ceiling(method: str, batch_size: int, dataset_size: int) -> float:
+def mutual_information_ceiling(method: str, batch_size: int, num_observations: int) -> float:
     """Returns what no minibatch estimate of the index-code mutual information can exceed.
 
     Args:
       method: One of `METHODS`; see `minibatch_log_prob`.
       batch_size: B.
-      dataset_size: N.
+      num_observations: N.
 
     Returns:
       log N, log B or log(N B), in nats.
@@ -146,17 +146,17 @@ def mutual_information_ceiling(method: str, batch_size: int, dataset_size: int) 
       ValueError: If there is no such method, or the sizes do not suit it.
     """
     batch_size = checked_integer("batch_size", batch_size, 1)
-    dataset_size = _checked_sizes(method, batch_size, dataset_size)
+    num_observations = _checked_sizes(method, batch_size, num_observations)
     if method == "batch":
         return math.log(batch_size)
-    return math.log(dataset_size) + (math.log(batch_size) if method == "mws" else 0.0)
+    return math.log(num_observations) + (math.log(batch_size) if method == "mws" else 0.0)
 
 
-def checked_posteriors(components_distribution: Any) -> tfd.Distribution:
+def checked_posteriors(components: Any) -> tfd.Distribution:
     """Checks that a distribution is a batch of posteriors, one an observation.
 
     Args:
-      components_distribution: What should be one.
+      components: What should be one.
 
     Returns:
       The distribution, unwrapped, its parameters in float32 or wider.
@@ -165,18 +165,18 @@ def checked_posteriors(components_distribution: Any) -> tfd.Distribution:
       TypeError: If it is no distribution over single tensors that declares its parameters.
       ValueError: If its batch shape is not `[B]`.
     """
-    components = components_lib.prepare(components_distribution, "components_distribution")
+    components = components_lib.prepare(components, "components")
     if components_lib.batch_rank(components) != 1:
         raise ValueError(
-            "components_distribution must be a batch of posteriors, one an observation, but its "
+            "components must be a batch of posteriors, one an observation, but its "
             f"batch shape is {components.batch_shape}."
         )
     return components
 
 
-def _checked_codes(z: Any, components_distribution: Any) -> tuple[tfd.Distribution, tf.Tensor]:
+def _checked_codes(z: Any, components: Any) -> tuple[tfd.Distribution, tf.Tensor]:
     """The components, and z `[S..., B, E...]` in their dtype."""
-    components = checked_posteriors(components_distribution)
+    components = checked_posteriors(components)
     arrays.reject_missing("z", z)
     if getattr(z, "dtype", None) in (tf.float16, tf.bfloat16):
         z = tf.cast(z, components.dtype)
@@ -193,12 +193,12 @@ def _checked_codes(z: Any, components_distribution: Any) -> tuple[tfd.Distributi
     return components, z
 
 
-def _checked_sizes(method: str, batch_size: int | None, dataset_size: Any) -> int:
+def _checked_sizes(method: str, batch_size: int | None, num_observations: Any) -> int:
     """N, once it is known to suit the method and B (None if unknown)."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     stratified = method in ("mss", "partially_stratified")
-    num = checked_integer("dataset_size", dataset_size, 2 if stratified else 1)
+    num = checked_integer("num_observations", num_observations, 2 if stratified else 1)
     if method == "full" and batch_size != num:
         raise ValueError(
             f'"full" needs the posteriors of all N = {num} observations, got a minibatch '
@@ -206,20 +206,20 @@ def _checked_sizes(method: str, batch_size: int | None, dataset_size: Any) -> in
             "minibatch for the data set."
         )
     if batch_size is not None and batch_size > num:
-        raise ValueError(f"a minibatch of {batch_size} exceeds dataset_size = {num}.")
+        raise ValueError(f"a minibatch of {batch_size} exceeds num_observations = {num}.")
     if batch_size is not None and batch_size < (2 if stratified else 1):
         raise ValueError(f'"{method}" needs a larger minibatch, got one of {batch_size}.')
     return num
 
 
-def _log_weights(components: tfd.Distribution, dataset_size: Any, method: str) -> tf.Tensor:
+def _log_weights(components: tfd.Distribution, num_observations: Any, method: str) -> tf.Tensor:
     """log w_bb', shape `[B, B]`, in the dtype of the components' densities."""
-    dataset_size = _checked_sizes(method, components.batch_shape[0], dataset_size)
+    num_observations = _checked_sizes(method, components.batch_shape[0], num_observations)
     dtype = components_lib.dtype_of(components)
     batch_size = components_lib.num_components(components)
     size = tf.cast(batch_size, dtype)
     log_size, log_others = tf.math.log(size), tf.math.log(size - 1.0)
-    log_n = tf.constant(math.log(dataset_size), dtype)
+    log_n = tf.constant(math.log(num_observations), dtype)
     shape = tf.stack([batch_size, batch_size])
     if method in ("full", "batch"):
         return tf.fill(shape, -log_size)
@@ -229,8 +229,10 @@ def _log_weights(components: tfd.Distribution, dataset_size: Any, method: str) -
     row = column[:, tf.newaxis]
     if method == "mss":
         # The whole row sums to one: 1/N + (M-1)/M + (N-M)/(N M).
-        last = tf.math.log(tf.cast(dataset_size + 1, dtype) - size) - log_n - log_others
+        last = tf.math.log(tf.cast(num_observations + 1, dtype) - size) - log_n - log_others
         rest = tf.where(column == (row + 1) % batch_size, last, -log_others)
     else:
-        rest = tf.fill(shape, tf.math.log1p(tf.constant(-1.0 / dataset_size, dtype)) - log_others)
+        rest = tf.fill(
+            shape, tf.math.log1p(tf.constant(-1.0 / num_observations, dtype)) - log_others
+        )
     return tf.where(column == row, -log_n, rest)

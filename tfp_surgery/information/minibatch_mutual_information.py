@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.information.minibatch_log_prob import (
-    checked_posteriors,
     minibatch_log_prob,
     mutual_information_ceiling,
 )
-from tfp_surgery.measurement.bounds import batch_estimate
-from tfp_surgery.measurement.model import traced
+from tfp_surgery.measurement.bound import at_ceiling, batch_estimate
+from tfp_surgery.measurement.model_checks import check_aggregate_posterior
+from tfp_surgery.measurement.result import Result
+from tfp_surgery.measurement.traced import traced
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
-# An estimate is said to sit at its ceiling where it is nearer than the larger of these two.
-_CEILING_STANDARD_ERRORS = 3.0
-_CEILING_FRACTION = 0.01
-
 
 @dataclasses.dataclass(frozen=True)
-class MinibatchInformation:
+class MinibatchInformation(Result):
     """Index-code mutual information and aggregate entropy, estimated from minibatches.
 
     The standard errors are those of the estimates about their own expectations; they do not
@@ -42,61 +42,48 @@ class MinibatchInformation:
       ceiling: What `mutual_information` cannot exceed: log N, log B or log(N B). The entropy
         cannot exceed it by more than the average entropy of q(z|x_n).
       method: How log q(z) was estimated; see `minibatch_log_prob`.
-      dataset_size: N.
+      num_observations: N.
       batch_size: B.
       num_batches: Number of independent minibatches.
       seed: The seed of minibatches and draws.
     """
 
+    _derived: ClassVar[tuple[str, ...]] = ("at_ceiling",)
+
     mutual_information: Estimate
     aggregate_entropy: Estimate
     ceiling: float
     method: str
-    dataset_size: int
+    num_observations: int
     batch_size: int
     num_batches: int
-    seed: int
+    seed: Seed
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the mutual information sits at its ceiling, and may be cut off by it.
+        """Whether the mutual information has come to its ceiling; see `Bound.at_ceiling`."""
+        return at_ceiling(self.mutual_information, self.ceiling)
 
-        That is where it is nearer than 3 standard errors, or than 1% of the ceiling. Of "full",
-        which is exact, the ceiling is that of the quantity, and this is never said.
-        """
-        margin = max(
-            _CEILING_STANDARD_ERRORS * self.mutual_information.standard_error,
-            _CEILING_FRACTION * self.ceiling,
-        )
-        return self.method != "full" and self.ceiling - self.mutual_information.value <= margin
+    def _title(self) -> list[str]:
+        batches = f"{self.num_batches} minibatches of {self.batch_size} of {self.num_observations}"
+        return [f'Minibatch estimates, nats; "{self.method}" with {batches}, seed {self.seed}']
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values."""
-        result: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            result[field.name] = value.to_dict() if isinstance(value, Estimate) else value
-        result["at_ceiling"] = self.at_ceiling
-        return result
-
-    def __str__(self) -> str:
-        """Both estimates, and the ceiling."""
-        return (
-            f"index-code mutual information {self.mutual_information} nats (ceiling "
-            f"{self.ceiling:.4f}{', which it has reached' if self.at_ceiling else ''}), aggregate "
-            f'entropy {self.aggregate_entropy} nats; "{self.method}" with {self.num_batches} '
-            f"minibatches of {self.batch_size} of {self.dataset_size}, seed {self.seed}"
-        )
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
+            ("index-code mutual information", self.mutual_information),
+            ("  ceiling", f"{self.ceiling:.4f}{' REACHED' if self.at_ceiling else ''}"),
+            ("aggregate entropy", self.aggregate_entropy),
+        ]
 
 
 def minibatch_mutual_information(
-    components_distribution: tfd.Distribution,
+    aggregate_posterior: AggregatePosterior,
     *,
     batch_size: int,
     method: str = "mss",
     num_batches: int = 100,
     num_samples: int = 1,
-    seed: int = 0,
+    seed: Any = 0,
 ) -> MinibatchInformation:
     """Estimates I(n; z) and H[q(z)] from random minibatches, as a training loop sees them.
 
@@ -108,35 +95,34 @@ def minibatch_mutual_information(
     (`MinibatchInformation.at_ceiling`): more information would not have changed it.
 
     Args:
-      components_distribution: The posteriors of the whole data set, batch shape `[N]`, for example
-        `AggregatePosterior.from_encoder(encoder, x).components_distribution`.
+      aggregate_posterior: q(z) of the whole data set, batch `[]`, of equal weights.
       batch_size: B.
       method: One of `METHODS`.
       num_batches: Number of minibatches, at least 2.
       num_samples: Draws of z an observation of a minibatch.
-      seed: Integer in [0, 2**31).
+      seed: Integer in [0, 2**31), or a pair of int32.
 
     Returns:
       `MinibatchInformation`.
 
     Raises:
-      TypeError: If the components are no distribution over single tensors, or a number is none.
-      ValueError: If a number is out of range, there is no such method, the batch shape is not
-        `[N]`, or the posteriors give NaN.
+      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or a number no integer.
+      ValueError: If it is batched or weighted, a number is out of range, there is no such method,
+        or the posteriors give NaN.
     """
-    components = checked_posteriors(components_distribution)
+    check_aggregate_posterior(aggregate_posterior)
     batch_size = checked_integer("batch_size", batch_size, 1)
     num_batches = checked_integer("num_batches", num_batches, 2)
     num_samples = checked_integer("num_samples", num_samples, 1)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
-    dataset_size = int(components_lib.num_components(components))
-    ceiling = mutual_information_ceiling(method, batch_size, dataset_size)
-    components = components_lib.broadcast(components)
+    seed = seeds.checked_seed(seed)
+    num_observations = int(aggregate_posterior.num_components)
+    ceiling = mutual_information_ceiling(method, batch_size, num_observations)
+    components = components_lib.broadcast(aggregate_posterior.components_distribution)
 
     def one_batch(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         minibatch = components_lib.gather(components, indices)
         z = minibatch.sample(num_samples, seed=step_seed)  # [S, B, E...]
-        log_aggregate = minibatch_log_prob(z, minibatch, dataset_size, method)
+        log_aggregate = minibatch_log_prob(z, minibatch, num_observations, method)
         log_posterior = minibatch.log_prob(z)
         parts = (
             log_posterior - log_aggregate,
@@ -149,12 +135,12 @@ def minibatch_mutual_information(
     one_batch = traced(
         one_batch, tf.TensorSpec([batch_size], tf.int32), tf.TensorSpec([2], tf.int32)
     )
-    rng = np.random.default_rng([seed, 0])
-    base_seed = tf.constant([seed, 1], tf.int32)
+    rng = seeds.generator(seed, "minibatch_mutual_information/batches")
+    key = seeds.key(seed, "minibatch_mutual_information/codes")
     means = np.empty([num_batches, 4])  # the two estimates, and what they round with
     for number in range(num_batches):
-        indices = rng.choice(dataset_size, size=batch_size, replace=False)
-        step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
+        indices = rng.choice(num_observations, size=batch_size, replace=False)
+        step_seed = seeds.fold_in(key, number)
         means[number] = [
             mean.numpy() for mean in one_batch(tf.constant(indices, tf.int32), step_seed)
         ]
@@ -171,9 +157,9 @@ def minibatch_mutual_information(
         for number in range(2)
     )
     result = MinibatchInformation(
-        information, entropy, ceiling, method, dataset_size, batch_size, num_batches, seed
+        information, entropy, ceiling, method, num_observations, batch_size, num_batches, seed
     )
-    if result.at_ceiling:
+    if result.at_ceiling and method != "full":  # which is exact: the ceiling is the quantity's
         warnings.warn(
             f'the "{method}" estimate of the index-code mutual information, {information} nats, '
             f"sits at its ceiling of {ceiling:.4f}: it says nothing of how much larger or smaller "

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding
 from tfp_surgery.information.contrastive_bounds import contrastive_bounds, jensen_shannon_ceiling
+from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.bounds import Bound, batch_estimate, lines
+from tfp_surgery.measurement.bound import Bound, batch_estimate
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.measurement.model import traced
-from tfp_surgery.measurement.presentation import record
+from tfp_surgery.measurement.model_checks import check_aggregate_posterior
+from tfp_surgery.measurement.result import Result
 from tfp_surgery.measurement.rounded_draws import cause, draws_of, rounding_of_draws
+from tfp_surgery.measurement.traced import traced
+from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
@@ -43,7 +47,7 @@ _LABELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MutualInformationBounds:
+class MutualInformationBounds(Result):
     """Bounds of one mutual information from common draws, in nats; see the function.
 
     Attributes:
@@ -61,10 +65,9 @@ class MutualInformationBounds:
       batch_size: B.
       num_batches: Number of batches.
       seed: The seed of batches and draws.
-      absent: Why a field is None, by its name.
-      warnings: Sentences on bounds that lie above what they bound, on values that their quantity
-        cannot have, on draws that rounding moved. Empty where nothing was found.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("ceilings_reached",)
 
     index_code_mutual_information: Bound
     info_nce: Bound
@@ -77,9 +80,7 @@ class MutualInformationBounds:
     num_observations: int
     batch_size: int
     num_batches: int
-    seed: int
-    absent: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
+    seed: Seed
 
     def impossible_values(self) -> list[str]:
         """Sentences on bounds on the wrong side of what they bound, by many standard errors."""
@@ -110,22 +111,13 @@ class MutualInformationBounds:
             if isinstance(bound := getattr(self, field.name), Bound) and bound.at_ceiling
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values; bounds that are absent are None."""
-        result = record(self)
-        result["ceilings_reached"] = list(self.ceilings_reached)
-        return result
+    def _title(self) -> list[str]:
+        size = f"N = {self.num_observations} (log N = {math.log(self.num_observations):.4f})"
+        batches = f"{self.num_batches} batches of {self.batch_size}, seed {self.seed}"
+        return [f"Mutual information bounds, nats; {size}, {batches}"]
 
-    def __str__(self) -> str:
-        """A table of the bounds, with the ceilings and which of them are reached."""
-        rows = {label: getattr(self, name) for name, label in _LABELS.items()}
-        reasons = {_LABELS[name]: reason for name, reason in self.absent.items()}
-        header = (
-            f"Mutual information bounds, nats; N = {self.num_observations} "
-            f"(log N = {math.log(self.num_observations):.4f}), {self.num_batches} batches of "
-            f"{self.batch_size}, seed {self.seed}"
-        )
-        return "\n".join([header, *lines(rows, reasons), *consistency.warning_lines(self.warnings)])
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [(label, getattr(self, name)) for name, label in _LABELS.items()]
 
 
 def mutual_information_bounds(
@@ -133,8 +125,9 @@ def mutual_information_bounds(
     *,
     batch_size: int = 128,
     num_batches: int = 100,
-    seed: int = 0,
+    seed: Any = 0,
     prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
+    tolerance: float | None = None,
 ) -> MutualInformationBounds:
     r"""Bounds the mutual information of observation and code by what minibatches show of it.
 
@@ -186,9 +179,11 @@ def mutual_information_bounds(
       batch_size: B, from 2 to N. Scores take memory B^2.
       num_batches: Number of batches, at least 2. log q(z) is evaluated over all N components at
         each of the `num_batches * batch_size` codes.
-      seed: Integer in [0, 2**31).
+      seed: Integer in [0, 2**31), or a pair of int32.
       prior: p(z) for the Barber-Agakov bound: a `tfd.Distribution` with batch `[]` or a callable
         that returns one; None leaves the bound out.
+      tolerance: Bound in nats on what may be left out of log q(z); see
+        `AggregatePosterior.evaluate`. None for none. It enters the standard errors.
 
     Returns:
       `MutualInformationBounds`, from common draws.
@@ -214,7 +209,8 @@ def mutual_information_bounds(
     num_observations = _checked_size(aggregate_posterior)
     batch_size = checked_integer("batch_size", batch_size, 2, num_observations)
     num_batches = checked_integer("num_batches", num_batches, 2)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    seed = seeds.checked_seed(seed)
+    tolerance = checked_tolerance(tolerance)
     posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
     prior_now = None
     if prior is not None:
@@ -226,17 +222,21 @@ def mutual_information_bounds(
         "log q(z|x) at its own draws", log_posterior, cause=cause(z, own=True)
     )
     log_aggregate = checked_draws(
-        "log q(z)", aggregate_posterior.log_prob(z), cause=cause(z, own=True)
+        "log q(z)", aggregate_posterior.log_prob(z, tolerance=tolerance), cause=cause(z, own=True)
     )
     contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
     checked_draws("InfoNCE", contrasts["info_nce"])
 
-    def estimate(*terms: np.ndarray, rounding_error: float = 0.0) -> Estimate:
+    left_out = tolerance or 0.0  # of log q(z)
+
+    def estimate(
+        *terms: np.ndarray, rounding_error: float = 0.0, truncation: float = 0.0
+    ) -> Estimate:
         values = np.sum([term.astype(np.float64) for term in terms], axis=0)
         return batch_estimate(
             values.reshape(num_batches, -1).mean(axis=1),
             batch_size,
-            max(rounding(*terms), rounding_error),
+            max(rounding(*terms), rounding_error) + truncation,
         )
 
     of_ratios = rounding(log_posterior, log_aggregate)
@@ -265,7 +265,11 @@ def mutual_information_bounds(
     log_size = math.log(num_observations)
     bounds = MutualInformationBounds(
         index_code_mutual_information=Bound(
-            estimate(log_posterior, -log_aggregate), "unbiased", _INDEX, "none", log_size
+            estimate(log_posterior, -log_aggregate, truncation=left_out),
+            "unbiased",
+            _INDEX,
+            "none",
+            log_size,
         ),
         info_nce=Bound(
             estimate(contrasts["info_nce"], rounding_error=of_ratios),
@@ -275,7 +279,11 @@ def mutual_information_bounds(
             math.log(batch_size),
         ),
         nguyen_wainwright_jordan=Bound(
-            estimate(contrasts["nguyen_wainwright_jordan"], rounding_error=of_ratios),
+            estimate(
+                contrasts["nguyen_wainwright_jordan"],
+                rounding_error=of_ratios,
+                truncation=2.0 * left_out,  # of the critic and of its exponential
+            ),
             "lower",
             _INDEX,
             "none at this critic; the variance grows as exp(I)",
@@ -284,13 +292,13 @@ def mutual_information_bounds(
         leave_one_out=leave_one_out,
         barber_agakov=barber_agakov,
         jensen_shannon=Bound(
-            estimate(contrasts["jensen_shannon"], rounding_error=of_ratios),
+            estimate(contrasts["jensen_shannon"], rounding_error=of_ratios, truncation=left_out),
             "lower",
             _JENSEN_SHANNON,
             "none at this critic",
             jensen_shannon_ceiling(num_observations),
         ),
-        aggregate_entropy=estimate(-log_aggregate),
+        aggregate_entropy=estimate(-log_aggregate, truncation=left_out),
         conditional_entropy=estimate(-log_posterior),
         num_observations=num_observations,
         batch_size=batch_size,
@@ -305,23 +313,23 @@ def mutual_information_bounds(
     return dataclasses.replace(bounds, warnings=sentences)
 
 
-def _batches(num_observations: int, batch_size: int, num_batches: int, seed: int) -> np.ndarray:
+def _batches(num_observations: int, batch_size: int, num_batches: int, seed: Seed) -> np.ndarray:
     """Indices of distinct observations, int32 `[K, B]`."""
-    rng = np.random.default_rng([seed, 0])
+    rng = seeds.generator(seed, "mutual_information_bounds/batches")
     return np.stack(
         [rng.choice(num_observations, batch_size, replace=False) for _ in range(num_batches)]
     ).astype(np.int32)
 
 
 def _draw_codes(
-    posteriors: tfd.Distribution, batches: np.ndarray, seed: int
+    posteriors: tfd.Distribution, batches: np.ndarray, seed: Seed
 ) -> tuple[tf.Tensor, np.ndarray]:
     """A code of each observation in each batch, `[K, B, *code_shape]`, and log q(z_i|x_i)."""
-    base_seed = tf.constant([seed, 1], tf.int32)
+    key = seeds.key(seed, "mutual_information_bounds/codes")
 
     def draw(indices: tf.Tensor, number: tf.Tensor) -> Any:
         posterior = components_lib.gather(posteriors, indices)
-        z = posterior.sample(seed=tf.random.experimental.stateless_fold_in(base_seed, number))
+        z = posterior.sample(seed=seeds.fold_in(key, number))
         return z, posterior.log_prob(z)
 
     draw = traced(draw, tf.TensorSpec(batches.shape[1:], tf.int32), tf.TensorSpec([], tf.int32))
@@ -333,18 +341,7 @@ def _draw_codes(
 
 def _checked_size(aggregate_posterior: Any) -> int:
     """N of an aggregate posterior that the bounds apply to."""
-    if not isinstance(aggregate_posterior, AggregatePosterior):
-        raise TypeError(
-            "aggregate_posterior must be an AggregatePosterior, got "
-            f"{type(aggregate_posterior).__name__}."
-        )
-    if aggregate_posterior.batch_shape.rank != 0:
-        raise ValueError(
-            "aggregate_posterior must be one distribution, got batch shape "
-            f"{aggregate_posterior.batch_shape}."
-        )
-    if aggregate_posterior.weights is not None:
-        raise ValueError("aggregate_posterior must have uniform weights (weights=None).")
+    check_aggregate_posterior(aggregate_posterior)
     num_components = int(aggregate_posterior.num_components)
     if num_components < 2:
         raise ValueError("aggregate_posterior must have at least two components, got 1.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +12,18 @@ import numpy as np
 from tfp_surgery.checks.arguments import check_observations
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.bounds import Bound, lines
-from tfp_surgery.measurement.presentation import record
+from tfp_surgery.measurement.bound import Bound
+from tfp_surgery.measurement.result import Result
 
 _QUANTITY = "I(X; Z) under q(x) q(z|x), q(x) the distribution whose entropy is given"
 _NO_ENTROPY = (
     "the entropy of the data is unknown; give data_entropy (empirical_entropy(x) for a likelihood "
     "that is a probability mass function)"
 )
-# A gap below zero by more than this many standard errors, and more than rounding, is reported.
-_GAP_STANDARD_ERRORS = 4.5
-_GAP_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class RateDistortionBounds:
+class RateDistortionBounds(Result):
     """H - D <= I(X; Z) <= R (Alemi et al. 2018, section 2), in nats per observation.
 
     Attributes:
@@ -39,8 +35,6 @@ class RateDistortionBounds:
       upper_bound: R.
       elbo_gap: D + R - H >= 0, the negative ELBO less the entropy of the data: how far the two
         bounds lie apart; None without H.
-      absent: Why a field is None, by its name.
-      warnings: A sentence where the gap is negative beyond its error. Empty elsewhere.
     """
 
     rate: Estimate
@@ -49,8 +43,6 @@ class RateDistortionBounds:
     lower_bound: Bound | None
     upper_bound: Bound
     elbo_gap: Estimate | None
-    absent: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Returns an interval that holds I(X; Z) with at least this confidence.
@@ -73,31 +65,18 @@ class RateDistortionBounds:
         low = self.lower_bound.estimate.interval(level)[0]
         return (low if math.isnan(low) else max(0.0, low)), high
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values; quantities that are absent are None."""
-        return record(self)
+    def _title(self) -> list[str]:
+        return ["Rate-distortion bounds, nats per observation"]
 
-    def __str__(self) -> str:
-        """A table of rate, distortion and bounds."""
-        rows: dict[str, Bound | Estimate | None] = {
-            "rate R": self.rate,
-            "distortion D": self.distortion,
-            "data entropy H": self.data_entropy,
-            "H - D <= I(X; Z)": self.lower_bound,
-            "I(X; Z) <= R": self.upper_bound,
-            "D + R - H": self.elbo_gap,
-        }
-        reasons = {
-            label: self.absent[name]
-            for label, name in (
-                ("data entropy H", "data_entropy"),
-                ("H - D <= I(X; Z)", "lower_bound"),
-                ("D + R - H", "elbo_gap"),
-            )
-            if name in self.absent
-        }
-        table = ["Rate-distortion bounds, nats per observation", *lines(rows, reasons)]
-        return "\n".join([*table, *consistency.warning_lines(self.warnings)])
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
+            ("rate R", self.rate),
+            ("distortion D", self.distortion),
+            ("data entropy H", self.data_entropy),
+            ("H - D <= I(X; Z)", self.lower_bound),
+            ("I(X; Z) <= R", self.upper_bound),
+            ("D + R - H", self.elbo_gap),
+        ]
 
 
 def rate_distortion_bounds(
@@ -178,7 +157,9 @@ def rate_distortion_bounds(
     distortion = dataclasses.replace(average_reconstruction, value=-average_reconstruction.value)
     if entropy is None:
         absent = dict.fromkeys(("data_entropy", "lower_bound", "elbo_gap"), _NO_ENTROPY)
-        return RateDistortionBounds(average_kl, distortion, None, None, upper_bound, None, absent)
+        return RateDistortionBounds(
+            average_kl, distortion, None, None, upper_bound, None, absent=absent
+        )
     lower_bound = Bound(
         _sum(entropy, average_reconstruction),
         "lower",
@@ -188,17 +169,16 @@ def rate_distortion_bounds(
     )
     gap = _sum(entropy, elbo)
     gap = dataclasses.replace(gap, value=-gap.value)
-    error = 0.0 if math.isnan(gap.standard_error) else _GAP_STANDARD_ERRORS * gap.standard_error
     sentences: tuple[str, ...] = ()
-    if gap.value < -error - _GAP_ROUNDING * (abs(entropy.value) + abs(elbo.value)):
-        cause = (
+    if consistency.negative("D + R - H", gap):
+        text = (
             f"D + R - H = {gap} is negative: H = {entropy.value:g} is not the entropy of what the "
             "likelihood describes, or the data are too few to stand for their population."
         )
-        sentences = (cause,)
+        sentences = (text,)
     consistency.warn(sentences, stacklevel=3)
     return RateDistortionBounds(
-        average_kl, distortion, entropy, lower_bound, upper_bound, gap, {}, sentences
+        average_kl, distortion, entropy, lower_bound, upper_bound, gap, warnings=sentences
     )
 
 
@@ -255,6 +235,6 @@ def _sum(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(
         first.value + second.value,
         math.hypot(first.standard_error, second.standard_error),
-        max(first.num_samples, second.num_samples),
+        max(first.num_draws, second.num_draws),
         min(first.degrees_of_freedom, second.degrees_of_freedom),
     )

@@ -133,9 +133,4 @@ def silent() -> Iterator[None]:
         _is_silent.reset(token)
 
 
-def warning_lines(sentences: tuple[str, ...]) -> list[str]:
-    """The sentences as lines of a result's table."""
-    return [f"  WARNING: {sentence}" for sentence in sentences]
-
-
 _ZERO = Estimate(0.0, 0.0, 0)

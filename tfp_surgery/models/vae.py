@@ -21,7 +21,7 @@ from tfp_surgery.checks.networks import (
     unwrap,
 )
 from tfp_surgery.checks.support import check_support
-from tfp_surgery.measurement.model import check_codes_in_support
+from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.models.fast_model import FastModel, listed
 from tfp_surgery.models.not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (

@@ -16,7 +16,7 @@ def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """IW_m against m, from the ELBO at m = 1 upwards, and how many draws carry each bound.
 
     Args:
-      records: `ImportanceWeightedElbo.to_dict()`, one an m, of one data set.
+      records: of `experiments.importance_weighting`, one an m, of one data set.
       title: of the figure.
 
     Returns:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.measurement.model import check_vector_codes
+from tfp_surgery.measurement.model_checks import check_vector_codes
+from tfp_surgery.measurement.result import Result
 
 _THRESHOLD = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class ActiveUnits:
+class ActiveUnits(Result):
     """Which dimensions of the code carry the observations apart (Burda et al. 2016).
 
     Attributes:
@@ -23,6 +24,8 @@ class ActiveUnits:
       threshold: A dimension is active where its variance exceeds this.
       num_observations: N.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("num_active", "active", "collapsed")
 
     variances: tuple[float, ...]
     threshold: float
@@ -43,27 +46,14 @@ class ActiveUnits:
         """Number of active dimensions."""
         return len(self.active)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values."""
-        return {
-            "variances": list(self.variances),
-            "threshold": self.threshold,
-            "num_observations": self.num_observations,
-            "num_active": self.num_active,
-            "active": list(self.active),
-            "collapsed": list(self.collapsed),
-        }
-
-    def __str__(self) -> str:
-        """How many are active, which are not, and the variance of each."""
+    def _title(self) -> list[str]:
         collapsed = ", ".join(map(str, self.collapsed)) or "none"
-        header = (
-            f"{self.num_active} of {len(self.variances)} units are active "
-            f"(Var_n E[z_j|x_n] > {self.threshold:g}, N = {self.num_observations}); "
-            f"collapsed: {collapsed}"
-        )
-        rows = (f"  {j:>4}  {value:.3g}" for j, value in enumerate(self.variances))
-        return "\n".join([header, *rows])
+        rule = f"Var_n E[z_j|x_n] > {self.threshold:g}, N = {self.num_observations}"
+        active = f"{self.num_active} of {len(self.variances)} units are active ({rule})"
+        return [f"{active}; collapsed: {collapsed}"]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [(f"{j:>4}", f"{value:.3g}") for j, value in enumerate(self.variances)]
 
 
 def active_units(

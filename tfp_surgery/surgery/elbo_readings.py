@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
-from tfp_surgery.measurement.consistency import above, explained, negative, warn, warning_lines
+from tfp_surgery.measurement.consistency import above, explained, negative, warn
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.measurement.presentation import aligned_rows, describe_draws, record
+from tfp_surgery.measurement.result import Result, describe_draws
 
 
 @dataclasses.dataclass(frozen=True)
-class ElboReadings:
+class ElboReadings(Result):
     r"""One ELBO, read in four ways (Hoffman and Johnson 2016, sections 2 and 3), in nats.
 
         evidence     1/N sum_n log p(x_n) - 1/N sum_n KL(q(z|x_n) || p(z|x_n))
@@ -43,11 +42,9 @@ class ElboReadings:
       surgery: The fourth reading; its first part is `average_reconstruction`.
       index_code_mutual_information: I(n; z), Monte Carlo.
       marginal_kl: KL(q(z) || p(z)), Monte Carlo.
-      absent: Why what is None is None, by field name.
       num_observations: N.
       num_query: Number of observations the expectations were taken over.
       num_samples: Draws of z an observation.
-      warnings: Sentences on values that their quantity cannot have. Empty where nothing was found.
     """
 
     evidence_minus_posterior_kl: Estimate | None
@@ -62,11 +59,9 @@ class ElboReadings:
     surgery: Estimate
     index_code_mutual_information: Estimate
     marginal_kl: Estimate
-    absent: Mapping[str, str]
     num_observations: int
     num_query: int
     num_samples: int
-    warnings: tuple[str, ...] = ()
 
     def impossible_values(self) -> list[str]:
         """Sentences on values that their quantity cannot have, by many standard errors."""
@@ -96,13 +91,12 @@ class ElboReadings:
         )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        return record(self)
+    def _title(self) -> list[str]:
+        draws = describe_draws(self.num_observations, self.num_query, self.num_samples)
+        return ["Four readings of the ELBO", draws]
 
-    def __str__(self) -> str:
-        """A table: each reading, and its parts below it."""
-        rows: list[tuple[str, Estimate | None]] = [
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
             ("log evidence - posterior KL", self.evidence_minus_posterior_kl),
             ("    log evidence", self.log_evidence),
             ("    KL(q(z|x) || p(z|x))", self.posterior_kl),
@@ -117,14 +111,6 @@ class ElboReadings:
             ("    index-code mutual information", self.index_code_mutual_information),
             ("    marginal KL(q(z) || p(z))", self.marginal_kl),
         ]
-        lines = [
-            "Four readings of the ELBO",
-            describe_draws(self.num_observations, self.num_query, self.num_samples),
-            *aligned_rows([(label, value) for label, value in rows if value is not None]),
-        ]
-        reasons = dict.fromkeys(self.absent.values())
-        lines += [f"  ({reason})" for reason in reasons]
-        return "\n".join([*lines, *warning_lines(self.warnings)])
 
 
 def elbo_readings(

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.measurement.consistency import warning_lines
-from tfp_surgery.measurement.presentation import aligned_rows, count_draws, record
+from tfp_surgery.information.mutual_information_bounds import MutualInformationBounds
+from tfp_surgery.information.rate_distortion import RateDistortionBounds
+from tfp_surgery.measurement.result import Result, count_draws
+from tfp_surgery.seeds import Seed
+from tfp_surgery.surgery.active_units import ActiveUnits
+from tfp_surgery.surgery.elbo_readings import ElboReadings
+from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
+
+PARTS = (
+    "readings",
+    "marginal_kl_split",
+    "active_units",
+    "rate_distortion",
+    "mutual_information_bounds",
+)
+NOT_ASKED_FOR = 'not asked for: detail="full" adds it'
 
 
 @dataclasses.dataclass(frozen=True)
-class ElboSurgery:
+class ElboSurgery(Result):
     r"""The three terms of Hoffman and Johnson (2016), in nats per observation.
 
         ELBO = average reconstruction - index-code mutual information - marginal KL
@@ -22,6 +36,9 @@ class ElboSurgery:
     they add up to rounding error by algebra. What tests them are the fields that reach the same
     quantities on another way: `average_kl_analytic`,
     `index_code_mutual_information_from_entropy` and `index_code_mutual_information_by_subtraction`.
+
+    The parts from `readings` on are None where they were not asked for, or where this model does
+    not have them; `absent` says which. A part that is there has an `absent` of its own.
 
     Attributes:
       elbo: ELBO, from the same draws: average reconstruction - average KL.
@@ -45,9 +62,14 @@ class ElboSurgery:
       seed: The seed of the draws of z (and of the subset).
       data: What data set this is: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within which tolerance.
-      warnings: Sentences on what cannot all be right: ways to one number that disagree, values that
-        their quantity cannot have, draws that rounding moved. Empty where nothing was found.
+      readings: The ELBO read in four ways.
+      marginal_kl_split: Total correlation, dimension-wise KL and prior factorization.
+      active_units: The dimensions whose posterior mean moves with the observation, and the others.
+      rate_distortion: H - D <= I <= R.
+      mutual_information_bounds: Bounds from minibatches, with their ceilings.
     """
+
+    _derived: ClassVar[tuple[str, ...]] = ("log_num_observations", "average_kl_method")
 
     elbo: Estimate
     average_reconstruction: Estimate
@@ -61,10 +83,14 @@ class ElboSurgery:
     num_observations: int
     num_query: int
     num_samples: int
-    seed: int
+    seed: Seed
     data: str
     evaluation: str
-    warnings: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    readings: ElboReadings | None = None
+    marginal_kl_split: MarginalKLSplit | None = None
+    active_units: ActiveUnits | None = None
+    rate_distortion: RateDistortionBounds | None = None
+    mutual_information_bounds: MutualInformationBounds | None = None
 
     @property
     def log_num_observations(self) -> float:
@@ -76,6 +102,28 @@ class ElboSurgery:
         """How the average KL is known: "analytic" (beside Monte Carlo) or "monte_carlo" alone."""
         return "monte_carlo" if self.average_kl_analytic is None else "analytic"
 
+    @property
+    def total_correlation(self) -> Estimate | None:
+        """KL(q(z) || prod_j q(z_j)); None without a split."""
+        return None if self.marginal_kl_split is None else self.marginal_kl_split.total_correlation
+
+    @property
+    def dimension_wise_kl(self) -> tuple[Estimate, ...] | None:
+        """KL(q(z_j) || p(z_j)) of each dimension; None where the prior's marginals are unknown."""
+        return None if self.marginal_kl_split is None else self.marginal_kl_split.dimension_wise_kl
+
+    @property
+    def prior_factorization(self) -> Estimate | None:
+        """E_q(z)[sum_j log p(z_j) - log p(z)]; None where the prior's marginals are unknown."""
+        split = self.marginal_kl_split
+        return None if split is None else split.prior_factorization
+
+    @property
+    def dimension_wise_mutual_information(self) -> tuple[Estimate, ...] | None:
+        """Index-code mutual information I(n; z_j) of each dimension; None without a split."""
+        split = self.marginal_kl_split
+        return None if split is None else split.dimension_wise_mutual_information
+
     def estimates(self) -> dict[str, Estimate]:
         """Returns the estimates there are, by field name, in the order of the fields."""
         return {
@@ -85,19 +133,35 @@ class ElboSurgery:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`.
-
-        Quantities that this model does not have are None.
-        """
-        return {
-            **record(self),
-            "log_num_observations": self.log_num_observations,
-            "average_kl_method": self.average_kl_method,
-        }
+        """Returns the fields as JSON-ready values; parts that were not asked for are left out."""
+        left_out = {name for name, reason in self.absent.items() if reason == NOT_ASKED_FOR}
+        result = {name: value for name, value in super().to_dict().items() if name not in left_out}
+        result["absent"] = {name: why for name, why in self.absent.items() if name not in left_out}
+        return result
 
     def __str__(self) -> str:
-        """A table: each term with its standard error, beside log N."""
-        rows: list[tuple[str, Estimate | None]] = [
+        """The table of the terms beside log N, then that of each part there is."""
+        parts = [super().__str__()]
+        for name in PARTS:
+            part = getattr(self, name)
+            if part is not None:  # its warnings stand above
+                parts.append(str(dataclasses.replace(part, warnings=())))
+        parts += [
+            f"{name}: absent, {reason}"
+            for name, reason in self.absent.items()
+            if reason != NOT_ASKED_FOR
+        ]
+        return "\n\n".join(parts)
+
+    def _title(self) -> list[str]:
+        draws = count_draws(self.num_observations, self.num_query, self.num_samples)
+        return [
+            f"ELBO surgery of {self.data}",
+            f"nats per observation; {draws}, seed {self.seed}; log q(z) {self.evaluation}",
+        ]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
             ("ELBO = (1) - (2) - (3)", self.elbo),
             ("(1) average reconstruction", self.average_reconstruction),
             ("(2) index-code mutual information", self.index_code_mutual_information),
@@ -110,19 +174,10 @@ class ElboSurgery:
             ("average KL = (2) + (3), Monte Carlo", self.average_kl),
             ("average KL, analytic", self.average_kl_analytic),
             ("cross term E[log q_train(z) - log p(z)]", self.cross_term),
+            ("log N", f"{self.log_num_observations:.4f}"),
         ]
-        draws = count_draws(self.num_observations, self.num_query, self.num_samples)
-        *terms, ceiling = aligned_rows(
-            [
-                *((label, value) for label, value in rows if value is not None),
-                ("log N", f"{self.log_num_observations:.4f}"),
-            ]
-        )
-        lines = [
-            f"ELBO surgery of {self.data}",
-            f"nats per observation; {draws}, seed {self.seed}; log q(z) {self.evaluation}",
-            *terms,
-        ]
-        if self.average_kl_analytic is None:
-            lines.append("  (TFP registers no closed-form KL for this posterior and prior)")
-        return "\n".join([*lines, ceiling, *warning_lines(self.warnings)])
+
+    def _remarks(self) -> list[str]:
+        if self.average_kl_analytic is not None:
+            return []
+        return ["  (TFP registers no closed-form KL for this posterior and prior)"]

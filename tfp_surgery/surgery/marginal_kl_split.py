@@ -20,7 +20,7 @@ from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.measurement.model import check_vector_codes
+from tfp_surgery.measurement.model_checks import check_vector_codes
 from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.surgery import mixture_marginals
 from tfp_surgery.surgery.marginal_kl_split_result import GroupSplit, MarginalKLSplit

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.measurement.consistency import above, negative, warning_lines
-from tfp_surgery.measurement.presentation import aligned_rows, describe_draws, record
+from tfp_surgery.measurement.consistency import above, negative
+from tfp_surgery.measurement.result import Result, describe_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class GroupSplit:
 
 
 @dataclasses.dataclass(frozen=True)
-class MarginalKLSplit:
+class MarginalKLSplit(Result):
     r"""The marginal KL and what it is made of, in nats (see `marginal_kl_split`).
 
     All estimates are means over the same draws, so that the parts add up to rounding error by
@@ -77,12 +76,9 @@ class MarginalKLSplit:
       dimension_wise_mutual_information: Index-code mutual information I(n; z_j) of each of the D
         dimensions; each quantity, though not its estimate, lies in [0, log N].
       groups: The two-level form, if groups were given.
-      absent: Why what is None is None, by field name.
       num_observations: N.
       num_query: Number of observations the expectations were taken over.
       num_samples: Draws of z an observation.
-      warnings: Sentences on what cannot be right: values that their quantity cannot have, draws
-        that rounding moved. Empty where nothing was found.
     """
 
     marginal_kl: Estimate
@@ -92,15 +88,9 @@ class MarginalKLSplit:
     prior_factorization: Estimate | None
     dimension_wise_mutual_information: tuple[Estimate, ...]
     groups: GroupSplit | None
-    absent: Mapping[str, str]
     num_observations: int
     num_query: int
     num_samples: int
-    warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        return record(self)
 
     def impossible_values(self) -> list[str]:
         """Sentences on values that their quantity cannot have, by many standard errors."""
@@ -125,33 +115,30 @@ class MarginalKLSplit:
             found += above(f"I(n; z_{j})", value, "log N", log_num_observations)
         return found
 
-    def __str__(self) -> str:
-        """A table: the parts, the groups' parts, and a row for each dimension."""
-        rows: list[tuple[str, Estimate | None]] = [
+    def _title(self) -> list[str]:
+        draws = describe_draws(self.num_observations, self.num_query, self.num_samples)
+        return ["Split of the marginal KL", draws]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
             ("marginal KL = (1) + (2) + (3)", self.marginal_kl),
             ("(1) total correlation", self.total_correlation),
             ("(2) sum_j KL(q(z_j) || p(z_j))", self.summed_dimension_wise_kl),
             ("(3) prior factorization", self.prior_factorization),
             *(self.groups.rows() if self.groups is not None else []),
         ]
-        lines = [
-            "Split of the marginal KL",
-            describe_draws(self.num_observations, self.num_query, self.num_samples),
-            *aligned_rows([(label, value) for label, value in rows if value is not None]),
-        ]
-        lines += [f"  ({reason})" for reason in dict.fromkeys(self.absent.values())]
+
+    def _remarks(self) -> list[str]:
         header = ("j", "I(n; z_j)", "KL(q(z_j) || p(z_j))")
+        divergences = self.dimension_wise_kl or ("-",) * len(self.dimension_wise_mutual_information)
         cells = [
-            (
-                str(j),
-                str(information),
-                "-" if self.dimension_wise_kl is None else str(self.dimension_wise_kl[j]),
+            (str(j), *map(str, pair))
+            for j, pair in enumerate(
+                zip(self.dimension_wise_mutual_information, divergences, strict=True)
             )
-            for j, information in enumerate(self.dimension_wise_mutual_information)
         ]
         widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        lines += [
+        return super()._remarks() + [
             "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in (header, *cells)
         ]
-        return "\n".join([*lines, *warning_lines(self.warnings)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +16,13 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.measurement.model import check_codes_in_support, code_sampler
+from tfp_surgery.measurement.model_checks import check_codes_in_support
+from tfp_surgery.measurement.result import Result, count_draws
 from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
-from tfp_surgery.surgery.elbo_surgery import describe_evaluation
+from tfp_surgery.measurement.steps import steps
+from tfp_surgery.measurement.traced import traced_for_many
+from tfp_surgery.seeds import Seed
+from tfp_surgery.surgery.scored_draws import describe_evaluation, posterior_draws
 
 tfd = tfp.distributions
 
@@ -26,7 +31,7 @@ _BATCH_SIZE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorChange:
+class PriorChange(Result):
     """Two priors under one aggregate posterior, in nats per observation, on common draws.
 
     The ELBO is reconstruction - I(n; z) - KL(q(z) || p(z)), and the prior occurs in the last term
@@ -41,8 +46,6 @@ class PriorChange:
       num_samples: Draws of z an observation.
       seed: The seed of the draws.
       evaluation: How log q(z) was evaluated: "exact", or within which tolerance.
-      warnings: Sentences on marginal KLs that are negative, and on draws that rounding moved. Empty
-        where nothing was found.
     """
 
     marginal_kl_before: Estimate
@@ -50,9 +53,19 @@ class PriorChange:
     elbo_change: Estimate
     num_observations: int
     num_samples: int
-    seed: int
+    seed: Seed
     evaluation: str
-    warnings: tuple[str, ...] = ()
+
+    def _title(self) -> list[str]:
+        draws = count_draws(self.num_observations, self.num_observations, self.num_samples)
+        return [f"N = {self.num_observations}, {draws}; log q(z) {self.evaluation}"]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [
+            ("marginal KL(q(z) || p(z)) before", self.marginal_kl_before),
+            ("marginal KL(q(z) || p(z)) after", self.marginal_kl_after),
+            ("change in ELBO", self.elbo_change),
+        ]
 
 
 class PriorMeasurement:
@@ -64,41 +77,43 @@ class PriorMeasurement:
 
     def __init__(
         self,
-        aggregate: AggregatePosterior,
+        aggregate_posterior: AggregatePosterior,
         former_prior: tfd.Distribution | Callable[[], tfd.Distribution],
         num_samples: int,
-        seed: int,
+        seed: Seed,
         tolerance: float | None,
     ) -> None:
         """Draws, and scores the draws under q(z) and the former prior.
 
         Args:
-          aggregate: q(z), over vectors, batch `[]`, of equal weights.
+          aggregate_posterior: q(z), over vectors, batch `[]`, of equal weights.
           former_prior: p(z), or a callable that returns it; what it is now.
           num_samples: Draws of z an observation.
-          seed: Integer in [0, 2**31).
+          seed: Of the draws.
           tolerance: Of log q(z); see `AggregatePosterior.evaluate`.
 
         Raises:
-          ValueError: If a log density of a draw is not finite.
+          ValueError: If a log density of a draw is not finite, or codes lie outside the support of
+            the former prior.
         """
-        self._posteriors = components_lib.broadcast(aggregate.components_distribution)
-        self._num_observations = int(aggregate.num_components)
-        self._num_samples = num_samples
+        former_prior = build_prior(former_prior)
+        posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
+        num_observations = int(aggregate_posterior.num_components)
         self._seed = seed
-        z, log_former = self._scored(former_prior)
-        self._cause_of_failure = cause(z)
-        check_codes_in_support(build_prior(former_prior), z)
-        self._log_former = checked_draws(
-            "log p(z) of the former prior", log_former, cause=self._cause_of_failure
+        self._z, log_densities, _ = posterior_draws(
+            posteriors, former_prior, np.arange(num_observations), num_samples, seed, _BATCH_SIZE
         )
-        evaluated = aggregate.evaluate(z, tolerance=tolerance)
+        check_codes_in_support(former_prior, self._z)
+        self._log_former = checked_draws(
+            "log p(z) of the former prior", log_densities["log_prior"], cause=cause(self._z)
+        )
+        evaluated = aggregate_posterior.evaluate(self._z, tolerance=tolerance)
         self._log_aggregate = checked_draws(
-            "log q(z)", evaluated.log_prob, cause=cause(z, own=True)
+            "log q(z)", evaluated.log_prob, cause=cause(self._z, own=True)
         )
         self._truncation = tolerance or 0.0
-        self._cause = rounding_of_draws(z.numpy(), self._posteriors)
-        self._evaluation = describe_evaluation(evaluated, self._num_observations, tolerance)
+        self._cause = rounding_of_draws(self._z.numpy(), posteriors)
+        self._evaluation = describe_evaluation(evaluated, num_observations, tolerance)
 
     def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:
         """Scores another prior on the same draws.
@@ -109,12 +124,24 @@ class PriorMeasurement:
         Returns:
           log p(z), `[S, N]`, whether finite or not.
         """
-        return self._scored(prior)[1]
+        prior = build_prior(prior)
+        num_samples, num_observations = self._log_former.shape
+        length = min(num_observations, max(1, _BATCH_SIZE // num_samples))
+        shape = [num_samples, length, *self._z.shape[2:]]
+        num_steps = -(-num_observations // length)
+        log_prob = traced_for_many(num_steps, prior.log_prob, tf.TensorSpec(shape, self._z.dtype))
+        return np.concatenate(
+            [
+                log_prob(self._z[:, step.shown]).numpy()[:, step.new]
+                for step in steps(num_observations, length)
+            ],
+            axis=1,
+        )
 
     def change_to(
         self, prior: tfd.Distribution | Callable[[], tfd.Distribution] | np.ndarray
     ) -> PriorChange:
-        """The change to another prior, on the same draws.
+        """Measures the change to another prior, on the same draws.
 
         Args:
           prior: p(z), or a callable that returns it, or what `log_prob` gave for it.
@@ -126,10 +153,11 @@ class PriorMeasurement:
           ValueError: If a log density of a draw is not finite.
         """
         log_prior = prior if isinstance(prior, np.ndarray) else self.log_prob(prior)
-        log_prior = checked_draws("log p(z) of the prior", log_prior, cause=self._cause_of_failure)
+        log_prior = checked_draws("log p(z) of the prior", log_prior, cause=cause(self._z))
+        num_samples, num_observations = log_prior.shape
 
         def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
-            return stratified_estimate(terms, self._num_observations, truncation)
+            return stratified_estimate(terms, num_observations, truncation)
 
         before, after = (
             estimate(self._log_aggregate, -log_density, truncation=self._truncation)
@@ -139,8 +167,8 @@ class PriorMeasurement:
             marginal_kl_before=before,
             marginal_kl_after=after,
             elbo_change=estimate(log_prior, -self._log_former),
-            num_observations=self._num_observations,
-            num_samples=self._num_samples,
+            num_observations=num_observations,
+            num_samples=num_samples,
             seed=self._seed,
             evaluation=self._evaluation,
             warnings=consistency.explained(
@@ -151,22 +179,3 @@ class PriorMeasurement:
                 self._cause,
             ),
         )
-
-    def _scored(
-        self, prior: tfd.Distribution | Callable[[], tfd.Distribution]
-    ) -> tuple[tf.Tensor, np.ndarray]:
-        """Draws z `[S, N, D]`, the same each time, and log p(z) of them, `[S, N]`."""
-        num_observations = self._num_observations
-        per_step = min(num_observations, max(1, _BATCH_SIZE // self._num_samples))
-        draw = code_sampler(self._posteriors, prior, self._num_samples, per_step)
-        base_seed = tf.constant([self._seed, 1], tf.int32)
-        z_parts, log_prob_parts = [], []
-        for number, start in enumerate(range(0, num_observations, per_step)):
-            # The last step repeats earlier observations, as in elbo_surgery.
-            shown = min(start, num_observations - per_step)
-            indices = tf.range(shown, shown + per_step)
-            step_seed = tf.random.experimental.stateless_fold_in(base_seed, number)
-            z, log_prob, _ = draw(indices, step_seed)
-            z_parts.append(z[:, start - shown :])
-            log_prob_parts.append(log_prob[:, start - shown :])
-        return tf.concat(z_parts, axis=1), tf.concat(log_prob_parts, axis=1).numpy()

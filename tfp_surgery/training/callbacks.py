@@ -12,7 +12,7 @@ import keras
 from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
-from tfp_surgery.measurement.model import observations_of
+from tfp_surgery.measurement.prepared_model import observations_of
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 

@@ -19,7 +19,7 @@ from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
 from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.model import check_no_nan, check_vector_codes
+from tfp_surgery.measurement.model_checks import check_no_nan, check_vector_codes
 from tfp_surgery.surgery.prior_change import PriorMeasurement
 from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
 from tfp_surgery.training.prior_fit import PriorFit

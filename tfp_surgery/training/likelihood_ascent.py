@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.measurement.model import traced
+from tfp_surgery.measurement.traced import traced
 
 tfd = tfp.distributions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfp_surgery.measurement.consistency import warning_lines
-from tfp_surgery.measurement.presentation import aligned_rows, count_draws, record
+from tfp_surgery.measurement.result import Result
+from tfp_surgery.seeds import Seed
 from tfp_surgery.surgery.prior_change import PriorChange
 
 
@@ -31,7 +31,7 @@ class PriorFitProgress:
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorFit:
+class PriorFit(Result):
     """The result of `fit_prior`.
 
     Attributes:
@@ -58,35 +58,19 @@ class PriorFit:
     history: tuple[PriorFitProgress, ...]
     batch_size: int
     learning_rate: float
-    seed: int
+    seed: Seed
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
-        return record(self)
-
-    def __str__(self) -> str:
-        """A table: marginal KL before and after, and the change in ELBO, with standard errors."""
+    def _title(self) -> list[str]:
         early = ", stopped early" if self.stopped_early else ""
         steps = f"{self.num_steps} steps of {self.batch_size} codes in {self.seconds:.1f} s{early}"
-        lines = [
+        return [
             f"fit of a prior to q(z), in place of {self.former_prior}; nats per observation",
             f"{steps}; weights of step {self.best_step}; seed {self.seed}",
         ]
-        for name, change in (("fitted to", self.training), ("held out", self.validation)):
-            if change is None:
-                continue
-            draws = count_draws(
-                change.num_observations, change.num_observations, change.num_samples
-            )
-            lines.append(
-                f"q(z) {name}: N = {change.num_observations}, {draws}; log q(z) {change.evaluation}"
-            )
-            lines += aligned_rows(
-                [
-                    ("marginal KL(q(z) || p(z)) before", change.marginal_kl_before),
-                    ("marginal KL(q(z) || p(z)) after", change.marginal_kl_after),
-                    ("change in ELBO", change.elbo_change),
-                ]
-            )
-            lines += warning_lines(change.warnings)
-        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return []
+
+    def _remarks(self) -> list[str]:
+        changes = {"fitted to": self.training, "held out": self.validation}
+        return [f"q(z) {name}: {change}" for name, change in changes.items() if change is not None]

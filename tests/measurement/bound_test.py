@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.measurement.bounds import Bound, batch_estimate, lines
+from tfp_surgery.measurement.bound import Bound, batch_estimate
 
 
 def _bound(value: float, error: float, ceiling: float | None) -> Bound:
@@ -50,15 +50,10 @@ def test_to_dict_is_strict_json() -> None:
     }
 
 
-def test_absent_rows_give_their_reason() -> None:
-    shown = lines({"a": _bound(1.0, 0.1, 2.0), "long": None}, {"long": "no prior"})
-    assert shown == ["  a     1.00 ± 0.10 (lower), ceiling 2.0000", "  long  absent: no prior"]
-
-
 def test_one_batch_leaves_the_error_unknown() -> None:
     estimate = batch_estimate(np.array([2.0]), 7)
     assert estimate.value == 2.0
-    assert estimate.num_samples == 7
+    assert estimate.num_draws == 7
     assert math.isnan(estimate.standard_error)
 
 
@@ -70,7 +65,7 @@ def test_error_of_dependent_draws_is_the_spread_over_repetitions() -> None:
         size=(repetitions, num_batches, batch_size)
     )
     estimates = [batch_estimate(means, batch_size) for means in draws.mean(axis=2)]
-    assert estimates[0].num_samples == num_batches * batch_size
+    assert estimates[0].num_draws == num_batches * batch_size
     assert estimates[0].value == pytest.approx(draws[0].mean(), abs=1e-12)
     variance = (1 + 1 / batch_size) / num_batches
     claimed = [estimate.standard_error**2 for estimate in estimates]

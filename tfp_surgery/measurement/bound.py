@@ -1,10 +1,9 @@
-"""Bound: an estimate with what it bounds, from which side, its bias and its ceiling."""
+"""Bound: an estimate, what it bounds, from which side, its bias and its ceiling."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -40,18 +39,8 @@ class Bound:
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the estimate says no more than that the quantity is at least about the ceiling.
-
-        The rule: the estimate lies within two of its standard errors of the ceiling, or within one
-        per cent of it. No high-confidence lower bound from B samples that holds for every
-        distribution is larger than O(log B) (McAllester and Stratos 2020); one that has come to its
-        ceiling has stopped measuring.
-        """
-        if self.ceiling is None:
-            return False
-        error = self.estimate.standard_error
-        slack = 0.0 if math.isnan(error) else _STANDARD_ERRORS * error
-        return self.estimate.value >= self.ceiling - max(slack, _FRACTION * abs(self.ceiling))
+        """Whether the estimate has come to its ceiling; see `at_ceiling`."""
+        return self.ceiling is not None and at_ceiling(self.estimate, self.ceiling)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values, the estimate's own among them."""
@@ -73,6 +62,28 @@ class Bound:
         return f"{text}, ceiling {self.ceiling:.4f}{reached}"
 
 
+def at_ceiling(estimate: Estimate, ceiling: float) -> bool:
+    """Whether an estimate says no more than that the quantity is at least about the ceiling.
+
+    The rule: the estimate lies within two of its standard errors of the ceiling, or within one
+    per cent of it. No high-confidence lower bound from B samples that holds for every distribution
+    is larger than O(log B) (McAllester and Stratos 2020); one that has come to its ceiling has
+    stopped measuring.
+
+    Args:
+      estimate: The estimate.
+      ceiling: The most that its expectation can be, in nats.
+
+    #### References
+
+    David McAllester and Karl Stratos. Formal Limitations on the Measurement of Mutual Information.
+    AISTATS, 2020.
+    """
+    error = estimate.standard_error
+    slack = 0.0 if math.isnan(error) else _STANDARD_ERRORS * error
+    return estimate.value >= ceiling - max(slack, _FRACTION * abs(ceiling))
+
+
 def batch_estimate(means: np.ndarray, batch_size: int, rounding: float = 0.0) -> Estimate:
     """Estimates an expectation from independent batches whose draws depend on each other.
 
@@ -90,20 +101,3 @@ def batch_estimate(means: np.ndarray, batch_size: int, rounding: float = 0.0) ->
         return Estimate(float(means[0]), math.nan, batch_size)
     error = max(float(means.std(ddof=1)) / math.sqrt(means.size), rounding)
     return Estimate(float(means.mean()), error, means.size * batch_size, means.size - 1.0)
-
-
-def lines(rows: Mapping[str, Bound | Estimate | None], absent: Mapping[str, str]) -> list[str]:
-    """Aligned lines of a table, those of absent rows with the reason.
-
-    Args:
-      rows: What to show, by label.
-      absent: The reason for each row that is None, by label.
-
-    Returns:
-      A line for each row.
-    """
-    width = max(len(label) for label in rows)
-    return [
-        f"  {label:<{width}}  {value if value is not None else 'absent: ' + absent[label]}"
-        for label, value in rows.items()
-    ]

@@ -9,10 +9,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tests.testing.models import LinearGaussian, index_data, table_encoder
-from tfp_surgery.distributions.discretized_logistic import DiscretizedLogistic
-from tfp_surgery.surgery import full_detail
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
-from tfp_surgery.surgery.full_detail import FullElboSurgery
+from tfp_surgery.surgery.elbo_surgery_result import PARTS, ElboSurgery
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -20,10 +18,8 @@ tfd = tfp.distributions
 STANDARD_ERRORS = 4.5
 
 
-def _full(*arguments: object, **options: object) -> FullElboSurgery:
-    surgery = elbo_surgery(*arguments, detail="full", **options)  # type: ignore[arg-type]
-    assert isinstance(surgery, FullElboSurgery)
-    return surgery
+def _full(*arguments: object, **options: object) -> ElboSurgery:
+    return elbo_surgery(*arguments, detail="full", **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +28,42 @@ def model() -> LinearGaussian:
 
 
 @pytest.fixture(scope="module")
-def surgery(model: LinearGaussian) -> FullElboSurgery:
+def surgery(model: LinearGaussian) -> ElboSurgery:
     return _full(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
 
 
 def test_the_terms_are_those_of_a_surgery_without_detail(
-    model: LinearGaussian, surgery: FullElboSurgery
+    model: LinearGaussian, surgery: ElboSurgery
 ) -> None:
     terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
     assert surgery.estimates() == terms.estimates()
-    assert not isinstance(terms, FullElboSurgery)
+    assert type(terms) is type(surgery)
 
 
-def test_every_part_belongs_to_the_same_draws(surgery: FullElboSurgery) -> None:
+def test_parts_that_were_not_asked_for_say_so(model: LinearGaussian) -> None:
+    terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior)
+    assert set(terms.absent) == set(PARTS)
+    assert all(getattr(terms, name) is None for name in PARTS)
+    assert all('detail="full"' in reason for reason in terms.absent.values())
+    assert terms.total_correlation is None
+    assert not set(PARTS) & set(terms.to_dict())
+    assert "absent" not in str(terms)
+
+
+def test_a_log_evidence_goes_with_any_detail(model: LinearGaussian) -> None:
+    log_evidence = np.full(len(model.x), model.log_evidence)
+    terms = elbo_surgery(
+        model.x, model.encoder, model.decoder, model.prior, log_evidence=log_evidence
+    )
+    assert terms.readings is not None
+    assert terms.readings.log_evidence is not None
+    assert terms.readings.log_evidence.value == pytest.approx(model.log_evidence)
+    assert set(terms.absent) == set(PARTS) - {"readings"}
+    assert "Four readings" in str(terms)
+
+
+def test_every_part_belongs_to_the_same_draws(surgery: ElboSurgery) -> None:
+    assert surgery.readings is not None
     for reading in surgery.readings.readings().values():
         assert reading.value == pytest.approx(surgery.elbo.value, abs=1e-10)
     assert "evidence_minus_posterior_kl" in surgery.readings.absent
@@ -72,20 +91,19 @@ def test_the_log_evidence_gives_the_first_reading(model: LinearGaussian) -> None
         num_query=100,
         log_evidence=log_evidence,
     )
+    assert surgery.readings is not None
     posterior_kl = surgery.readings.posterior_kl
     assert posterior_kl is not None
     assert abs(posterior_kl.value) < 1e-10
     for estimate in surgery.readings.readings().values():
         assert estimate.value == pytest.approx(surgery.elbo.value, abs=1e-10)
     arguments = (model.x, model.encoder, model.decoder, model.prior)
-    with pytest.raises(ValueError, match='is for detail="full"'):
-        elbo_surgery(*arguments, log_evidence=log_evidence)
     with pytest.raises(ValueError, match=r"must have shape \[400\]; got \[3\]"):
         _full(*arguments, log_evidence=[0.0] * 3)
 
 
 def test_the_parts_of_probabilistic_pca_are_known(
-    model: LinearGaussian, surgery: FullElboSurgery
+    model: LinearGaussian, surgery: ElboSurgery
 ) -> None:
     """q(z) has covariance I, so that both dimensions are active; the ELBO is the log evidence."""
     units = surgery.active_units
@@ -94,6 +112,7 @@ def test_the_parts_of_probabilistic_pca_are_known(
     # Var_n E[z_j|x_n] + the posterior variance = 1.
     posterior_variance = model.encoder(model.x[:1]).variance().numpy()[0]
     np.testing.assert_allclose(units.variances, 1.0 - posterior_variance, rtol=1e-9)
+    assert surgery.rate_distortion is not None
     assert surgery.rate_distortion.rate == surgery.average_kl
     assert surgery.rate_distortion.lower_bound is None  # a density
     bounds = surgery.mutual_information_bounds
@@ -109,7 +128,7 @@ def test_the_parts_of_probabilistic_pca_are_known(
     assert abs(rate.value - model.average_kl) < STANDARD_ERRORS * rate.standard_error
 
 
-def test_it_prints_and_serialises(surgery: FullElboSurgery) -> None:
+def test_it_prints_and_serialises(surgery: ElboSurgery) -> None:
     text = str(surgery)
     for title in ("ELBO surgery of", "Four readings", "Split of the", "units are active"):
         assert title in text
@@ -139,6 +158,7 @@ def test_binary_data_have_an_entropy(model: LinearGaussian) -> None:
     )
     _, counts = np.unique(x, axis=0, return_counts=True)
     entropy = -np.sum(counts / len(x) * np.log(counts / len(x)))
+    assert surgery.rate_distortion is not None
     given = surgery.rate_distortion.data_entropy
     assert given is not None
     assert given.value == pytest.approx(entropy)
@@ -193,21 +213,6 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
 def test_a_detail_that_there_is_not(model: LinearGaussian) -> None:
     with pytest.raises(ValueError, match='detail must be "terms" or "full"; got \'all\''):
         elbo_surgery(model.x, model.encoder, model.decoder, model.prior, detail="all")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("likelihood", "expected"),
-    [
-        (tfd.Independent(tfd.Bernoulli(tf.zeros([1, 3]), dtype=tf.float32), 1), True),
-        (tfd.Sample(tfd.Poisson([1.0]), 3), True),
-        (tfd.Independent(DiscretizedLogistic(tf.zeros([1, 2]), tf.ones([1, 2]), 256), 1), True),
-        (tfd.MixtureSameFamily(tfd.Categorical([0.0, 0.0]), tfd.Poisson([1.0, 2.0])), True),
-        (tfd.MultivariateNormalDiag(tf.zeros([1, 3])), False),
-        (tfd.Independent(tfd.ContinuousBernoulli(tf.zeros([1, 3])), 1), False),
-    ],
-)
-def test_which_likelihoods_are_probabilities(likelihood: tfd.Distribution, expected: bool) -> None:
-    assert full_detail._is_discrete(likelihood) == expected
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Tests of the prepared model: what it refuses before the work, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tests.testing.models import unit_decoder
+from tfp_surgery import datasets
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.measurement.prepared_model import PreparedModel, observations_of, prepared_model
+
+tfd = tfp.distributions
+
+X = np.random.default_rng(0).normal(size=(5, 1))
+PRIOR = tfd.MultivariateNormalDiag(np.zeros(1), np.ones(1))
+
+
+def _encoder(x: tf.Tensor) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(x, tf.ones_like(x))
+
+
+def _prepared(encoder: Any = _encoder, prior: Any = PRIOR, x: Any = X) -> PreparedModel:
+    return prepared_model(x, encoder, unit_decoder, prior, 0, 100)
+
+
+def test_observations_say_what_they_are() -> None:
+    x, text = observations_of([[1.0], [2.0]], seed=0)
+    np.testing.assert_array_equal(x, [[1.0], [2.0]])
+    assert text == "an array, N = 2, binarization not stated"
+    _, text = observations_of(np.array([[0], [200]], np.uint8), seed=0)
+    assert text == "an array, N = 2, uint8 from 0 to 200 taken as they are, binarization not stated"
+    dataset = datasets.load("digits", binarization="stochastic")
+    first, text = observations_of(dataset, seed=3)
+    np.testing.assert_array_equal(first, dataset.observations(draw_seed=3))
+    assert text == dataset.describe(draw_seed=3)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_encoded() -> None:
+    shown: list[int] = []
+
+    def encoder(x: tf.Tensor) -> tfd.Distribution:
+        shown.append(len(x))
+        return _encoder(x)
+
+    wide = tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2))
+    with pytest.raises(ValueError, match="prior"):
+        _prepared(encoder, wide)
+    with pytest.raises(TypeError, match="decoder must be a callable"):
+        prepared_model(X, encoder, PRIOR, PRIOR, 0, 100)
+    assert shown == [2, 2]
+    with pytest.raises(TypeError, match=r"encoder must be a callable .* or the posteriors"):
+        _prepared(X)
+
+    def failing(x: tf.Tensor) -> tfd.Distribution:
+        raise RuntimeError(f"no weights for {len(x)}")
+
+    with pytest.raises(ValueError, match=r"encoder failed on inputs of shape \(2, 1\).*no weights"):
+        _prepared(failing)
+
+
+def test_it_is_encoded_once_and_its_prior_built_once() -> None:
+    shown: list[int] = []
+    built: list[None] = []
+
+    def encoder(x: tf.Tensor) -> tfd.Distribution:
+        shown.append(len(x))
+        return _encoder(x)
+
+    def prior() -> tfd.Distribution:
+        built.append(None)
+        return PRIOR
+
+    model = prepared_model(np.tile(X, [40, 1]), encoder, unit_decoder, prior, 0, 100)
+    assert shown == [2]
+    for _ in range(2):
+        assert model.aggregate_posterior.num_components == 200
+        assert model.posteriors.batch_shape == (200,)
+    assert len(built) == 1
+    assert sum(shown) - 200 <= 16
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_posteriors_in_the_place_of_the_encoder(joined: bool) -> None:
+    posteriors = _encoder(tf.constant(X))
+    given = AggregatePosterior(posteriors) if joined else posteriors
+    model = prepared_model(X, given, _encoder, PRIOR, 0, 100)
+    np.testing.assert_array_equal(model.posteriors.mean(), X)
+    z = tf.constant(np.random.default_rng(1).normal(size=(3, 2, 1)))
+    expected = -0.5 * ((X[[4, 0]] - z) ** 2).sum(axis=-1) - 0.5 * math.log(2 * math.pi)
+    np.testing.assert_allclose(model.log_likelihood(z, np.array([4, 0])), expected, rtol=1e-12)
+
+
+def test_posteriors_of_other_observations_are_refused() -> None:
+    other = tfd.MultivariateNormalDiag(np.zeros([4, 1]), np.ones([4, 1]))
+    with pytest.raises(ValueError, match="has 4 components, but x holds 5 observations"):
+        _prepared(AggregatePosterior(other))
+    with pytest.raises(ValueError, match=r"batch shape \[5\] for 5"):
+        _prepared(other)
+    posteriors = _encoder(tf.constant(X))
+    with pytest.raises(ValueError, match="weight its components equally"):
+        _prepared(AggregatePosterior(posteriors, weights=np.arange(1.0, 6.0)))
+    with pytest.raises(ValueError, match="one distribution, got batch shape"):
+        _prepared(AggregatePosterior(_encoder(tf.constant(X[None]))))

@@ -1,0 +1,262 @@
+"""LogEvidence: bounds of every log p(x_n) from importance weights, and the sums behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_surgery.estimate import Estimate
+from tfp_surgery.measurement.result import Result
+from tfp_surgery.seeds import Seed
+
+_NUM_GROUPS = 100  # of the jackknife over weights
+
+# Below it, unless half of the draws count, the weights of an observation rest on too few of them.
+_MIN_EFFECTIVE_SAMPLE_SIZE = 10.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogEvidence(Result):
+    r"""Stochastic bounds of log p(x_n), in nats, from the weights of independent draws.
+
+    With weights w_si of mean p(x_n), i = 1..m in each of k repetitions s, the lower bound is
+    1/k sum_s log 1/m sum_i w_si. Its expectation is IW_m for every k, and lies below log p(x_n)
+    (Jensen; Burda et al. 2016) by half the variance of the logarithm to leading order (Nowozin
+    2018); at k = 1 it exceeds log p(x_n) by b nats with probability at most exp(-b) (Markov). An
+    upper bound is -log 1/m sum_i w_i from weights of mean 1 / p(x_n), with the inequalities turned
+    round.
+
+    Standard errors and 95% intervals are around the expectation of the bound, not around
+    log p(x_n). The standard errors are jackknife ones (Efron and Stein 1981): they leave out one
+    repetition at a time, which is the spread between repetitions; at k = 1 one weight at a time,
+    or, above 100 weights, one of 100 groups of them. The delta method, sd(w) / (sqrt(m) mean(w)),
+    is below 1 nat whatever happens, and too small by a fifth at m = 4 to 8 where an effective
+    sample size is about half of m. They are NaN where m = k = 1, or where at k = 1 the weights
+    outside of one group are all zero. They know no more than the draws: where those have missed a
+    mode that matters, they are too small.
+
+    Measured on one-dimensional Gaussian models, by importance sampling and annealed: the interval
+    of the average over 20 observations covers in 94 to 97 of 100 cases from m = 4 on. That of one
+    observation, a normal one for the skewed logarithm of few weights, covers in 84 to 87 cases at
+    m = 4 or 5, in 90 to 94 at m = 16 or 20, and in 93 to 95 from m = 100 on.
+
+    Attributes:
+      values: The bound of each log p(x_n) from each repetition, float64 `[k, N]`.
+      standard_errors: Those of `per_observation`, float64 `[N]`, around its expectation.
+      effective_sample_sizes: (sum_i w_si)^2 / sum_i w_si^2, from 1 to m, averaged over the
+        repetitions, float64 `[N]`. Near 1 a single weight carries the bound.
+      num_importance_samples: m, the number of weights inside a logarithm.
+      num_samples: k, the number of repetitions.
+      bound: "lower" or "upper".
+      method: How the weights were drawn.
+      data: What data set this is: its name, N and binarization.
+      seed: The seed of the draws.
+      acceptance_rates: Of the Metropolis-Hastings steps at each temperature, averaged over the
+        chains, float64 `[num_temperatures, N]`; None for a method without them.
+      rounding: That of the mean of the bounds, in nats; no standard error is below it.
+
+    #### References
+
+    Bradley Efron, Charles Stein. The jackknife estimate of variance. Annals of Statistics 9, 1981.
+    """
+
+    _derived: ClassVar[tuple[str, ...]] = (
+        "estimate",
+        "per_observation",
+        "num_observations",
+        "acceptance_rate",
+    )
+
+    values: np.ndarray
+    standard_errors: np.ndarray
+    effective_sample_sizes: np.ndarray
+    num_importance_samples: int
+    num_samples: int
+    bound: str
+    method: str
+    data: str
+    seed: Seed
+    acceptance_rates: np.ndarray | None = None
+    rounding: float = 0.0
+
+    @property
+    def per_observation(self) -> np.ndarray:
+        """The bound of each log p(x_n), float64 `[N]`."""
+        means: np.ndarray = self.values.mean(axis=0)
+        return means
+
+    @property
+    def num_observations(self) -> int:
+        """N."""
+        return int(self.values.shape[1])
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The average over temperatures and observations; None for a method without."""
+        return None if self.acceptance_rates is None else float(self.acceptance_rates.mean())
+
+    @property
+    def estimate(self) -> Estimate:
+        """1/N sum_n of the bounds; the standard error is that of the draws given the data."""
+        error = math.sqrt(float(np.sum(self.standard_errors**2))) / self.num_observations
+        if not math.isnan(error):
+            error = max(error, self.rounding)
+        # Of a sum of jackknife variances, each of as many degrees as groups less one.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = self.standard_errors**2 / np.sum(self.standard_errors**2)
+        num_groups = self.num_samples
+        if num_groups == 1:
+            num_groups = min(self.num_importance_samples, _NUM_GROUPS)
+        degrees = (num_groups - 1) / float(np.sum(shares**2))
+        num_draws = self.values.size * self.num_importance_samples
+        return Estimate(float(self.values.mean()), error, num_draws, degrees)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON-ready values: one of each kind an observation, without the repetitions."""
+        left_out = ("values", "acceptance_rates", "rounding")
+        return {name: value for name, value in super().to_dict().items() if name not in left_out}
+
+    def _title(self) -> list[str]:
+        bound = f"stochastic {self.bound} bound by {self.method}, seed {self.seed}"
+        return [f"Log evidence of {self.data}", f"nats per observation; {bound}"]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        least, median = np.min(self.effective_sample_sizes), np.median(self.effective_sample_sizes)
+        rate = None if self.acceptance_rate is None else f"{self.acceptance_rate:.2f}"
+        size = f"{median:.1f}, least {least:.1f} of {self.num_importance_samples}"
+        return [
+            (f"{self.bound} bound of log p(x)", self.estimate),
+            ("median effective sample size", size),
+            ("acceptance rate", rate),
+        ]
+
+
+class RunningWeights:
+    """The sums of weights and of their squares, an observation each, as float64 logarithms."""
+
+    def __init__(
+        self,
+        num_observations: int,
+        num_importance_samples: int,
+        num_samples: int,
+        dtype: tf.DType,
+    ) -> None:
+        """Starts without weights.
+
+        Args:
+          num_observations: N.
+          num_importance_samples: m, weights inside a logarithm.
+          num_samples: k, repetitions.
+          dtype: Of the log densities that the weights are made of: their rounding.
+        """
+        self._size = num_importance_samples
+        self._dtype = dtype.as_numpy_dtype
+        num_groups = min(num_importance_samples, _NUM_GROUPS) if num_samples == 1 else 1
+        self._group_sums = np.full([num_samples, num_groups, num_observations], -np.inf)
+        self._square_sums = np.full([num_samples, num_observations], -np.inf)
+
+    def add(self, draws: slice, rows: slice, log_weights: np.ndarray) -> None:
+        """Adds weights.
+
+        Args:
+          draws: Which of the k m draws they are of.
+          rows: Of which observations.
+          log_weights: Their log weights `[S, B]`, -inf for weights of zero.
+
+        Raises:
+          ValueError: If a log weight is NaN or +inf.
+        """
+        log_weights = np.asarray(log_weights, np.float64)
+        if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
+            bad = np.isnan(log_weights) | np.isposinf(log_weights)
+            raise ValueError(
+                f"{bad.sum()} of {bad.size} log weights are NaN or +inf: the model gives no "
+                "density there."
+            )
+        num_groups = self._group_sums.shape[1]
+        repetition, number = np.divmod(np.arange(draws.start, draws.stop), self._size)
+        slots = repetition * num_groups + number % num_groups
+        for sums, places, values in (
+            (self._group_sums.reshape(-1, self._group_sums.shape[2]), slots, log_weights),
+            (self._square_sums, repetition, 2.0 * log_weights),
+        ):
+            order = np.argsort(places, kind="stable")
+            shown, first = np.unique(places[order], return_index=True)
+            total = np.logaddexp.reduceat(values[order], first, axis=0)
+            sums[shown, rows] = np.logaddexp(sums[shown, rows], total)
+
+    def log_evidence(self, bound: str, **fields: Any) -> LogEvidence:
+        """The bounds from the weights.
+
+        Args:
+          bound: "lower", or "upper" if the weights are of mean 1 / p(x_n).
+          **fields: Of `LogEvidence`: method, data, seed, acceptance_rates, warnings.
+
+        Returns:
+          The `LogEvidence`.
+
+        Raises:
+          ValueError: If all weights of an observation are zero in a repetition.
+        """
+        log_sums = np.logaddexp.reduce(self._group_sums, axis=1)  # [k, N]
+        if np.isneginf(log_sums).any():
+            bad = np.isneginf(log_sums).any(axis=0).sum()
+            raise ValueError(
+                f"all {self._size} weights are zero for {bad} of {log_sums.shape[1]} "
+                "observations: no draw explains them."
+            )
+        log_means = log_sums - math.log(self._size)
+        effective = np.exp(2.0 * log_sums - self._square_sums)
+        rounding_errors = np.finfo(self._dtype).eps * np.abs(log_means).mean(axis=0)
+        return LogEvidence(
+            values=log_means if bound == "lower" else -log_means,
+            standard_errors=np.maximum(self._standard_errors(log_means), rounding_errors),
+            rounding=float(rounding_errors.mean()),
+            # Rounding can take them out of their range.
+            effective_sample_sizes=np.clip(effective, 1.0, self._size).mean(axis=0),
+            num_importance_samples=self._size,
+            num_samples=len(log_means),
+            bound=bound,
+            **fields,
+        )
+
+    def _standard_errors(self, log_means: np.ndarray) -> np.ndarray:
+        """Of the mean over k of log means `[k, N]`, by leaving out one group at a time."""
+        if len(log_means) > 1:
+            spread: np.ndarray = log_means.std(axis=0, ddof=1)
+            return spread / math.sqrt(len(log_means))
+        sums = self._group_sums[0]  # [G, N]
+        num_groups = len(sums)
+        none = np.full_like(sums[:1], -np.inf)
+        # The others are added up, not subtracted: nothing cancels where one group has nearly all.
+        before = np.concatenate([none, np.logaddexp.accumulate(sums, axis=0)[:-1]])
+        after = np.concatenate([none, np.logaddexp.accumulate(sums[::-1], axis=0)[:-1]])[::-1]
+        sizes = self._size // num_groups + (np.arange(num_groups) < self._size % num_groups)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left = np.logaddexp(before, after) - np.log(self._size - sizes)[:, np.newaxis]
+            errors: np.ndarray = np.sqrt(num_groups - 1.0) * left.std(axis=0)
+        return errors
+
+
+def warn_of_few_samples(result: LogEvidence, stacklevel: int) -> None:
+    """Warns where few weights carry an estimate.
+
+    Args:
+      result: What was estimated.
+      stacklevel: Of `warnings.warn`, counted from this function.
+    """
+    limit = min(_MIN_EFFECTIVE_SAMPLE_SIZE, result.num_importance_samples / 2)
+    few = int(np.sum(result.effective_sample_sizes < limit))
+    if few:
+        warnings.warn(
+            f"the effective sample size of {result.method} is below {limit:g} for {few} of "
+            f"{result.num_observations} observations (least "
+            f"{result.effective_sample_sizes.min():.1f} of {result.num_importance_samples}): their "
+            "bounds are loose and their standard errors rough.",
+            stacklevel=stacklevel,
+        )

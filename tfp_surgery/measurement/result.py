@@ -1,0 +1,111 @@
+"""Result: what every measurement returns, with a table on print and plain values for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfp_surgery.estimate import Estimate
+from tfp_surgery.measurement.bound import Bound
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """The base of results. A subclass says in `_title` and `_rows` what its table shows.
+
+    Attributes:
+      warnings: Sentences on numbers that cannot be right. Empty where nothing was found.
+      absent: Why what is None is None, by field name.
+    """
+
+    # Properties that `to_dict` adds to the fields.
+    _derived: ClassVar[tuple[str, ...]] = ()
+
+    warnings: tuple[str, ...] = ()
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values.
+
+        An estimate becomes `{"value", "standard_error"}`, an array nested lists, NaN None.
+        """
+        names = [field.name for field in dataclasses.fields(self)] + [*self._derived]
+        return {name: plain(getattr(self, name)) for name in names}
+
+    def __str__(self) -> str:
+        """A table: what was measured, the numbers, what is absent, what to doubt."""
+        lines = [*self._title(), *aligned_rows(self._rows()), *self._remarks()]
+        return "\n".join([*lines, *warning_lines(self.warnings)])
+
+    def _title(self) -> list[str]:
+        """The lines above the table."""
+        raise NotImplementedError
+
+    def _rows(self) -> list[tuple[str, Estimate | Bound | str | None]]:
+        """Label and value of each row; rows of None are left out."""
+        raise NotImplementedError
+
+    def _remarks(self) -> list[str]:
+        """The lines below the table: why what is None is absent."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.absent.items():
+            names.setdefault(reason, []).append(name)
+        return [f"  ({', '.join(names[reason])}: {reason})" for reason in names]
+
+
+def aligned_rows(rows: Iterable[tuple[str, Estimate | Bound | str | None]]) -> list[str]:
+    """Lines of labels and values, aligned at the decimal point; rows of None are left out."""
+    texts = [(label, str(value)) for label, value in rows if value is not None]
+    if not texts:
+        return []
+    width = max(len(label) for label, _ in texts)
+    before = max(_point(text) for _, text in texts)
+    return [f"  {label:<{width}}  {' ' * (before - _point(text))}{text}" for label, text in texts]
+
+
+def _point(text: str) -> int:
+    """Where the decimal point of the value is, or would be."""
+    value = text.split(" ", 1)[0]
+    return value.index(".") if "." in value else len(value)
+
+
+def warning_lines(sentences: Iterable[str]) -> list[str]:
+    """The sentences as lines of a table."""
+    return [f"  WARNING: {sentence}" for sentence in sentences]
+
+
+def count_draws(num_observations: int, num_query: int, num_samples: int) -> str:
+    """How many draws there were of how many observations, in words."""
+    draws = "1 draw" if num_samples == 1 else f"{num_samples} draws"
+    queries = "" if num_query == num_observations else f" of a random {num_query}"
+    return f"{draws} an observation{queries}"
+
+
+def describe_draws(num_observations: int, num_query: int, num_samples: int) -> str:
+    """What the estimates of a result were averaged over, in words."""
+    draws = count_draws(num_observations, num_query, num_samples)
+    return f"nats per observation; N = {num_observations}, {draws}"
+
+
+def plain(value: Any) -> Any:
+    """Returns a value, at any depth, as one that JSON has; NaN and infinity become None."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, tuple | list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,113 @@
+"""What a surgery's draws tell beside its three terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfp_surgery.checks.point_mass import measures
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.information.mutual_information_bounds import mutual_information_bounds
+from tfp_surgery.information.rate_distortion import empirical_entropy, rate_distortion_bounds
+from tfp_surgery.measurement.prepared_model import PreparedModel
+from tfp_surgery.surgery.active_units import ActiveUnits, active_units
+from tfp_surgery.surgery.elbo_readings import elbo_readings
+from tfp_surgery.surgery.elbo_surgery_result import NOT_ASKED_FOR, PARTS, ElboSurgery
+from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
+from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
+from tfp_surgery.surgery.scored_draws import ScoredDraws
+
+# Of log q(z_j) where a surgery has none: exact marginals of 60000 observations take minutes.
+MARGINAL_TOLERANCE = 1e-5
+_BATCH_SIZE = 128
+
+
+def parts_of(
+    surgery: ElboSurgery,
+    model: PreparedModel,
+    draws: ScoredDraws,
+    full: bool,
+    log_evidence: np.ndarray | None,
+) -> dict[str, Any]:
+    """Computes the parts of a surgery beside its terms.
+
+    Args:
+      surgery: The terms.
+      model: The model.
+      draws: The draws that the terms are means of.
+      full: Whether all parts were asked for; otherwise only the readings, with a log evidence.
+      log_evidence: log p(x_n) of the observations that were looked at, `[Q]`, where it is known.
+
+    Returns:
+      Fields of `ElboSurgery` by name: the parts there are, and `absent`.
+    """
+    absent: dict[str, str] = {}
+    parts: dict[str, Any] = {}
+    if full or log_evidence is not None:
+        parts["readings"] = elbo_readings(
+            draws.reconstruction,
+            draws.log_posterior,
+            draws.log_prior,
+            draws.log_aggregate,
+            draws.num_observations,
+            log_evidence,
+        )
+    if not full:
+        absent = {name: NOT_ASKED_FOR for name in PARTS if name not in parts}
+        return {**parts, "absent": absent}
+    aggregate_posterior = model.aggregate_posterior
+    if aggregate_posterior.event_shape.rank == 1:
+        parts["marginal_kl_split"] = _split(model, draws, absent)
+        parts["active_units"] = _units(aggregate_posterior, absent)
+    else:
+        reason = f"codes of shape {aggregate_posterior.event_shape} have no dimensions j = 1..D"
+        absent |= dict.fromkeys(("marginal_kl_split", "active_units"), reason)
+    if model.num_observations > 1:
+        parts["mutual_information_bounds"] = mutual_information_bounds(
+            aggregate_posterior,
+            batch_size=min(_BATCH_SIZE, model.num_observations),
+            seed=surgery.seed,
+            prior=model.prior,
+            tolerance=draws.tolerance,
+        )
+    else:
+        absent["mutual_information_bounds"] = "one observation shares no information with its code"
+    is_discrete = measures(model.likelihood) == {"mass"}
+    parts["rate_distortion"] = rate_distortion_bounds(
+        surgery.elbo,
+        surgery.average_reconstruction,
+        surgery.average_kl,
+        data_entropy=empirical_entropy(model.x) if is_discrete else None,
+        discrete=is_discrete,
+    )
+    return {**parts, "absent": absent}
+
+
+def _split(
+    model: PreparedModel, draws: ScoredDraws, absent: dict[str, str]
+) -> MarginalKLSplit | None:
+    try:
+        return marginal_kl_split(
+            draws.z,
+            draws.index,
+            model.aggregate_posterior,
+            model.prior,
+            tolerance=MARGINAL_TOLERANCE if draws.tolerance is None else draws.tolerance,
+            log_aggregate=draws.log_aggregate,
+            log_prior=draws.log_prior,
+        )
+    except NotImplementedError as error:  # the posteriors' marginals have no closed form
+        absent["marginal_kl_split"] = str(error)
+        return None
+
+
+def _units(aggregate_posterior: AggregatePosterior, absent: dict[str, str]) -> ActiveUnits | None:
+    if int(aggregate_posterior.num_components) < 2:
+        absent["active_units"] = "one mean has no variance"
+        return None
+    try:
+        return active_units(aggregate_posterior)
+    except NotImplementedError as error:  # TFP knows no mean of the posteriors
+        absent["active_units"] = str(error)
+        return None
