@@ -34,12 +34,10 @@ from tfp_surgery.evidence.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
 from tfp_surgery.evidence.bidirectional_monte_carlo import bidirectional_monte_carlo
-from tfp_surgery.evidence.importance_sampling import (
-    LogEvidence,
-    log_evidence_by_importance_sampling,
-)
+from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
 from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
 from tfp_surgery.evidence.inference_gaps import inference_gaps
+from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.evidence.refined_posteriors import refined_posteriors
 
 _EXPERIMENT = "log_evidence"
