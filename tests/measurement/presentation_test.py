@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import pytest
-
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.presentation import aligned_rows, describe_draws, plain
 
@@ -45,7 +43,3 @@ def test_plain_values_at_any_depth() -> None:
         "inner": {"parts": [], "absent": {}, "inner": None, "count": 2},
         "count": 4,
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

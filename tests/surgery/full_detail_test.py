@@ -208,7 +208,3 @@ def test_a_detail_that_there_is_not(model: LinearGaussian) -> None:
 )
 def test_which_likelihoods_are_probabilities(likelihood: tfd.Distribution, expected: bool) -> None:
     assert full_detail._is_discrete(likelihood) == expected
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
