@@ -4,7 +4,7 @@
 from tfp_surgery import xla_flags as _xla_flags  # noqa: F401  before anything is compiled
 
 # isort: on
-from tfp_surgery import datasets, networks, priors
+from tfp_surgery import datasets, models, networks, priors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_importance_sampling import (
@@ -37,6 +37,8 @@ from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "VAE",
     "AggregatePosterior",
@@ -46,6 +48,7 @@ __all__ = [
     "Estimate",
     "FullElboSurgery",
     "PriorFit",
+    "__version__",
     "active_units",
     "bidirectional_monte_carlo",
     "datasets",
@@ -64,6 +67,7 @@ __all__ = [
     "minibatch_log_prob",
     "minibatch_marginal_log_prob",
     "minibatch_mutual_information",
+    "models",
     "mutual_information_bounds",
     "networks",
     "objectives",
@@ -71,3 +75,9 @@ __all__ = [
     "rate_distortion_bounds",
     "refined_posteriors",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names and the subpackages, and no module that is neither."""
+    packages = (name for name, value in globals().items() if hasattr(value, "__path__"))
+    return sorted({*__all__, *packages})

@@ -19,3 +19,8 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__
