@@ -76,7 +76,3 @@ def test_epochs_of_two_parts_share_no_noise() -> None:
         for split in ("train[:400]", "train[400:]")
     )
     assert_unrelated(first, second, half)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

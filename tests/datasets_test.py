@@ -354,7 +354,3 @@ def test_bad_batch_arguments_are_refused() -> None:
         dataset.batches(8, seed=0, initial_epoch=-1)
     with pytest.raises(ValueError, match="seed must be at least 0"):
         dataset.batches(8, seed=-1)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -84,7 +84,3 @@ def test_exact_strata_have_an_error_as_a_subset_only() -> None:
     assert exact_strata_estimate(values, 3) == Estimate(3.0, 0.0, 0)
     subset = exact_strata_estimate(values, 12)
     assert subset.standard_error == pytest.approx(math.sqrt(0.75 * 7.0 / 3))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

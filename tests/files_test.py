@@ -31,7 +31,3 @@ def test_a_whole_write_replaces_it(tmp_path: Path) -> None:
         assert path.read_text() == "before"
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

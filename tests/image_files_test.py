@@ -48,11 +48,7 @@ def test_digits_errors() -> None:
 # TFDS, without any download: builders of the tests' own
 
 
-# As a script this file is imported again by pytest, and TFDS registers a name once only.
-AS_SCRIPT = __name__ == "__main__"
-
-
-class SurgeryTestDots(tfds.core.GeneratorBasedBuilder, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestDots(tfds.core.GeneratorBasedBuilder):
     """Eleven black images with one dot of level 1, in two splits."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -75,7 +71,7 @@ class SurgeryTestDots(tfds.core.GeneratorBasedBuilder, skip_registration=AS_SCRI
             yield place, {"image": image, "place": place}
 
 
-class SurgeryTestDark(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestDark(SurgeryTestDots):
     """Images of 8 bits whose "train" holds the levels 0 and 1 alone."""
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -87,27 +83,27 @@ class SurgeryTestDark(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ig
         return {**example, "image": example["image"] * np.uint8(200)}
 
 
-class SurgeryTestFourBits(SurgeryTestDark, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestFourBits(SurgeryTestDark):
     """Images of the levels 0 to 15."""
 
     def _bright(self, example: dict[str, Any]) -> dict[str, Any]:
         return {**example, "image": example["image"] * np.uint8(15)}
 
 
-class SurgeryTestMixedSizes(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestMixedSizes(SurgeryTestDots):
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3))})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
 
-class SurgeryTestDeepImages(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestDeepImages(SurgeryTestDots):
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(4, 5, 1), dtype=np.uint16)
         features = tfds.features.FeaturesDict({"image": image})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
 
-class SurgeryTestTexts(SurgeryTestDots, skip_registration=AS_SCRIPT):  # type: ignore[call-arg]
+class SurgeryTestTexts(SurgeryTestDots):
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "image": np.float32})
         return tfds.core.DatasetInfo(builder=self, features=features)
@@ -284,7 +280,3 @@ def test_mnist_binarized(mnist_data_dir: pathlib.Path) -> None:
     assert_bernoulli(mnist[:5000], p)
     assert mnist.observations().mean(dtype=np.float64) == pytest.approx(0.1307, abs=1e-3)
     assert int(mnist.batches(128, seed=0).cardinality()) == 469
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

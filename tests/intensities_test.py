@@ -160,7 +160,3 @@ def test_raw_levels_are_not_what_a_model_was_trained_on(take: Callable[[Any], An
     for x in (IMAGES % 2, IMAGES.astype(np.int64), IMAGES / np.float32(255)):
         take(x)
     take(Dataset("mine", "train", IMAGES, "none", 0))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -111,7 +111,3 @@ def test_commands_of_the_results_run(tmp_path: Path) -> None:
         )
         folder = Path(next(part for part in arguments if part.startswith("--workdir="))[10:])
         assert json.loads((folder / "results.json").read_text())
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -36,6 +36,8 @@ from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.checkpoint import CheckpointCallback, load_checkpoint
 from tfp_surgery.training.fit_prior import fit_prior
 
+__version__ = "0.1.0"
+
 __all__ = [
     "VAE",
     "AggregatePosterior",
@@ -61,6 +63,7 @@ __all__ = [
     "minibatch_log_prob",
     "minibatch_marginal_log_prob",
     "minibatch_mutual_information",
+    "models",
     "mutual_information_bounds",
     "networks",
     "objectives",
@@ -70,3 +73,9 @@ __all__ = [
     "results",
     "scored_draws",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names and the subpackages, and no module that is neither."""
+    packages = (name for name, value in globals().items() if hasattr(value, "__path__"))
+    return sorted({*__all__, *packages})

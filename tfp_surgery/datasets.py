@@ -15,12 +15,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery import dataset_draws as draws
-from tfp_surgery import image_files
 from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
 from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.intensities import checked_images, described_levels
 
+__all__ = ["BINARIZATIONS", "Dataset", "load"]
+
 BINARIZATIONS = ("stochastic", "fixed", "threshold", "none")
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -339,6 +345,8 @@ def load(
     checked_integer("seed", seed, 0, MAX_SEED)
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
+    from tfp_surgery import image_files  # loads TFDS and scikit-learn
+
     if name == "digits":
         if max_level not in (None, 16):
             raise ValueError(

@@ -56,7 +56,3 @@ def test_dimensions_can_be_left_out(source: Source) -> None:
     one = dataclasses.replace(source, dimensions=1).load()
     for array, whole in zip(one, source.load(), strict=True):
         np.testing.assert_array_equal(array, whole[:, :1])
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

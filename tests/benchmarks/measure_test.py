@@ -132,7 +132,3 @@ def test_one_computes_at_a_time() -> None:
         measured[name].outputs["interval"] for name in ("one", "other")
     )
     assert start < end <= other_start
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

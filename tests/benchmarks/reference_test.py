@@ -57,7 +57,3 @@ def test_the_exponent_of_a_power_and_of_a_perturbed_one() -> None:
     noise -= x * (noise @ x) / (x @ x)
     seconds = np.exp(0.2 + 0.8 * np.log(sizes) + 0.1 * noise)
     assert reference.exponent(sizes, list(seconds)) == pytest.approx(0.8)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -109,7 +109,3 @@ def test_training_stands_beside_a_hand_written_loop_and_pytorch() -> None:
     assert f"| {sections.FIT} | 2.2 | 1.9 to 2.1 | 1.1 | 0.5 | 3 | 123 | 101.23 |" in page(rows)
     without = [*rows[:2], {**rows[2], "seconds": None, "loss": None, "note": "left out"}]
     assert f"| {sections.FIT} | 2.2 | 1.9 to 2.1 | 1.1 |  | 3 |" in page(without)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -131,7 +131,3 @@ def test_a_surgery_needs_a_model_of_its_size(
     folder = tmp_path / "run"
     assert run_main("--latent_sizes=2", "--sections=surgery", f"--workdir={folder}") == 1
     assert "--surgery_latent_size=20 is none of --latent_sizes" in capsys.readouterr().err
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

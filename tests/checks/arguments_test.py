@@ -44,7 +44,3 @@ def test_integers_and_booleans_have_no_nan_to_be_found() -> None:
         warnings.simplefilter("error")
         check_observations(np.zeros([2, 2], np.uint8))
         check_observations(np.zeros([2, 2], np.bool_))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -266,7 +266,3 @@ def test_frames_of_pandas() -> None:
     ):
         with pytest.raises(ValueError, match="masked or missing"):
             checked_numbers("x", missing)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -98,7 +98,3 @@ def test_what_xla_cannot_compile_is_named() -> None:
 def test_other_errors_are_left_as_they_are() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError), compiled(MESSAGE):
         tf.debugging.assert_positive(tf.constant(-1.0))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

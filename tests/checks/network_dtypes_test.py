@@ -85,7 +85,3 @@ def test_nothing_is_tried_while_a_graph_is_made() -> None:
     with pytest.raises(RuntimeError, match="no weights"):
         graph(tf.constant(X))
     assert calls == [tf.float32]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

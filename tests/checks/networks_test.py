@@ -119,7 +119,3 @@ def test_a_prior_of_another_dtype_is_refused_with_the_way_out(half: tf.DType) ->
         check_prior(diag([]), wide)
     with pytest.raises(ValueError, match=r"has float32\.$"):
         check_prior(tfd.MultivariateNormalDiag(np.zeros(2)), diag([3]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

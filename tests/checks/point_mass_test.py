@@ -117,7 +117,7 @@ def test_points_against_a_density_are_refused(name: str) -> None:
             AggregatePosterior.from_encoder(encoder, x), batch_size=2, prior=prior
         ),
         lambda x, encoder, *_: tfs.fit_prior(
-            AggregatePosterior.from_encoder(encoder, x), tfs.networks.StandardNormalPrior(D)
+            AggregatePosterior.from_encoder(encoder, x), tfs.priors.StandardNormalPrior(D)
         ),
     ],
 )
@@ -267,7 +267,3 @@ def test_a_mixture_of_points_and_densities_is_refused_against_itself_too() -> No
         ]
     )
     point_mass.check_same_measure(blocks, blocks)  # a product of both is a measure on both sides
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

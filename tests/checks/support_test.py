@@ -103,7 +103,3 @@ def test_one_hot_data_are_named_as_such() -> None:
     check_support(likelihood, np.eye(3))
     with pytest.raises(ValueError, match="a single 1 among 0s"):
         check_support(likelihood, np.ones([2, 3]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -192,7 +192,3 @@ def test_what_cannot_be_a_component_is_refused() -> None:
 
     with pytest.raises(TypeError, match="_parameter_properties"):
         components_lib.prepare(Undeclared(), "posterior")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

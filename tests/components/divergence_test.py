@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -72,7 +71,3 @@ def test_the_formula_of_a_base_class_is_not_that_of_another_density() -> None:
     wide = 0.5 * (_LOC**2 + _SCALE**2) / 9 - 0.5 - np.log(_SCALE / 3)
     found = closed_form_kl(q, _Registered(zeros, ones))
     np.testing.assert_allclose(found, wide.sum(axis=1), rtol=1e-12)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

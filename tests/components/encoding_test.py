@@ -85,7 +85,3 @@ def test_from_encoder_passes_gradients_to_observations() -> None:
     expected = 2.0 * np.einsum("mn,mnd->nd", index_probs, z.numpy()[:, None] - loc)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(tf.function(objective, jit_compile=True)(), eager, rtol=1e-5)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -284,7 +284,3 @@ def test_declared_parameters_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         tfd.Sample(tfd.Normal(x[:, 0], 1.0), 3),
     ):
         AggregatePosterior(components)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

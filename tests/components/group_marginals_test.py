@@ -78,7 +78,3 @@ def test_other_families_are_refused() -> None:
     assert not has_group_marginals(dirichlet)
     with pytest.raises(NotImplementedError, match="Dirichlet"):
         group_marginal(dirichlet, GROUP)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -68,7 +68,3 @@ def test_is_factorised() -> None:
     assert is_factorised(tfd.MultivariateNormalDiag(_LOC))
     assert is_factorised(tfd.Independent(tfd.Normal(_LOC, 1.0), 1))
     assert not is_factorised(tfd.MultivariateNormalTriL(_LOC, _TRIL))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

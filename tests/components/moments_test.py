@@ -47,7 +47,3 @@ def test_variance_far_from_the_origin_keeps_its_digits() -> None:
     components = tfd.Normal(tf.constant([1e4, 1e4 + 1]), tf.constant([0.5, 0.5]))
     log_weights = tf.math.log(tf.constant([0.5, 0.5]))
     np.testing.assert_allclose(moments.variance(components, log_weights), 0.5, rtol=1e-5)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -45,7 +45,3 @@ def test_bad_indices_are_refused() -> None:
         named_component.checked_index([0, 5], 5)
     with pytest.raises(tf.errors.InvalidArgumentError, match="index must be < N"):
         named_component.assertions(tf.constant([7]), tf.constant(5))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -51,7 +51,3 @@ def test_weights_from_logits_never_underflow(dtype: str) -> None:
     np.testing.assert_allclose(result[:2], [larger, 1 - larger], rtol=1e-6)
     np.testing.assert_allclose(log_weights[2:], np.log(larger) - [60.0, 60.0], rtol=1e-6)
     assert np.all(np.isfinite(tape.gradient(log_weights, logits)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -446,7 +446,3 @@ def _functions(graph: tf.Graph) -> list[tf.Graph]:
         function_def_to_graph.function_def_to_graph(definition)
         for definition in graph.as_graph_def().library.function
     ]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

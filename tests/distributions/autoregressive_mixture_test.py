@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -107,7 +106,3 @@ def test_static_and_dynamic_batches() -> None:
         return AutoregressiveMixture(batched, 2, batch_shape, tf.float64).sample(4, seed=(1, 2))
 
     np.testing.assert_allclose(draw([3]), fixed.sample(4, seed=(1, 2)), rtol=1e-12)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

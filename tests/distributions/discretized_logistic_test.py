@@ -109,7 +109,3 @@ def test_it_composes_with_tensorflow_probability() -> None:
         return tfd.Independent(DiscretizedLogistic(loc, tf.ones([3, 4]), 9), 1).log_prob(x)
 
     np.testing.assert_allclose(log_prob(tf.zeros([3, 4])), image.log_prob(x), rtol=1e-5)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -126,7 +126,3 @@ def test_bad_arguments() -> None:
         LeaveOneOut(aggregate().marginals(), [0])
     with pytest.raises(ValueError, match="N = 1"):
         LeaveOneOut(AggregatePosterior(tfd.MultivariateNormalDiag(LOC[:1], SCALE[:1])), [0])
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

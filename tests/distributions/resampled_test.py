@@ -322,7 +322,3 @@ def test_bad_arguments() -> None:
     above = Resampled(_base(), lambda z: z[..., 0], 3, -0.5, validate_args=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must return at most 0"):
         above.log_prob(np.array([[1.0, 0.0]]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -345,7 +345,3 @@ def test_a_prior_is_scored_by_its_own_density_and_not_that_of_its_base_class() -
     # The bound lies below by half its variance, and the standard error is around it.
     error = 4.5 * result.standard_errors + result.standard_errors**2
     np.testing.assert_array_less(np.abs(result.per_observation - truth), error)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

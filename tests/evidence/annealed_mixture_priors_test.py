@@ -200,7 +200,3 @@ def test_bounds_from_both_sides_hold_the_log_evidence(name: str) -> None:
         assert gap.mean() > -STANDARD_ERRORS * error
         assert gap.mean() < 0.25 + STANDARD_ERRORS * error
     assert result.gap.value == pytest.approx(result.upper.value - result.lower.value)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -179,7 +179,3 @@ def test_an_upper_bound_below_the_lower_one_is_reported(monkeypatch: pytest.Monk
         )
     assert "WARNING: The upper bound less" in str(result)
     assert result.to_dict()["warnings"] == list(result.warnings)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -283,7 +283,3 @@ def test_few_draws_on_the_border_pass() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         check_code_space(tfd.Independent(tfd.Gamma(np.array([0.1], np.float32), np.float32(1)), 1))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

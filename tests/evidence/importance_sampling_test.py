@@ -304,7 +304,3 @@ def test_wrong_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         _call(**changes)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -377,7 +377,3 @@ def test_bad_input(changed: dict[str, Any], error: type[Exception], message: str
     }
     with pytest.raises(error, match=message):
         importance_weighted_elbo(**{**arguments, **changed})
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

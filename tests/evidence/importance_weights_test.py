@@ -58,7 +58,3 @@ def test_every_draw_of_every_observation_comes_once(
         distances = np.abs(found[:, n, None] - known[None, :, n])
         assert np.all(distances.min(axis=1) < 1e-9)
         assert len(set(distances.argmin(axis=1))) == num_samples
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -287,7 +287,3 @@ def test_a_refinement_that_ends_below_its_start_is_reported() -> None:
             learning_rate=1.0,
         )
     assert "a smaller learning_rate or more num_steps may help" in str(caught[0].message)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -153,7 +153,3 @@ def test_wrong_input_is_refused(
     }
     with pytest.raises(error, match=message):
         refined_posteriors(**arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -351,7 +351,3 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
     assert "goes on after epoch" in output
     assert estimates(killed) == estimates(uninterrupted)
     np.testing.assert_array_less(0, estimates(killed)[0]["elbo"]["standard_error"])
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

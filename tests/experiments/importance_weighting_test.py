@@ -204,7 +204,3 @@ def test_folders_of_something_else_are_refused(
         (tmp_path / "results.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"results\.json is damaged"):
             importance_weighting.run(config, tmp_path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -256,7 +256,3 @@ def test_wrong_input_is_one_message_before_the_work(
     )
     assert message in error
     assert not folder.exists()
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

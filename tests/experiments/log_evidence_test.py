@@ -182,7 +182,3 @@ def test_wrong_input_is_one_message_before_the_work(
     first = [f"--run={trained}", "--latent_size=2", f"--workdir={folder}"]
     assert message in run_main(capsys, *first, *arguments)
     assert not folder.exists()
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -207,7 +207,3 @@ def test_a_damaged_file_is_named(
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name} is damaged"):
         minibatch_bias.run(CONFIG, tmp_path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -101,7 +101,3 @@ def test_jensen_shannon_ceiling_is_the_divergence_of_a_diagonal_and_a_product(
         1 / n**2, 0.5 / n**2
     )
     assert jensen_shannon_ceiling(n) == pytest.approx(0.5 * (joint + product), abs=1e-10)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -308,7 +308,3 @@ def test_intervals_cover_the_expectations_of_the_bounds() -> None:
     tolerance = _STANDARD_ERRORS * math.sqrt(0.95 * 0.05 / results)
     for name, hits in covered.items():
         assert abs(np.mean(hits) - 0.95) <= tolerance, (name, np.mean(hits))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

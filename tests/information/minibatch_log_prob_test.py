@@ -371,7 +371,3 @@ def test_a_minibatch_of_unknown_size_is_no_full_data_set() -> None:
 
     with pytest.raises(ValueError, match="got a minibatch of unknown size"):
         full(np.zeros([6, 2]), np.zeros([6, 2]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -231,7 +231,3 @@ def test_on_mnist_the_exact_information_stays_below_log_n_and_the_miscoded_one_d
         else:
             # An upper bound of I(n; z) in expectation, below log N at every draw.
             assert exact.value - 4.5 * exact.standard_error < information.value <= math.log(num)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -139,7 +139,3 @@ def test_nan_is_refused() -> None:
     loc[3] = np.nan
     with pytest.raises(ValueError, match="has training diverged"):
         minibatch_mutual_information(posteriors(loc, scale), batch_size=6, num_batches=2)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

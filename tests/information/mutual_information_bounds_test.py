@@ -342,7 +342,3 @@ def test_intervals_cover_the_expectations_of_the_bounds() -> None:
         # The interval is the normal one; with 40 batches Student's would cover 0.943.
         tolerance = _STANDARD_ERRORS * math.sqrt(0.95 * 0.05 / results)
         assert abs(np.mean(covered) - 0.95) <= tolerance, (name, np.mean(covered))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -237,7 +237,3 @@ def test_empirical_entropy_of_distinct_and_of_equal_observations() -> None:
     assert empirical_entropy(np.array([0.0, -0.0])) == 0.0
     with pytest.raises(ValueError, match="no observations"):
         empirical_entropy(np.zeros([0, 3]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -36,7 +36,3 @@ def test_a_mask_leaves_out_what_repeats_the_end_and_what_is_excluded() -> None:
 def test_an_axis_moves_and_the_others_stay_in_order() -> None:
     assert move_axis(tf.zeros([2, 3, 4]), 0, 2).shape == (3, 4, 2)
     assert move_axis(tf.zeros([2, 3, 4]), 2, 0).shape == (4, 2, 3)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

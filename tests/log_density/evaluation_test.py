@@ -142,7 +142,3 @@ def test_a_tolerance_is_positive_and_finite(tolerance: float) -> None:
 def test_a_tolerance_is_a_number(tolerance: Any) -> None:
     with pytest.raises(TypeError, match="tolerance must be a positive number"):
         evaluation.checked_tolerance(tolerance)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

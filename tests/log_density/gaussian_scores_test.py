@@ -98,7 +98,3 @@ def test_other_components_have_no_gaussian_kernel(components: tfd.Distribution) 
     components = components_lib.broadcast(components)
     assert gaussian_scores.diagonal_leaves(components) is None
     assert gaussian_scores.full_covariance_leaves(components) is None
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -260,7 +260,3 @@ def test_a_graph_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="eagerly"):
         graph(tf.zeros([300, 1]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -55,7 +55,3 @@ def test_the_gradient_is_that_of_autodiff() -> None:
         tape.gradient(target, scores),
         atol=1e-14,
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -155,7 +155,3 @@ def test_the_cut_leaves_about_a_tile() -> None:
 def test_leaders_are_the_largest_bounds() -> None:
     bounds = np.random.default_rng(0).normal(size=(256, 7)).astype(np.float32)
     np.testing.assert_array_equal(score_bounds.leaders(tf.constant(bounds)), bounds.argmax(axis=0))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

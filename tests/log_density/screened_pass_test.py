@@ -256,7 +256,3 @@ def test_it_is_chosen_for_many_pairs_on_a_cpu_alone(monkeypatch: pytest.MonkeyPa
     device = tf.config.PhysicalDevice("a GPU", "GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [device])
     assert not screened_pass.is_suitable(tf.zeros([60000, 2]), loc)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -47,7 +47,3 @@ def test_values_that_are_no_numbers_keep_every_point_in_one_place() -> None:
     points = np.random.default_rng(0).normal(size=(100, 2))
     points[3, 0], points[40, 1], points[41] = np.nan, np.inf, 1e300
     np.testing.assert_array_equal(np.sort(spatial_order(tf.constant(points), 4)), np.arange(100))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -384,7 +384,3 @@ def test_unknown_static_shapes_are_served() -> None:
     )
     np.testing.assert_allclose(log_prob, expected[0], rtol=1e-12)
     np.testing.assert_allclose(entropy, expected[1], rtol=1e-10)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

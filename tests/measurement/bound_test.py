@@ -72,7 +72,3 @@ def test_error_of_dependent_draws_is_the_spread_over_repetitions() -> None:
     # A variance from K means has a relative error of sqrt(2 / (K - 1)).
     error = math.sqrt(2 / (num_batches - 1) / repetitions)
     assert np.mean(claimed) == pytest.approx(variance, rel=4.5 * error)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

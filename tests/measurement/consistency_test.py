@@ -92,7 +92,3 @@ def test_an_outlier_of_moderate_size_is_not_reported_by_chance() -> None:
     for _ in range(2000):
         estimate = stratified_estimate(rng.normal(size=[2, 100]) * scale, 100)
         assert consistency.negative("KL", estimate) == []
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -56,7 +56,3 @@ def test_three_variables_are_refused() -> None:
 def test_other_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="JointDistribution"):
         decoder_and_prior(_PRIOR)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

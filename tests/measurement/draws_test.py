@@ -18,7 +18,3 @@ def test_other_shapes_and_values_that_are_not_finite_are_refused() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not finite in 1 of 3 draws"):
             checked_draws("log q(z)", [[0.0, bad, 1.0]])
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

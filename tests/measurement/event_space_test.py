@@ -71,7 +71,3 @@ def test_components_that_tfp_cannot_slice_are_named() -> None:
     )
     with pytest.raises(TypeError, match="cannot be taken apart"):
         event_space_bijector(mixture)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -100,7 +100,3 @@ def test_a_surgery_refuses_codes_outside_the_support_of_its_prior() -> None:
 )
 def test_draws_of_a_prior_lie_in_its_support(prior: tfd.Distribution) -> None:
     check_codes_in_support(prior, prior.sample([50, 2], seed=(0, 1)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tfp_surgery.estimate import Estimate
@@ -88,7 +87,3 @@ def test_a_result_says_what_is_absent_and_what_to_doubt() -> None:
         "second": None,
         "number": 2,
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -143,7 +143,3 @@ def test_what_failed_at_the_border_is_explained_and_nothing_else() -> None:
     integers = np.array([[[0], [1], [2]]])
     assert rounded_draws.cause(integers, own=True)(at_border) == ""
     assert rounded_draws.cause(integers.astype(np.float32))(at_border) == ""
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

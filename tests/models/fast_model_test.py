@@ -205,7 +205,3 @@ def test_a_run_of_joined_steps_is_resumed_weight_for_weight(tmp_path: Path) -> N
     assert recorder.in_one_call == [16, 16]
     for weight, expected in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, expected)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

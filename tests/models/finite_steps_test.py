@@ -358,7 +358,3 @@ def test_a_dirichlet_model_stops_where_its_gradient_does() -> None:
     with pytest.raises(FloatingPointError, match=r"its gradient with respect to \S*encoder/dense"):
         vae.fit(counts, epochs=20, verbose=0)
     assert all(np.all(np.isfinite(weight)) for weight in vae.get_weights())
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

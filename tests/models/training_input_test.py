@@ -147,7 +147,3 @@ def test_later_batches_are_checked_for_nan() -> None:
         checked.failures_raised(),
     ):
         list(checked.data)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -615,7 +615,3 @@ def test_codes_outside_the_support_of_the_prior_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="lie outside the support of the prior"):
         model.build((None, 3))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -159,7 +159,3 @@ def test_missing_files_and_unbuilt_models(tmp_path: Path) -> None:
         network.load_weights(tmp_path / "absent.weights.h5")
     with pytest.raises(ValueError, match="no weights yet to load into"):
         Network().load_weights(tmp_path / "absent.weights.h5")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

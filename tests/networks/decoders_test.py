@@ -111,7 +111,3 @@ def test_bad_arguments() -> None:
             kind((8, 0, 1))
         with pytest.raises(TypeError, match="likelihood must be one of"):
             kind((8, 8, 1), likelihood="bernoulli")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -102,7 +102,3 @@ def test_bad_arguments(kind: type) -> None:
 def test_a_convolution_needs_channels() -> None:
     with pytest.raises(ValueError, match=r"\[B, height, width, channels\]"):
         small(ConvEncoder)(images(2, (8, 8)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -143,7 +143,3 @@ def test_bad_numbers_of_levels(kind: Any) -> None:
         kind(1)
     with pytest.raises(TypeError):
         kind(2.5)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -17,7 +17,3 @@ from tfp_surgery.networks.precision import at_least_float32
 )
 def test_only_half_precision_is_widened(given: tf.DType, expected: tf.DType) -> None:
     assert at_least_float32(tf.ones([2], given)).dtype == expected
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

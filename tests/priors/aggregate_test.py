@@ -114,7 +114,3 @@ def test_configuration_round_trip() -> None:
     np.testing.assert_array_equal(again().sample(3, seed=(0, 1)), prior().sample(3, seed=(0, 1)))
     with pytest.raises(ValueError, match="AggregatePrior is a prior of codes alone"):
         prior(tf.zeros([2, 3]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -139,7 +139,3 @@ def test_a_surgery_takes_it() -> None:
         seed=0,
     )
     assert np.isfinite(surgery.marginal_kl.value)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -41,7 +41,3 @@ def test_config_round_trip() -> None:
 def test_an_empty_code_is_refused() -> None:
     with pytest.raises(ValueError, match="event_size must be at least 1, got 0"):
         StandardNormalPrior(0)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -153,7 +153,3 @@ def test_codes_that_are_refused() -> None:
             check_codes(codes, 2)
     with pytest.raises(ValueError, match="codes must be finite"):
         check_codes([[0.0, np.nan], [1.0, 2.0]], 2)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

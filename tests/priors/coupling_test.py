@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -67,7 +66,3 @@ def test_kept_for_one_more_call() -> None:
     assert keeping(same) == 2.0
     assert keeping(tf.constant(3.0)) == 6.0
     assert calls == [1.0, 1.0, 1.0, 3.0]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

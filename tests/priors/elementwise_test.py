@@ -74,7 +74,3 @@ def test_the_tails_of_the_spline_are_the_identity() -> None:
     bijector = spline(tf.constant(params), BOUND)
     np.testing.assert_array_equal(bijector.forward(x), x)
     np.testing.assert_array_equal(bijector.inverse(x), x)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -270,7 +270,3 @@ def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> N
         ExemplarPrior(**{"encoder": make_encoder(), "event_size": 2, "x": X, **arguments})
     with pytest.raises(ValueError, match="condition must be None"):
         ExemplarPrior(make_encoder(), 2, X)(tf.zeros([2, 3]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

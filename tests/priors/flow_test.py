@@ -213,7 +213,3 @@ def test_a_surgery_takes_it(kind: str) -> None:
     encoder, decoder = tfs.networks.MLPEncoder(2, (8,)), tfs.networks.MLPDecoder((3, 2), (8,))
     surgery = tfs.elbo_surgery(x, encoder, decoder, small(kind=kind), num_samples=2, seed=0)
     assert np.isfinite(surgery.marginal_kl.value)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

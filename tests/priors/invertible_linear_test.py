@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tfp_surgery.priors.invertible_linear import InvertibleLinear, WhitenedLinear
@@ -99,7 +98,3 @@ def test_a_size_of_one() -> None:
     layer = InvertibleLinear(1, tf.float64)
     layer.whiten(np.array([[1.0], [3.0], [5.0]]))
     np.testing.assert_allclose(np.abs(layer.bijector().inverse([[5.0]])), [[1.0]], rtol=1e-10)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

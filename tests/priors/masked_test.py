@@ -124,7 +124,3 @@ def test_the_batch_may_be_unknown() -> None:
 def test_bad_sizes(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         autoregressive(2, **arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

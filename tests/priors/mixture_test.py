@@ -350,7 +350,3 @@ def test_bad_conditions_are_refused() -> None:
 def test_bad_codes_are_refused(codes: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixturePrior(4, 2).initialize(codes)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -329,7 +329,3 @@ def test_bad_arguments() -> None:
 def test_a_condition_is_refused() -> None:
     with pytest.raises(ValueError, match="takes no condition"):
         ResampledPrior(2, num_normalizer_samples=10)(tf.zeros([3, 2]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tfp_surgery.priors.standardization import Standardization, moments
@@ -37,7 +36,3 @@ def test_it_is_the_identity_until_assigned_and_never_trained() -> None:
     around.trainable = True
     assert around.trainable_variables == []
     assert len(around.non_trainable_variables) == 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

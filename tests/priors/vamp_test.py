@@ -271,7 +271,3 @@ def test_no_condition_and_no_configuration_of_a_function() -> None:
     assert len(prior.fitted_variables) == 1
     with pytest.raises(ValueError, match="encoder is a function cannot be written"):
         prior.get_config()
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

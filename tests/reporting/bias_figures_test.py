@@ -66,7 +66,3 @@ def test_records_must_go_together() -> None:
     for records in ([], [record(0.0), other]):
         with pytest.raises(ValueError, match="same methods and minibatch sizes"):
             minibatch_bias_figure(records, "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

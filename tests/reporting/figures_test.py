@@ -157,7 +157,3 @@ def test_images_are_checked() -> None:
     for wrong in (np.zeros((3, 64)), np.zeros((3, 8, 8, 2)), np.zeros((0, 8, 8, 1))):
         with pytest.raises(ValueError, match=r"\[M, height, width, channels\]"):
             figures.samples_figure({"z": wrong}, "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -50,7 +50,3 @@ def test_what_is_no_ladder_is_refused() -> None:
         ladder_figure([rung(5, -1.0), rung(5, -2.0)], "")
     with pytest.raises(ValueError, match="one data set"):
         ladder_figure([rung(1, -1.0), {**rung(5, -2.0), "data": "digits"}], "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -72,7 +72,3 @@ def test_a_row_for_each_mode_with_the_baseline_in_all() -> None:
 def test_no_records_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one record"):
         marginal_kl_figure([], "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -113,7 +113,3 @@ def test_what_a_surgery_warned_of_stands_below_the_table(table: Any) -> None:
     old = record(2)
     del old["warnings"], old["test"]["warnings"]  # of a run that was made before
     assert "WARNING" not in table([old])
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

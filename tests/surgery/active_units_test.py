@@ -117,7 +117,3 @@ def test_arguments_of_other_types_are_refused() -> None:
     )
     with pytest.raises(NotImplementedError):
         active_units(AggregatePosterior(transformed))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -266,7 +266,3 @@ def test_an_information_above_log_n_is_reported() -> None:
         UserWarning, match=r"Index-code mutual information = 4\.2\d+ .* log N = 3\.2"
     ):
         elbo_readings(**draws, num_observations=25)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -233,7 +233,3 @@ def test_a_model_without_density_somewhere_is_named() -> None:
     arguments["prior"] = tfd.Independent(tfd.Uniform(tf.zeros(2), tf.ones(2)), 1)
     with pytest.raises(ValueError, match="log prior is not finite"):
         elbo_surgery(**arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -62,7 +62,3 @@ def test_without_a_registered_kl_the_result_says_so(surgery: ElboSurgery) -> Non
 
 def test_a_subset_is_named(surgery: ElboSurgery) -> None:
     assert "of a random 30," in str(dataclasses.replace(surgery, num_query=30))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -485,7 +485,3 @@ def _cross_term(loc: np.ndarray, scale: np.ndarray, num_train: int) -> float:
     log_train = np.log(densities[:, :num_train].mean(axis=1) + 1e-300)
     values = densities.mean(axis=1) * (log_train - stats.norm.logpdf(grid, 0, 2))
     return float(values.sum() * (grid[1] - grid[0]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -47,7 +47,3 @@ def test_without_numba_the_result_says_that_it_is_exact(monkeypatch: pytest.Monk
 def test_a_tolerance_must_be_positive() -> None:
     with pytest.raises(ValueError, match="tolerance must be positive"):
         _surgery("overlapping", -1.0)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

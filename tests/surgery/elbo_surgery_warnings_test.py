@@ -302,7 +302,3 @@ def test_other_measurements_say_it_of_their_own_draws() -> None:
     with pytest.warns(UserWarning, match="float32 rounds draws"):
         bounds = mutual_information_bounds(AggregatePosterior(posteriors), batch_size=40)
     assert "exactly 1.17549e-38" in bounds.warnings[0]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

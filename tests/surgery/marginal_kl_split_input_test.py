@@ -70,7 +70,3 @@ def test_what_does_not_fit_is_refused(
     }
     with pytest.raises(error, match=message):
         marginal_kl_split(**arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
 
 from tests.testing.gaussian_mixtures import D, draws_of, posteriors, prior_of
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -31,7 +30,3 @@ def test_prints_a_table_and_gives_json() -> None:
     assert record["dimension_wise_kl"][2] == split.dimension_wise_kl[2].to_dict()
     assert record["groups"]["dimensions"] == [[2, 0], [1], [3]]
     assert set(record) == {field.name for field in dataclasses.fields(split)}
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -490,7 +490,3 @@ def _terms(q: Mixture, p: Mixture, z: np.ndarray) -> dict[str, np.ndarray]:
         "kl_0": q_j[0] - p_j[0],
         "kl_1": q_j[1] - p_j[1],
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

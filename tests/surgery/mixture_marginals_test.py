@@ -86,7 +86,3 @@ def test_priors_without_known_marginals_give_none() -> None:
     assert as_mixture(tfd.Dirichlet(np.ones(3))) is None
     components = tfd.Dirichlet(np.ones([2, 3]))
     assert as_mixture(AggregatePosterior(components)) is None
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -213,7 +213,3 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
 def test_a_detail_that_there_is_not(model: LinearGaussian) -> None:
     with pytest.raises(ValueError, match='detail must be "terms" or "full"; got \'all\''):
         elbo_surgery(model.x, model.encoder, model.decoder, model.prior, detail="all")  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -146,7 +146,3 @@ def test_a_former_prior_with_another_support_is_refused() -> None:
         PriorMeasurement(
             small_aggregates.aggregate("overlapping", dtype=np.float64), former, 100, 3, None
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -86,7 +86,3 @@ def test_others_are_not_accused(likelihood: tfd.Distribution) -> None:
 
 def test_our_own_decoders_give_logits() -> None:
     assert saturation(MLPDecoder((3,), (4,))(1e4 * tf.ones([2, 1]))) == ""
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -162,7 +162,3 @@ def test_what_cannot_be_carved_is_refused_before_training() -> None:
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         ElboSurgeryCallback(np.zeros([3, 2]), **{name: 0})
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

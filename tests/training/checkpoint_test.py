@@ -244,7 +244,3 @@ def test_checks_its_arguments(tmp_path: pathlib.Path) -> None:
         CheckpointCallback(tmp_path / "checkpoint.keras", every_seconds=-1.0)
     with pytest.raises(ValueError, match="seconds_before must not be negative"):
         CheckpointCallback(tmp_path / "checkpoint.keras", seconds_before=float("nan"))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -213,7 +213,3 @@ def test_config_round_trip_and_bad_arguments() -> None:
         elbo(0)
     with pytest.raises(TypeError):
         elbo(1.5)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

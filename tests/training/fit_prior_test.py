@@ -457,7 +457,3 @@ def test_bad_input_is_refused_before_work(
     with pytest.raises(error, match=message):
         fit_prior(given.pop("aggregate_posterior"), given.pop("prior"), **given)
     assert not np.any(prior.loc)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -244,7 +244,3 @@ def test_config_round_trip_and_bad_arguments() -> None:
         iwae(1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gradient must be one of reparameterization, .*'dreg'"):
         iwae(2, "dreg")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -169,7 +169,3 @@ def test_a_function_is_compiled_once() -> None:
     for _ in range(3):
         np.testing.assert_array_equal(function([1.0, 2.0]), [2, 4])
     assert len(traces) == 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import keras
-import pytest
 
 import tfp_surgery
 from tfp_surgery.training import elbo_objective, importance_objective, objectives
@@ -17,7 +16,3 @@ def test_every_objective_is_in_the_namespace_and_survives_a_config() -> None:
         again = keras.saving.deserialize_keras_object(config)
         assert type(again) is type(objective)
         assert again.get_config() == objective.get_config()
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -127,7 +127,3 @@ def test_looks_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         f"fit_prior: step {step} of 60" for step in (0, 20, 40, 60)
     ]
     assert all("nats on fixed codes (best" in line for line in lines)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -181,7 +181,3 @@ def test_an_initialized_prior_trains_alike_in_a_model() -> None:
     for other in marginal_kls[1:]:
         error = np.hypot(other.standard_error, first.standard_error)
         assert abs(other.value - first.value) <= _ERRORS * error, marginal_kls
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

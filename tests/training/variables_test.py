@@ -336,7 +336,3 @@ def test_fit_prior_leaves_the_encoder_of_a_prior_alone() -> None:
         tfs.fit_prior(q_z, prior, num_steps=2, batch_size=8, initialize=False, verbose=False)
         for weight, value in zip(net.get_weights(), before, strict=True):
             np.testing.assert_array_equal(weight, value)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions.distribution import DiscreteDistributionMixin
+
+from tfp_surgery.tfp_internals import DiscreteDistributionMixin
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import batch_shape_lib
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.tfp_internals import batch_shape_lib
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

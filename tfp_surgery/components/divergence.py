@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions import kullback_leibler
+
+from tfp_surgery.tfp_internals import REGISTERED_DIVERGENCES
 
 tfd = tfp.distributions
 
@@ -30,7 +31,7 @@ def _has_density_of_its_own(distribution: tfd.Distribution) -> bool:
     for kind in type(distribution).__mro__:
         if kind.__module__.startswith(_LIBRARIES):
             break
-        if any(kind in pair for pair in kullback_leibler._DIVERGENCES):
+        if any(kind in pair for pair in REGISTERED_DIVERGENCES):
             break
         if {"log_prob", "_log_prob"} & kind.__dict__.keys():
             return True

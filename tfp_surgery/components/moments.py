@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import marginals as marginals_lib
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 

@@ -7,15 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions import distribution as distribution_lib
-from tensorflow_probability.python.internal import (
-    auto_composite_tensor,
-    dtype_util,
-    parameter_properties,
-    samplers,
-    tensor_util,
-)
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.checks import arrays
 from tfp_surgery.components import components as components_lib
@@ -25,6 +16,14 @@ from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.components.encoding import encode
 from tfp_surgery.log_density import evaluation
 from tfp_surgery.log_density.evaluation import Evaluation
+from tfp_surgery.tfp_internals import (
+    auto_composite_tensor,
+    dtype_util,
+    parameter_properties,
+    samplers,
+    tensor_util,
+)
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 
@@ -497,9 +496,7 @@ class AggregatePosterior(tfd.Distribution):
         return []
 
 
-class _CompositeAggregatePosterior(
-    AggregatePosterior, distribution_lib.AutoCompositeTensorDistribution
-):
+class _CompositeAggregatePosterior(AggregatePosterior, tfd.AutoCompositeTensorDistribution):
     """An `AggregatePosterior` of composite components: it passes through `tf.function`."""
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import reparameterization, samplers
+
+from tfp_surgery.tfp_internals import prefer_static as ps
+from tfp_surgery.tfp_internals import reparameterization, samplers
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

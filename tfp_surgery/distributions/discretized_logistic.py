@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions.distribution import DiscreteDistributionMixin
-from tensorflow_probability.python.internal import (
+
+from tfp_surgery.tfp_internals import (
+    DiscreteDistributionMixin,
     assert_util,
     dtype_util,
     parameter_properties,

@@ -6,17 +6,16 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.distributions import distribution as distribution_lib
-from tensorflow_probability.python.internal import (
-    auto_composite_tensor,
-    parameter_properties,
-    samplers,
-)
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.tfp_internals import (
+    auto_composite_tensor,
+    parameter_properties,
+    samplers,
+)
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 
@@ -180,7 +179,7 @@ class LeaveOneOut(tfd.Distribution):
         return []
 
 
-class _CompositeLeaveOneOut(LeaveOneOut, distribution_lib.AutoCompositeTensorDistribution):
+class _CompositeLeaveOneOut(LeaveOneOut, tfd.AutoCompositeTensorDistribution):
     """A `LeaveOneOut` of composite components: it passes through `tf.function`."""
 
 

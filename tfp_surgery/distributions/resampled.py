@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import (
+
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components import components as components_lib
+from tfp_surgery.tfp_internals import (
     dtype_util,
     parameter_properties,
     samplers,
     tensor_util,
 )
-from tensorflow_probability.python.internal import prefer_static as ps
-
-from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.components import components as components_lib
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 

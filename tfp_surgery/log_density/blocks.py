@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 
 class Blocks:

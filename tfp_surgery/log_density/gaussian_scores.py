@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 

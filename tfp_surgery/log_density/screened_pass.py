@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.log_density import gaussian_scores, online_softmax, score_bounds
 from tfp_surgery.log_density.compiled import compiled
 from tfp_surgery.log_density.spatial_order import spatial_order
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 _QUERY_BLOCK = 128
 _SUM_WIDTH = 8

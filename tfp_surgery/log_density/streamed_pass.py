@@ -29,12 +29,12 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.log_density import gaussian_scores, online_softmax, screened_pass
 from tfp_surgery.log_density.blocks import Blocks, move_axis
 from tfp_surgery.log_density.compiled import compiled
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 

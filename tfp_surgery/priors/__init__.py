@@ -20,3 +20,8 @@ __all__ = [
     "StandardNormalPrior",
     "VampPrior",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.checks import arrays
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 
 def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | None:

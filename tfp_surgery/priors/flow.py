@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.priors.base import Prior
@@ -18,6 +17,7 @@ from tfp_surgery.priors.coupling import Coupling, kept_for_one_more_call
 from tfp_surgery.priors.elementwise import affine, spline
 from tfp_surgery.priors.invertible_linear import InvertibleLinear, WhitenedLinear
 from tfp_surgery.priors.masked import MaskedNetwork
+from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

@@ -10,8 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
 from tfp_surgery.components.weights import weights_from_logits
@@ -162,6 +160,9 @@ class MixturePrior(Prior):
           TypeError: if `codes` are no numbers.
           ValueError: if their shape is another, or they are not finite.
         """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
         codes = check_observations(codes, "codes").astype(np.float64)
         minimum = max(2, self.num_components)
         if codes.ndim != 2 or codes.shape[1] != self.event_size or len(codes) < minimum:

@@ -15,3 +15,8 @@ from tfp_surgery.training.elbo_objective import (
 from tfp_surgery.training.importance_objective import Iwae, iwae
 
 __all__ = ["Elbo", "Iwae", "ObjectiveTerms", "elbo", "iwae", "reconstruction_log_prob"]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__

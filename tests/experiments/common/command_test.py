@@ -41,7 +41,3 @@ def test_other_arguments_than_flags_are_refused_before_the_work(
 def test_other_errors_are_bugs_and_come_out() -> None:
     with pytest.raises(KeyError):
         command.exit_code(["run.py"], lambda: _raising(KeyError("x")), "")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -61,7 +61,3 @@ def test_says_that_sizes_are_integers(argument: str) -> None:
 def test_unknown_flags_are_refused() -> None:
     with pytest.raises(flags.UnrecognizedFlagError):
         parsed("--latent_size=2")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -50,7 +50,3 @@ def test_survives_json() -> None:
 def test_says_which_setting_is_wrong(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**{**VALID, name: value})
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -79,7 +79,3 @@ def test_what_is_no_finished_run_is_refused(trained: pathlib.Path, tmp_path: pat
     (other / "latent_02" / "checkpoint.keras").write_bytes(checkpoint)
     with pytest.raises(ValueError, match="trained for 1 of 9 epochs"):
         load(other)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

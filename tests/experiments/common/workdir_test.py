@@ -154,7 +154,3 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_earlier_one(
         workdir.write_figure(path, Figure())
     assert snapshot(tmp_path) == before
     assert path.read_bytes().startswith(b"\x89PNG")
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

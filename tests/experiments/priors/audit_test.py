@@ -111,7 +111,3 @@ def test_evidence_is_compared_image_by_image() -> None:
     compared = audit.compare_evidence(one, other)
     assert compared["value"] == pytest.approx(1.0)
     assert compared["standard_error"] == pytest.approx(1.0 / np.sqrt(3.0))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

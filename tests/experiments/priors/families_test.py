@@ -85,7 +85,3 @@ def test_the_baseline_is_the_mixture_of_scikit_learn(family: str, num_parameters
         gaussian = scipy.stats.multivariate_normal(group.mean(axis=0), covariance)
         parts.append(len(group) / 1000 * gaussian.pdf(z))
     np.testing.assert_allclose(prior.log_prob(z), np.log(np.sum(parts, axis=0)), atol=2e-3)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from experiments.priors.table import csv_rows, text_table
 
 
@@ -90,7 +88,3 @@ def test_rows_of_csv_have_the_same_keys() -> None:
     assert first["test_marginal_kl"] == 2.25
     assert first["train_average_kl"] == 5.5
     assert first["log_evidence"] == -29.0
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

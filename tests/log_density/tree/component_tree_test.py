@@ -294,7 +294,3 @@ def test_many_queries_where_components_are_left_out_or_weigh_nothing(seed: int) 
     scores = oracles.gaussian_log_densities(z, loc, scale) + log_weights
     scores[np.arange(2300), excluded] = -np.inf
     _check(_evaluate(z, loc, scale, 0.1, log_weights, excluded), scores, 0.1)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -142,7 +142,3 @@ def test_only_components_are_counted_as_visited() -> None:
     origin = np.zeros((50, 20))
     assert np.all(tree.evaluate(origin, 1e-9)[2] == len(loc))
     assert np.all(tree.evaluate(origin, 1e-9, np.arange(50))[2] == len(loc) - 1)
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -213,7 +213,3 @@ def test_hermite_polynomials_keep_the_inequality_that_bounds_them() -> None:
     for k in range(local_expansion._TERMS):
         values = np.polynomial.hermite_e.HermiteE.basis(k)(u)
         assert np.all(np.abs(values) <= 1.0864 * math.sqrt(math.factorial(k)) * np.exp(u**2 / 4))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))

@@ -64,7 +64,3 @@ def test_lanes_are_chosen_where_one_number_is_less() -> None:
     to = np.empty(tv.WIDTH)
     _where(x, y, chosen, other, to)
     np.testing.assert_array_equal(to, np.where(x < y, chosen, other))
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
