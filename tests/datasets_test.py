@@ -196,7 +196,7 @@ def test_bad_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 2147483647"):
         Dataset("mine", "train", x, "fixed", 2**31)
     for seed in (0.5, True, None):
-        with pytest.raises(TypeError, match="seed must be an integer"):
+        with pytest.raises(TypeError, match="seed must be an integer or a pair"):
             Dataset("mine", "train", x, "fixed", seed)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="name must be a string"):
         Dataset(3, "train", x, "fixed", 0)  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_surgery.seeds import Seed
+
 # Part of the entropy behind each use of a seed: uses that share the user's seed stay unrelated.
 FIXED_DRAW, STATED_DRAW, EPOCH_DRAW, ORDER = range(4)
 
@@ -37,10 +39,18 @@ def has_draws_of_its_own(split: str) -> bool:
     return _PART.fullmatch(split) is None
 
 
-def entropy(use: int, *numbers: int) -> np.random.SeedSequence:
-    """What the random numbers of one use of a seed are made from."""
-    # A SeedSequence does not tell trailing zeros from nothing: the length goes in front.
-    return np.random.SeedSequence((use, len(numbers), *numbers))
+def entropy(use: int, *numbers: Seed) -> np.random.SeedSequence:
+    """What the random numbers of one use of a seed are made from.
+
+    Args:
+      use: One of the constants above.
+      *numbers: Fewer than 16 seeds (integers or pairs) and other integers.
+    """
+    parts = [(number,) if isinstance(number, int) else number for number in numbers]
+    # A SeedSequence does not tell trailing zeros from nothing, nor a pair from two numbers: how
+    # many there are, and which of them are pairs, goes in front.
+    form = len(parts) + sum(16 << place for place, part in enumerate(parts) if len(part) == 2)
+    return np.random.SeedSequence((use, form, *(word % 2**32 for part in parts for word in part)))
 
 
 def of_name(name: str) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery import dataset_draws as draws
-from tfp_surgery import image_files
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import image_files, seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.intensities import checked_images, described_levels
 
@@ -47,7 +47,7 @@ class Dataset:
             float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
             read-only; a writable one is copied.
         binarization: one of `BINARIZATIONS`.
-        seed: integer in [0, 2**31) behind the fixed and stochastic draws.
+        seed: integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
         max_level: the level that stands for intensity 1. None lets the values decide where they
             can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
             and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
@@ -65,7 +65,7 @@ class Dataset:
     split: str
     intensities: np.ndarray
     binarization: str
-    seed: int
+    seed: seeds.Seed
     max_level: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Dataset:
         _check_string("name", self.name)
         _check_string("split", self.split)
         _check_binarization(self.binarization)
-        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, MAX_SEED))
+        object.__setattr__(self, "seed", seeds.checked_seed(self.seed))
         images, max_level = checked_images(self.intensities, self.max_level)
         object.__setattr__(self, "intensities", images)
         object.__setattr__(self, "max_level", max_level)
@@ -92,12 +92,13 @@ class Dataset:
         """Shape of one observation."""
         return tuple(self.intensities.shape[1:])
 
-    def observations(self, draw_seed: int | None = None) -> np.ndarray:
+    def observations(self, draw_seed: Any = None) -> np.ndarray:
         """All observations, in order.
 
         Args:
-            draw_seed: integer in [0, 2**31) that names one draw of a stochastic binarization. The
-                other binarizations have one set of observations and do not use it.
+            draw_seed: integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
+                binarization. The other binarizations have one set of observations and do not use
+                it.
 
         Returns:
             A new float32 array `[N, *event_shape]`.
@@ -112,7 +113,7 @@ class Dataset:
                 f"{self.describe()} has no single set of observations: state the draw with "
                 "draw_seed=<integer>, so that whatever is computed from it can name it."
             )
-        draw_seed = checked_integer("draw_seed", draw_seed, 0, MAX_SEED)
+        draw_seed = seeds.checked_seed(draw_seed, "draw_seed")
         return self._draw(draws.STATED_DRAW, draw_seed).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
@@ -146,7 +147,7 @@ class Dataset:
         self,
         batch_size: int,
         *,
-        seed: int | None = None,
+        seed: Any = None,
         initial_epoch: int = 0,
         indexed: bool = False,
     ) -> tf.data.Dataset:
@@ -161,7 +162,7 @@ class Dataset:
 
         Args:
             batch_size: observations a batch; the last batch holds what remains.
-            seed: integer in [0, 2**31); None keeps the data in order.
+            seed: integer in [0, 2**31) or pair of int32; None keeps the data in order.
             initial_epoch: epoch of the first iteration.
             indexed: whether the elements tell which observations they hold, as a prior asks for
                 that leaves each observation's own component out (`tfp_surgery.priors`).
@@ -180,11 +181,12 @@ class Dataset:
         batch_size = min(operator.index(batch_size), self.num_observations)
         epochs = itertools.count(checked_integer("initial_epoch", initial_epoch, 0))
         if seed is not None:
-            seed = checked_integer("seed", seed, 0, MAX_SEED)
+            seed = seeds.checked_seed(seed)
         elif self.binarization == "stochastic":
             raise ValueError(
                 f"batches of {self.describe()} need seed=<integer>: each epoch is a draw from it."
             )
+        order_seed = 0 if seed is None else seed
         num_observations, unit = self.num_observations, self._unit
         draw_seed, split = self.seed, draws.of_name(self.split)
         stochastic = self.binarization == "stochastic"
@@ -195,8 +197,8 @@ class Dataset:
             epoch = next(epochs)
             order = np.arange(num_observations, dtype=np.int32)
             if seed is not None:
-                np.random.default_rng(draws.entropy(draws.ORDER, seed, epoch)).shuffle(order)
-            entropy = draws.entropy(draws.EPOCH_DRAW, draw_seed, split, seed or 0, epoch)
+                np.random.default_rng(draws.entropy(draws.ORDER, order_seed, epoch)).shuffle(order)
+            entropy = draws.entropy(draws.EPOCH_DRAW, draw_seed, split, order_seed, epoch)
             yield order, draws.keys(entropy, num_batches)
 
         def epoch_batches(order: tf.Tensor, keys: tf.Tensor) -> tf.data.Dataset:
@@ -225,7 +227,7 @@ class Dataset:
         options.experimental_warm_start = False
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
-    def describe(self, draw_seed: int | None = None) -> str:
+    def describe(self, draw_seed: Any = None) -> str:
         """One line for tables and figures.
 
         For example `mnist/train, N = 60000, binarization threshold, level 255 is intensity 1`.
@@ -260,11 +262,11 @@ class Dataset:
             "num_observations": self.num_observations,
             "event_shape": list(self.event_shape),
             "binarization": self.binarization,
-            "seed": self.seed,
+            "seed": self.seed if isinstance(self.seed, int) else list(self.seed),
             "max_level": self.max_level,
         }
 
-    def _draw(self, use: int, *numbers: int) -> np.ndarray:
+    def _draw(self, use: int, *numbers: seeds.Seed) -> np.ndarray:
         split, first_row = draws.whole_split(self.split)
         source = draws.entropy(use, self.seed, draws.of_name(split), *numbers)
         return draws.bernoulli_rows(self.intensities, self._max_level, first_row, source)
@@ -295,7 +297,7 @@ def load(
     split: str = "train",
     *,
     binarization: str,
-    seed: int = 0,
+    seed: Any = 0,
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
     max_level: int | None = None,
@@ -316,7 +318,7 @@ def load(
         name: `"digits"` or the name of a TFDS data set.
         split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
         binarization: one of `BINARIZATIONS`; see `Dataset`.
-        seed: seed of the fixed and stochastic draws.
+        seed: see `Dataset`.
         data_dir: folder of prepared TFDS data; None for TFDS's own default.
         manual_dir: folder with the original files under their original names, for machines
             without network.
@@ -336,7 +338,7 @@ def load(
     _check_string("name", name)
     _check_string("split", split)
     _check_binarization(binarization)
-    checked_integer("seed", seed, 0, MAX_SEED)
+    seed = seeds.checked_seed(seed)
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
     if name == "digits":

@@ -117,7 +117,7 @@ def test_points_against_a_density_are_refused(name: str) -> None:
             AggregatePosterior.from_encoder(encoder, x), batch_size=2, prior=prior
         ),
         lambda x, encoder, *_: tfs.fit_prior(
-            AggregatePosterior.from_encoder(encoder, x), tfs.networks.StandardNormalPrior(D)
+            AggregatePosterior.from_encoder(encoder, x), tfs.priors.StandardNormalPrior(D)
         ),
     ],
 )

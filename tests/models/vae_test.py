@@ -530,9 +530,9 @@ def test_bad_arguments() -> None:
         VAE(3, decoder, prior)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="prior must be a distribution or build one"):
         VAE(encoder, decoder, None)
-    with pytest.raises(TypeError, match="seed must be an int"):
+    with pytest.raises(TypeError, match="seed must be an integer or a pair"):
         VAE(encoder, decoder, prior, seed=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="seed must fit in int32"):
+    with pytest.raises(ValueError, match="seed must be at least 0"):
         VAE(encoder, decoder, prior, seed=2**31)
     with pytest.raises(ValueError, match=r"input_shape must be \[B, \*event_shape\]"):
         VAE(encoder, decoder, prior).build((None, 4, None, 1))

@@ -172,7 +172,7 @@ def validation() -> tfs.AggregatePosterior:
 
 @pytest.fixture(scope="module")
 def stopped(q_z: Any, validation: Any) -> tuple[DiagonalMixturePrior, PriorFit]:
-    prior = DiagonalMixturePrior(12, 2)
+    prior = DiagonalMixturePrior(2, 12)
     return prior, _quick(
         q_z, prior, validation=validation, num_steps=2000, patience=3, seed=2, num_samples=100
     )
@@ -201,7 +201,7 @@ class TestValidation:
         self, q_z: Any, validation: Any, stopped: tuple[Any, PriorFit]
     ) -> None:
         """All steps without a validation set: better on training data, worse on others."""
-        prior = DiagonalMixturePrior(12, 2)
+        prior = DiagonalMixturePrior(2, 12)
         fit = _quick(q_z, prior, num_steps=600, seed=2, num_samples=100)
         assert fit.best_step == 600
         early = stopped[1]
@@ -233,7 +233,7 @@ class TestValidation:
 
 def test_initialization_can_be_left_out() -> None:
     q_z = small_aggregates.aggregate("overlapping")
-    prior = DiagonalMixturePrior(12, 2)
+    prior = DiagonalMixturePrior(2, 12)
     start = _values(prior)
     fit = _quick(q_z, prior, num_steps=0, initialize=False)
     _assert_same(_values(prior), start)

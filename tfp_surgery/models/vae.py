@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import (
     build_prior,
     check_decoder_output,
@@ -34,9 +35,6 @@ from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
 from tfp_surgery.training.variables import check_decoder_gradient, checked_gradients
 
 tfd = tfp.distributions
-
-# The surgery of a model draws from stream 1 of its own seed, which is often this one.
-_TRAINING_STREAM, _EVALUATION_STREAM = 0, 4
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -72,7 +70,7 @@ class VAE(FastModel):
         decoder: Callable[[tf.Tensor], tfd.Distribution],
         prior: tfd.Distribution | Callable[[], tfd.Distribution],
         objective: Callable[..., ObjectiveTerms] | None = None,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the model.
@@ -87,13 +85,13 @@ class VAE(FastModel):
           prior: p(z), or a callable without arguments that builds it; a layer with weights
             defines `call(self, condition=None)`.
           objective: what to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
-          seed: int32, of the noise in training and evaluation.
+          seed: Integer in [0, 2**31) or pair of int32, of the noise in training and evaluation.
           **kwargs: of `keras.Model`.
 
         Raises:
           RuntimeError: if Keras runs on another backend than TensorFlow.
           TypeError: if an argument is of the wrong kind.
-          ValueError: if `seed` is not in the range of int32.
+          ValueError: if `seed` is out of range.
         """
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
@@ -107,15 +105,11 @@ class VAE(FastModel):
                 raise TypeError(f"{name} must be callable, got {type(part).__name__}.")
         if not (isinstance(prior, tfd.Distribution) or callable(prior)):
             raise TypeError(f"prior must be a distribution or build one, got {prior!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}.")
-        if not -(2**31) <= seed < 2**31:
-            raise ValueError(f"seed must fit in int32, got {seed}.")
         self.encoder = encoder
         self.decoder = decoder
         self.prior: Any = prior
         self.objective = elbo() if objective is None else objective
-        self.seed = seed
+        self.seed = seeds.checked_seed(seed)
         self.event_shape: tuple[int, ...] | None = None
         self._frozen_variables: set[Any] = set()  # that hide in functions
         self._loss = keras.metrics.Mean(name="loss")
@@ -254,9 +248,9 @@ class VAE(FastModel):
         """The loss on a batch and its gradient, once they are known to train what they should."""
         x, index = self._unpack(data)
         with tf.GradientTape() as tape:
-            terms = self._terms(
-                x, self._training_prior(index), self._step_seed(_TRAINING_STREAM), training=True
-            )
+            step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
+            seed = seeds.key(self.seed, "training/step", step, self._observations_seen())
+            terms = self._terms(x, self._training_prior(index), seed, training=True)
             loss = -tf.reduce_mean(terms.objective)
             penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
             for penalty in penalties:
@@ -269,7 +263,7 @@ class VAE(FastModel):
 
     def _runs(self, x: tf.Tensor) -> dict[str, Callable[[], Any]]:
         """What runs each part of the model by itself, by name."""
-        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        seed = seeds.key(self.seed, "probe")
         return {
             "encoder": lambda: self.encoder(x),
             "decoder": lambda: self.decoder(unwrap(self.encoder(x)).sample(seed=seed)),
@@ -279,7 +273,7 @@ class VAE(FastModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The metrics on a batch."""
         x, _ = self._unpack(data)
-        seed = self._step_seed(_EVALUATION_STREAM)
+        seed = seeds.key(self.seed, "training/evaluation", self._observations_seen())
         return self._updated_metrics(self._terms(x, build_prior(self.prior), seed, training=False))
 
     def get_config(self) -> dict[str, Any]:
@@ -356,7 +350,7 @@ class VAE(FastModel):
         """Codes of `x`, once posterior and prior have been checked."""
         posterior = check_encoder_output(self.encoder(x), x.shape[0])
         prior = check_prior(build_prior(self.prior), posterior)
-        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        seed = seeds.key(self.seed, "probe")
         check_codes_in_support(prior, posterior.sample(100, seed=seed))
         return posterior.sample(seed=seed)
 
@@ -387,16 +381,13 @@ class VAE(FastModel):
         )
         return self.objective(x, encoder, decoder, prior, seed)
 
-    def _step_seed(self, stream: int) -> tf.Tensor:
-        """The stateless seed of this step, a pair of int32."""
-        seed = tf.constant([self.seed, stream])
-        if stream == _TRAINING_STREAM:
-            step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
-            seed = tf.random.experimental.stateless_fold_in(seed, step)
-        # Tells apart the batches of an evaluation, and those of one step where an optimizer
-        # accumulates gradients.
-        observations_seen = tf.cast(tf.convert_to_tensor(self._loss.count), tf.int32)
-        return tf.random.experimental.stateless_fold_in(seed, observations_seen)
+    def _observations_seen(self) -> tf.Tensor:
+        """How many there were in this epoch or evaluation.
+
+        It tells apart the batches of an evaluation, and those of one step where an optimizer
+        accumulates gradients.
+        """
+        return tf.cast(tf.convert_to_tensor(self._loss.count), tf.int32)
 
     def _updated_metrics(self, terms: ObjectiveTerms) -> dict[str, tf.Tensor]:
         self._loss.update_state(-terms.objective)

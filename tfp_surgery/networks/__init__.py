@@ -8,7 +8,6 @@ from tfp_surgery.networks.likelihoods import (
     DiscretizedLogisticLikelihood,
     GaussianLikelihood,
 )
-from tfp_surgery.priors.base import StandardNormalPrior
 
 __all__ = [
     "BernoulliLikelihood",
@@ -19,5 +18,4 @@ __all__ = [
     "GaussianLikelihood",
     "MLPDecoder",
     "MLPEncoder",
-    "StandardNormalPrior",
 ]

@@ -43,8 +43,8 @@ class AggregatePrior(ObservationPrior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         x: Any,
         *,
         stop_gradient: bool = True,
@@ -54,9 +54,9 @@ class AggregatePrior(ObservationPrior):
         """Makes the layer.
 
         Args:
+          event_size: D, the size of a code.
           encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
             model's own.
-          event_size: D, the size of a code.
           x: the training data: array `[N, *observation_shape]`, or a
             `tfp_surgery.datasets.Dataset` of settled binarization.
           stop_gradient: whether the components count as constants in training; otherwise the
@@ -69,7 +69,7 @@ class AggregatePrior(ObservationPrior):
           TypeError: if an argument is of the wrong kind.
           ValueError: if x is empty or not finite, or the encoder does not fit.
         """
-        super().__init__(encoder, event_size, x, None, leave_one_out, 0, **kwargs)
+        super().__init__(event_size, encoder, x, None, leave_one_out, 0, **kwargs)
         self.stop_gradient = bool(stop_gradient)
 
     def call(self, condition: Any = None) -> AggregatePosterior:

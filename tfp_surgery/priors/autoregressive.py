@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.distributions.autoregressive_mixture import AutoregressiveMixture
 from tfp_surgery.priors.base import Prior
@@ -81,9 +82,10 @@ class AutoregressivePrior(Prior):
             dtype=self.dtype_policy,
         )
         self.linear = WhitenedLinear(self.event_size, self.density_dtype)
-        self._spread_components(np.random.default_rng(0).normal(size=(1000, self.event_size)))
+        rng = seeds.generator(0, "autoregressive_prior/first_quantiles")
+        self._spread_components(rng.normal(size=(1000, self.event_size)))
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Whitens, and spreads the components of each conditional over the codes' quantiles.
 
         Args:

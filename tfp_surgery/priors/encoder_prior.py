@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.components.encoding import encode
 from tfp_surgery.datasets import Dataset
@@ -39,16 +40,16 @@ class EncoderPrior(Prior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         observation_shape: Sequence[int],
         **kwargs: Any,
     ):
         """Makes the layer, and the weights of the encoder if it has none yet.
 
         Args:
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
           event_size: D, the size of a code.
+          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
           observation_shape: the shape of one observation.
           **kwargs: of `keras.layers.Layer`.
 
@@ -95,16 +96,6 @@ class EncoderPrior(Prior):
         """The trainable variables without those of the encoder."""
         of_encoder = {id(variable) for variable in getattr(self.encoder, "variables", ())}
         return [v for v in self.trainable_variables if id(v) not in of_encoder]
-
-    def _add_weight(self, name: str, value: Any, **kwargs: Any) -> keras.Variable:
-        """A weight with a first value, which `trainable=False` of the layer fixes."""
-        value = np.asarray(value)
-        kwargs = {"dtype": self.density_dtype.name, "autocast": False, **kwargs}
-        weight = self.add_weight(shape=value.shape, initializer="zeros", name=name, **kwargs)
-        weight.assign(value)
-        if not self._trainable:
-            weight.trainable = False
-        return weight
 
     def _posteriors(self, u: Any) -> tfd.Distribution:
         """q(z|u) of `[K, *observation_shape]`, batch shape `[K]`."""
@@ -164,32 +155,30 @@ class ObservationPrior(EncoderPrior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         x: Any,
         num_components: int | None,
         leave_one_out: bool,
-        seed: int,
+        seed: Any,
         **kwargs: Any,
     ):
         """Makes the layer; the arguments are those of the subclasses."""
         x = observations_of(x)
         reject_raw_levels(x)
-        super().__init__(encoder, event_size, x.shape[1:], **kwargs)
+        super().__init__(event_size, encoder, x.shape[1:], **kwargs)
         num_observations = len(x)
         indices = np.arange(num_observations)
-        seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.seed = seeds.checked_seed(seed)
         if num_components is not None:
             num_components = checked_integer("num_components", num_components, 1, num_observations)
-            indices = np.sort(
-                np.random.default_rng(seed).permutation(num_observations)[:num_components]
-            )
+            rng = seeds.generator(self.seed, "observation_prior/subset")
+            indices = np.sort(rng.permutation(num_observations)[:num_components])
             x = x[indices]
         if leave_one_out and len(indices) == 1:
             raise ValueError(
                 "leave_one_out needs at least two components: without its only one nothing is left."
             )
-        self.seed = seed
         self.leaves_one_out = bool(leave_one_out)
         are_bytes = x.min() >= 0 and x.max() <= 255 and np.array_equal(x, x.astype(np.uint8))
         self.exemplars = self._add_weight(

@@ -121,7 +121,7 @@ class FlowPrior(Prior):
             dtype=self.dtype_policy,
         )
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Sets the fixed affine map to whiten the codes, and the first learned one to the identity.
 
         Args:

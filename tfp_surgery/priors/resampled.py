@@ -9,13 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.priors.base import MomentPrior, Prior
 from tfp_surgery.priors.condition import check_codes
 from tfp_surgery.priors.standardization import Standardization, moments
-
-_MEASURING_STREAM, _TRAINING_STREAM = 0, 1
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -58,7 +57,7 @@ class ResampledPrior(Prior):
         base: Prior | None = None,
         num_normalizer_samples: int = 2**16,
         num_training_samples: int = 2**12,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the layer.
@@ -72,7 +71,7 @@ class ResampledPrior(Prior):
             `initialize` the Gaussian of the codes' mean and variances; it is not trained.
           num_normalizer_samples: draws from the base that estimate Z, at least 2.
           num_training_samples: the same for calls with `training=True`.
-          seed: integer in [0, 2**31), of the draws that estimate Z.
+          seed: integer in [0, 2**31) or pair of int32, of the draws that estimate Z.
           **kwargs: of `keras.layers.Layer`.
 
         Raises:
@@ -97,7 +96,7 @@ class ResampledPrior(Prior):
             "num_normalizer_samples", num_normalizer_samples, 2
         )
         self.num_training_samples = checked_integer("num_training_samples", num_training_samples, 2)
-        self.seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.seed = seeds.checked_seed(seed)
         self.standardization = Standardization(self.event_size, self.density_dtype)
         self.acceptance_layers = [
             *(keras.layers.Dense(size, "tanh", dtype=dtype) for size in self.hidden_sizes),
@@ -113,12 +112,12 @@ class ResampledPrior(Prior):
         """Those of the base, and the weights of the acceptance network."""
         return [*self.base.fitted_variables, *self._acceptance_weights()]
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Initialises the base, and sets the units in which the acceptance network sees codes.
 
         Args:
           codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: integer in [0, 2**31), of the base.
+          seed: integer in [0, 2**31) or pair of int32, of the base.
 
         Raises:
           ValueError: if the codes have another shape, or are not finite.
@@ -152,11 +151,11 @@ class ResampledPrior(Prior):
                 "a ResampledPrior takes no condition: its normaliser would have to be estimated "
                 "for each."
             )
-        seed = tf.constant([self.seed, _MEASURING_STREAM])
         if training:
-            seed = tf.random.experimental.stateless_fold_in(
-                tf.constant([self.seed, _TRAINING_STREAM]), self._weight_bits()
-            )
+            bits = self._weight_bits()
+            seed = seeds.key(self.seed, "resampled_prior/training_normalizer", bits)
+        else:
+            seed = seeds.key(self.seed, "resampled_prior/normalizer")
         return Resampled.with_estimated_normalizer(
             self.base(),
             self.log_acceptance,

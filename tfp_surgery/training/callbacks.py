@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
@@ -43,7 +44,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         every: int = 1,
         num_query: int = 1000,
         num_samples: int = 2,
-        seed: int = 0,
+        seed: Any = 0,
         batch_size: int = 2000,
     ) -> None:
         """Makes the callback for a model with `encoder`, `decoder` and `prior`, as `tfs.VAE`.
@@ -53,7 +54,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           every: Look at every so many epochs.
           num_query: Number of observations in the subset; all where there are fewer.
           num_samples: Draws of z an observation.
-          seed: Integer in [0, 2**31); see `elbo_surgery`.
+          seed: Integer in [0, 2**31) or pair of int32; see `elbo_surgery`.
           batch_size: See `elbo_surgery`.
 
         Raises:
@@ -76,7 +77,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._every = every
         self._num_query = min(num_query, len(self._x))
         self._num_samples = num_samples
-        self._seed = seed
+        self._seed = seeds.checked_seed(seed)
         self._batch_size = batch_size
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None

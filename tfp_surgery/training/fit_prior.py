@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
@@ -28,8 +29,6 @@ from tfp_surgery.training.variables import check_fitted_variables
 
 tfd = tfp.distributions
 
-# Streams of the seed, beside that of the training codes.
-_INITIAL_STREAM, _VALIDATION_STREAM, _LOOKS_STREAM = 6, 7, 10
 # On which looks are compared without a validation set: a tenth of the default steps' codes between
 # two looks, and enough to tell apart what differs by some thousandths of a nat.
 _LOOKS_CODES = 10_000
@@ -50,7 +49,7 @@ def fit_prior(
     patience: int | None = 10,
     num_samples: int = 2,
     tolerance: float | None = None,
-    seed: int = 0,
+    seed: Any = 0,
     verbose: bool = True,
 ) -> PriorFit:
     r"""Fits a prior to the aggregate posterior of a finished model.
@@ -109,9 +108,9 @@ def fit_prior(
         errors are NaN.
       tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
         `AggregatePosterior.evaluate`. None for none. It does not enter the change in ELBO.
-      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit to a prior of
-        the same weights. The draws of the result are those of `elbo_surgery` with this seed and
-        `num_samples`.
+      seed: Integer in [0, 2**31) or pair of int32. On one machine the same seed gives the same fit
+        to a prior of the same weights. The draws of the result are those of `elbo_surgery` with
+        this seed and `num_samples`.
       verbose: Whether to print a line at each look.
 
     Returns:
@@ -137,7 +136,7 @@ def fit_prior(
     if patience is not None:
         patience = checked_integer("patience", patience, 1)
     num_samples = checked_integer("num_samples", num_samples, 1)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    seed = seeds.checked_seed(seed)
     learning_rate = _checked_learning_rate(learning_rate)
     tolerance = checked_tolerance(tolerance)
     _check_aggregate(aggregate_posterior, "aggregate_posterior")
@@ -181,16 +180,16 @@ def fit_prior(
     ]
     started = time.perf_counter()
     if initialize and hasattr(prior, "initialize"):
-        prior.initialize(_codes(aggregate_posterior, seed, _INITIAL_STREAM).numpy(), seed)
+        codes_seed = seeds.key(seed, "fit_prior/initial_codes")
+        prior.initialize(_one_draw_each(aggregate_posterior, codes_seed).numpy(), seed)
     initialized = time.perf_counter()
     at_start = [measurement.log_prob(prior) for measurement in measurements if num_steps > 0]
     started += time.perf_counter() - initialized
     codes = None
     if validation is not None:
-        codes = _codes(validation, seed, _VALIDATION_STREAM)
+        codes = _one_draw_each(validation, seeds.key(seed, "fit_prior/validation_codes"))
     elif num_steps > 0:
-        stream = tf.constant([seed, _LOOKS_STREAM], tf.int32)
-        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=stream)
+        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=seeds.key(seed, "fit_prior/looks"))
     fixed_codes = None if codes is None else FixedCodes(codes, prior, batch_size)
     looks = PriorLooks(prior, fixed_codes, validation is not None, num_steps, verbose)
     looks.look(0, None)
@@ -253,9 +252,9 @@ def fit_prior(
     )
 
 
-def _codes(aggregate: AggregatePosterior, seed: int, stream: int) -> tf.Tensor:
+def _one_draw_each(aggregate_posterior: AggregatePosterior, seed: tf.Tensor) -> tf.Tensor:
     """One draw of each q(z|x_n), `[N, D]`."""
-    return aggregate.components_distribution.sample(seed=tf.constant([seed, stream], tf.int32))
+    return aggregate_posterior.components_distribution.sample(seed=seed)
 
 
 def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:

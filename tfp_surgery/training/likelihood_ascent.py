@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.model import traced
 
 tfd = tfp.distributions
 
-_CODES_STREAM = 5  # of the seed; elbo_surgery's draws are stream 1
 # Steps of one call: enough that calling costs nothing, and few enough to be interrupted.
 _STEPS_TOGETHER = 50
 _WARMUP = 0.05  # share of the steps
@@ -39,7 +39,7 @@ class LikelihoodAscent:
         num_steps: int,
         batch_size: int,
         learning_rate: float,
-        seed: int,
+        seed: seeds.Seed,
     ) -> None:
         """Prepares the steps; the first call of `run` compiles them.
 
@@ -50,7 +50,7 @@ class LikelihoodAscent:
           num_steps: Steps until the learning rate is zero.
           batch_size: Codes a step.
           learning_rate: The highest.
-          seed: Integer in [0, 2**31).
+          seed: From `checked_seed`.
         """
         self._aggregate = aggregate
         self._prior = prior
@@ -111,9 +111,7 @@ class LikelihoodAscent:
         return total, failed
 
     def _step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.constant([self._seed, _CODES_STREAM], tf.int32), step
-        )
+        seed = seeds.key(self._seed, "fit_prior/codes", step)
         z = tf.stop_gradient(self._aggregate.sample(self._batch_size, seed=seed))
         sources = [variable.value for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tfp_surgery import seeds
 from tfp_surgery.measurement.consistency import warning_lines
 from tfp_surgery.measurement.presentation import aligned_rows, count_draws, record
 from tfp_surgery.surgery.prior_change import PriorChange
@@ -58,7 +59,7 @@ class PriorFit:
     history: tuple[PriorFitProgress, ...]
     batch_size: int
     learning_rate: float
-    seed: int
+    seed: seeds.Seed
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain, JSON-ready values: every estimate as `{"value", "standard_error"}`."""
