@@ -24,7 +24,7 @@ def whole_split(split: str) -> tuple[str, int]:
     """The split that a part was taken from, and the place in it of the part's first row.
 
     Args:
-      split: a name, or an expression of TensorFlow Datasets such as `"train[500:]"`.
+      split: A name, or an expression of TensorFlow Datasets such as `"train[500:]"`.
 
     Returns:
       The name of the whole split and a number of rows; `split` itself and 0 where the expression
@@ -76,9 +76,9 @@ def bernoulli_rows(
 
     Args:
       images: `[N, *event_shape]`, read as the rows from `first_row` on of a larger array.
-      max_level: the level whose probability is 1.
-      first_row: the rows of the larger array before them.
-      source: the entropy of the draw of the larger array.
+      max_level: The level whose probability is 1.
+      first_row: The rows of the larger array before them.
+      source: The entropy of the draw of the larger array.
 
     Returns:
       uint8 `[N, *event_shape]`, 0 or 1.

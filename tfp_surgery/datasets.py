@@ -40,25 +40,25 @@ class Dataset:
     (`"train[10%:]"`, `"train+test"`) have draws of their own, and `describe` says so.
 
     Attributes:
-        name: name of the data set, such as `"mnist"`.
-        split: name of the split, such as `"train"`. Two splits never share their draws.
-        intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
-            times the intensity. Any floats, integers or booleans are taken; they are kept as
-            float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
-            read-only; a writable one is copied.
-        binarization: one of `BINARIZATIONS`.
-        seed: integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
-        max_level: the level that stands for intensity 1. None lets the values decide where they
-            can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
-            and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
-            127. Say it where the array is only a part of a data set: a dark part of 8-bit images
-            may hold 0 and 1 alone.
+      name: Name of the data set, such as `"mnist"`.
+      split: Name of the split, such as `"train"`. Two splits never share their draws.
+      intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
+          times the intensity. Any floats, integers or booleans are taken; they are kept as
+          float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
+          read-only; a writable one is copied.
+      binarization: One of `BINARIZATIONS`.
+      seed: Integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
+      max_level: The level that stands for intensity 1. None lets the values decide where they
+          can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
+          and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
+          127. Say it where the array is only a part of a data set: a dark part of 8-bit images
+          may hold 0 and 1 alone.
 
     Raises:
-        TypeError: if a field has the wrong type, or `intensities` is no array of numbers.
-        ValueError: if the intensities are empty, have no event dimension, are masked or not
-            finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
-            the seed is not an accepted one.
+      TypeError: If a field has the wrong type, or `intensities` is no array of numbers.
+      ValueError: If the intensities are empty, have no event dimension, are masked or not
+          finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
+          the seed is not an accepted one.
     """
 
     name: str
@@ -96,15 +96,15 @@ class Dataset:
         """All observations, in order.
 
         Args:
-            draw_seed: integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
-                binarization. The other binarizations have one set of observations and do not use
-                it.
+          draw_seed: Integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
+              binarization. The other binarizations have one set of observations and do not use
+              it.
 
         Returns:
-            A new float32 array `[N, *event_shape]`.
+          A new float32 array `[N, *event_shape]`.
 
         Raises:
-            ValueError: if the binarization is stochastic and `draw_seed` is None.
+          ValueError: If the binarization is stochastic and `draw_seed` is None.
         """
         if self.binarization != "stochastic":
             return np.asarray(self._stored, np.float32) / self._unit
@@ -120,14 +120,14 @@ class Dataset:
         """The rows `observations()[indices]`, without making the others.
 
         Args:
-            indices: an integer, a slice, an integer array or a boolean mask of shape `[N]`.
+          indices: An integer, a slice, an integer array or a boolean mask of shape `[N]`.
 
         Returns:
-            float32 `[*indices_shape, *event_shape]`.
+          float32 `[*indices_shape, *event_shape]`.
 
         Raises:
-            TypeError: if `indices` is a tuple: only observations are indexed.
-            ValueError: if the binarization is stochastic, or `indices` has masked entries.
+          TypeError: If `indices` is a tuple: only observations are indexed.
+          ValueError: If the binarization is stochastic, or `indices` has masked entries.
         """
         if isinstance(indices, tuple):
             raise TypeError(f"a Dataset is indexed by observation alone, got the tuple {indices}.")
@@ -161,21 +161,21 @@ class Dataset:
         (`tfp_surgery.VAE` does).
 
         Args:
-            batch_size: observations a batch; the last batch holds what remains.
-            seed: integer in [0, 2**31) or pair of int32; None keeps the data in order.
-            initial_epoch: epoch of the first iteration.
-            indexed: whether the elements tell which observations they hold, as a prior asks for
-                that leaves each observation's own component out (`tfp_surgery.priors`).
+          batch_size: Observations a batch; the last batch holds what remains.
+          seed: Integer in [0, 2**31) or pair of int32; None keeps the data in order.
+          initial_epoch: Epoch of the first iteration.
+          indexed: Whether the elements tell which observations they hold, as a prior asks for
+              that leaves each observation's own component out (`tfp_surgery.priors`).
 
         Returns:
-            A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
-            float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
-            and of their indices as `"index"`, int32 `[batch]`.
+          A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
+          float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
+          and of their indices as `"index"`, int32 `[batch]`.
 
         Raises:
-            TypeError: if an argument is not an integer.
-            ValueError: if an argument is out of range, or the binarization is stochastic and
-                `seed` is None.
+          TypeError: If an argument is not an integer.
+          ValueError: If an argument is out of range, or the binarization is stochastic and
+              `seed` is None.
         """
         num_batches = self.num_batches(batch_size)
         batch_size = min(operator.index(batch_size), self.num_observations)
@@ -233,10 +233,10 @@ class Dataset:
         For example `mnist/train, N = 60000, binarization threshold, level 255 is intensity 1`.
 
         Args:
-            draw_seed: the draw that a stochastic binarization was observed with, if one was.
+          draw_seed: The draw that a stochastic binarization was observed with, if one was.
 
         Returns:
-            The name, the split, N, the binarization with the seeds behind it, and the levels.
+          The name, the split, N, the binarization with the seeds behind it, and the levels.
         """
         drawn = [f"seed {self.seed}"]
         if self.binarization == "stochastic":
@@ -315,25 +315,25 @@ def load(
     read too.
 
     Args:
-        name: `"digits"` or the name of a TFDS data set.
-        split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
-        binarization: one of `BINARIZATIONS`; see `Dataset`.
-        seed: see `Dataset`.
-        data_dir: folder of prepared TFDS data; None for TFDS's own default.
-        manual_dir: folder with the original files under their original names, for machines
-            without network.
-        max_level: the level that stands for intensity 1; see `Dataset`. The digits, whose
-            intensities are level / 16, do not use it.
+      name: `"digits"` or the name of a TFDS data set.
+      split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
+      binarization: One of `BINARIZATIONS`; see `Dataset`.
+      seed: See `Dataset`.
+      data_dir: Folder of prepared TFDS data; None for TFDS's own default.
+      manual_dir: Folder with the original files under their original names, for machines
+          without network.
+      max_level: The level that stands for intensity 1; see `Dataset`. The digits, whose
+          intensities are level / 16, do not use it.
 
     Returns:
-        The `Dataset`.
+      The `Dataset`.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if there is no such data set, split or binarization, if the data set does not
-            hold uint8 images of one size, or if its levels leave open which of them stands for 1.
-        OSError: if `manual_dir` or a file in it is missing, a checksum does not match, the
-            download fails, or `data_dir` cannot be used.
+      TypeError: If an argument has the wrong type.
+      ValueError: If there is no such data set, split or binarization, if the data set does not
+          hold uint8 images of one size, or if its levels leave open which of them stands for 1.
+      OSError: If `manual_dir` or a file in it is missing, a checksum does not match, the
+          download fails, or `data_dir` cannot be used.
     """
     _check_string("name", name)
     _check_string("split", split)

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfp_surgery.models.finite_steps import FiniteSteps
-from tfp_surgery.models.weight_files import WholeFileModel
+from tfp_surgery.models.whole_file_model import WholeFileModel
 
 # A call from Python costs Keras 1 to 3 ms, a step of a small model takes 5 to 10.
 _STEPS_TOGETHER = 16
@@ -28,7 +28,7 @@ class FastModel(WholeFileModel):
     """A Keras model that chooses how its steps are executed where the user does not.
 
     Attributes:
-      jit_compile: whether steps run under XLA; what `compile` was given, or False until the first
+      jit_compile: Whether steps run under XLA; what `compile` was given, or False until the first
         `fit` or `evaluate` has chosen.
     """
 
@@ -58,8 +58,8 @@ class FastModel(WholeFileModel):
         a call.
 
         Args:
-          optimizer: as Keras takes it.
-          **kwargs: of `keras.Model.compile`, without loss and metrics.
+          optimizer: As Keras takes it.
+          **kwargs: Of `keras.Model.compile`, without loss and metrics.
         """
         kwargs = {"jit_compile": "auto", "steps_per_execution": "auto", **kwargs}
         self._chooses_jit = kwargs["jit_compile"] == "auto"
@@ -113,7 +113,7 @@ class FastModel(WholeFileModel):
         """Takes one training step.
 
         Args:
-          batch: what the model is trained on, as the pipeline gives it.
+          batch: What the model is trained on, as the pipeline gives it.
 
         Returns:
           The loss that was differentiated, with penalties, a scalar; and the metrics.

@@ -23,22 +23,22 @@ class TrainingInput:
     reading one beforehand would use up an epoch of a pipeline that counts its passes.
 
     Attributes:
-      event_shape: the shape of one observation.
-      data: what to hand to Keras in the place of the input.
-      is_indexed: whether each observation comes with its index in the data set.
+      event_shape: The shape of one observation.
+      data: What to hand to Keras in the place of the input.
+      is_indexed: Whether each observation comes with its index in the data set.
     """
 
     def __init__(self, x: Any):
         """Takes what `fit` was given as `x`.
 
         Args:
-          x: array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
+          x: Array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
             `[B, *event_shape]`, alone, in a tuple of one, or as `"x"` in a dict whose `"index"`
             holds int32 or int64 `[B]`.
 
         Raises:
-          TypeError: if `x` is neither, or not floating.
-          ValueError: if it has no observations, values that are not finite, no batch dimension,
+          TypeError: If `x` is neither, or not floating.
+          ValueError: If it has no observations, values that are not finite, no batch dimension,
             an event shape that is not known, or targets beside the observations.
         """
         self._failure: Exception | None = None
@@ -85,7 +85,7 @@ class TrainingInput:
         """Checks the array now, or arranges that batches are checked when they are read.
 
         Args:
-          check: takes observations `[N, *event_shape]`, raises TypeError or ValueError.
+          check: Takes observations `[N, *event_shape]`, raises TypeError or ValueError.
         """
         if not isinstance(self.data, tf.data.Dataset):
             check(self.data)
@@ -131,7 +131,7 @@ def reject_targets(**arguments: Any) -> None:
     """Raises a ValueError for targets and weights, which a model of x alone has no use for.
 
     Args:
-      **arguments: by name; anything but None is refused.
+      **arguments: By name; anything but None is refused.
     """
     given = [name for name, value in arguments.items() if value is not None]
     if given:
@@ -153,7 +153,7 @@ def observations_and_index(element: Any) -> tuple[Any, Any]:
       x and index.
 
     Raises:
-      ValueError: if it is something else.
+      ValueError: If it is something else.
     """
     if isinstance(element, tuple) and len(element) == 1:
         element = element[0]

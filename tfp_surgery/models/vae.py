@@ -24,7 +24,7 @@ from tfp_surgery.checks.networks import (
 from tfp_surgery.checks.support import check_support
 from tfp_surgery.measurement.model import check_codes_in_support
 from tfp_surgery.models.fast_model import FastModel, listed
-from tfp_surgery.models.not_finite import DifferentiatedLoss, first_not_finite
+from tfp_surgery.models.first_not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (
     TrainingInput,
     observations_and_index,
@@ -60,8 +60,8 @@ class VAE(FastModel):
     in training, and those of the prior itself in `evaluate` and validation.
 
     Attributes:
-      encoder: as given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
-      event_shape: the shape of one observation, once the model is built.
+      encoder: As given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
+      event_shape: The shape of one observation, once the model is built.
     """
 
     def __init__(
@@ -80,18 +80,18 @@ class VAE(FastModel):
         library.
 
         Args:
-          encoder: callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.
-          decoder: callable from z `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+          encoder: Callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.
+          decoder: Callable from z `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
           prior: p(z), or a callable without arguments that builds it; a layer with weights
             defines `call(self, condition=None)`.
-          objective: what to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
+          objective: What to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
           seed: Integer in [0, 2**31) or pair of int32, of the noise in training and evaluation.
-          **kwargs: of `keras.Model`.
+          **kwargs: Of `keras.Model`.
 
         Raises:
-          RuntimeError: if Keras runs on another backend than TensorFlow.
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if `seed` is out of range.
+          RuntimeError: If Keras runs on another backend than TensorFlow.
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If `seed` is out of range.
         """
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
@@ -128,16 +128,17 @@ class VAE(FastModel):
           input_shape: `[B or None, *event_shape]`.
 
         Raises:
-          TypeError: if a network or the prior gives no distribution, or has weights that Keras 3
+          TypeError: If a network or the prior gives no distribution, or has weights that Keras 3
             cannot train.
-          ValueError: if their batch or event shapes do not go together.
+          ValueError: If their batch or event shapes do not go together.
         """
         event_shape = tuple(size for size in input_shape[1:] if size is not None)
         if not event_shape or len(event_shape) != len(input_shape) - 1:
             raise ValueError(f"input_shape must be [B, *event_shape], got {tuple(input_shape)}.")
         with tf.init_scope():
             probe = tf.zeros([2, *event_shape], keras.config.floatx())
-            check_decoder_output(self.decoder(self._probe_code(probe)), 2, event_shape)
+            code = self._probe_code(probe, build_prior(self.prior))
+            check_decoder_output(self.decoder(code), 2, event_shape)
         self.event_shape = event_shape
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -148,21 +149,21 @@ class VAE(FastModel):
         """Trains the model; see `keras.Model.fit`.
 
         Args:
-          x: array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
+          x: Array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
             floating, finite, in the support of the likelihood. Of a `tf.data.Dataset` the first
             batch of each pass is checked for all of that, later ones for NaN and infinity. Its
             elements may also be dicts `{"x": x, "index": index}` with the place of each
             observation in the data set, int32 or int64 `[B]`.
           y: None.
-          **kwargs: of `keras.Model.fit`, without sample and class weights; `validation_data` is
+          **kwargs: Of `keras.Model.fit`, without sample and class weights; `validation_data` is
             of the same kind as `x`.
 
         Returns:
           The history that Keras keeps.
 
         Raises:
-          TypeError: if `x` is of another kind, or a network gives no distribution.
-          ValueError: if `x` is empty, not finite or outside the likelihood's support, if shapes
+          TypeError: If `x` is of another kind, or a network gives no distribution.
+          ValueError: If `x` is empty, not finite or outside the likelihood's support, if shapes
             do not go together, if there are targets, or if the prior needs indices and there are
             none.
         """
@@ -280,7 +281,7 @@ class VAE(FastModel):
         """The arguments of the constructor, serialized.
 
         Raises:
-          ValueError: if one of them is nothing that Keras can write.
+          ValueError: If one of them is nothing that Keras can write.
         """
         config = super().get_config()
         for name in ("encoder", "decoder", "prior", "objective"):
@@ -333,9 +334,11 @@ class VAE(FastModel):
             and bool(getattr(self.encoder, "trainable_weights", ()))
         )
 
+        prior = build_prior(self.prior)  # once, and not at the first batch of each epoch
+
         def check(values: np.ndarray) -> None:
             x = tf.constant(values[:1], keras.config.floatx())
-            code = self._probe_code(x)
+            code = self._probe_code(x, prior)
             check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
             if needs_gradient:
                 check_decoder_gradient(self.decoder, code, x)
@@ -346,10 +349,10 @@ class VAE(FastModel):
         self._trace(step, {"x": batch, "index": tf.range(2)})
         return checked
 
-    def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
+    def _probe_code(self, x: tf.Tensor, prior: tfd.Distribution) -> tf.Tensor:
         """Codes of `x`, once posterior and prior have been checked."""
         posterior = check_encoder_output(self.encoder(x), x.shape[0])
-        prior = check_prior(build_prior(self.prior), posterior)
+        check_prior(prior, posterior)
         seed = seeds.key(self.seed, "probe")
         check_codes_in_support(prior, posterior.sample(100, seed=seed))
         return posterior.sample(seed=seed)

@@ -55,19 +55,19 @@ class AggregatePrior(ObservationPrior):
 
         Args:
           event_size: D, the size of a code.
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
             model's own.
-          x: the training data: array `[N, *observation_shape]`, or a
+          x: The training data: array `[N, *observation_shape]`, or a
             `tfp_surgery.datasets.Dataset` of settled binarization.
-          stop_gradient: whether the components count as constants in training; otherwise the
+          stop_gradient: Whether the components count as constants in training; otherwise the
             gradient of the prior reaches the encoder through all N.
-          leave_one_out: whether `VAE.fit` leaves out the component of the observation itself. It
+          leave_one_out: Whether `VAE.fit` leaves out the component of the observation itself. It
             then needs the index of each: `dataset.batches(..., indexed=True)`.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if x is empty or not finite, or the encoder does not fit.
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If x is empty or not finite, or the encoder does not fit.
         """
         super().__init__(event_size, encoder, x, None, leave_one_out, 0, **kwargs)
         self.stop_gradient = bool(stop_gradient)
@@ -82,7 +82,7 @@ class AggregatePrior(ObservationPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         posteriors = self._posteriors(self.exemplars)

@@ -30,11 +30,11 @@ class Prior(keras.layers.Layer):
 
         Args:
           event_size: D, the size of a code.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `event_size` is no integer.
-          ValueError: if it is below 1.
+          TypeError: If `event_size` is no integer.
+          ValueError: If it is below 1.
         """
         super().__init__(**kwargs)
         self.event_size = checked_integer("event_size", event_size, 1)
@@ -55,8 +55,8 @@ class Prior(keras.layers.Layer):
         """Sets the weights to where training against these codes starts well; here, nothing.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`.
-          seed: integer in [0, 2**31) or pair of int32.
+          codes: Draws from the aggregate posterior, floating `[M, D]`.
+          seed: Integer in [0, 2**31) or pair of int32.
         """
 
     def get_config(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class StandardNormalPrior(Prior):
         """Builds the prior.
 
         Args:
-          condition: unused; Keras calls no layer whose `call` takes no argument.
+          condition: Unused; Keras calls no layer whose `call` takes no argument.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
@@ -101,11 +101,11 @@ class MomentPrior(Prior):
 
         Args:
           event_size: D, the size of a code.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `event_size` is no integer.
-          ValueError: if it is below 1.
+          TypeError: If `event_size` is no integer.
+          ValueError: If it is below 1.
         """
         super().__init__(event_size, **kwargs)
         self.standardization = Standardization(self.event_size, self.density_dtype)
@@ -114,8 +114,8 @@ class MomentPrior(Prior):
         """Takes mean and standard deviation of each dimension from the codes.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`.
-          seed: unused; nothing here is random.
+          codes: Draws from the aggregate posterior, floating `[M, D]`.
+          seed: Unused; nothing here is random.
         """
         del seed
         self.standardization.assign(*moments(codes))
@@ -124,7 +124,7 @@ class MomentPrior(Prior):
         """Builds the prior.
 
         Args:
-          condition: unused; Keras calls no layer whose `call` takes no argument.
+          condition: Unused; Keras calls no layer whose `call` takes no argument.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.

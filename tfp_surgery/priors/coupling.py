@@ -20,7 +20,7 @@ def kept_for_one_more_call(function: Callable[[tf.Tensor], Any]) -> Callable[[tf
     `tf.GradientTape` never stands in for a computation inside.
 
     Args:
-      function: of one Tensor.
+      function: Of one Tensor.
 
     Returns:
       The function that keeps.
@@ -54,11 +54,11 @@ class Coupling(tfb.Bijector):
         """Makes the bijector.
 
         Args:
-          num_masked: the number of coordinates that stay, the first ones.
-          bijector_fn: callable from these, `[..., num_masked]`, to a bijector of scalars with
+          num_masked: The number of coordinates that stay, the first ones.
+          bijector_fn: Callable from these, `[..., num_masked]`, to a bijector of scalars with
             batch shape `[..., D - num_masked]`.
-          validate_args: as in `tfb.Bijector`.
-          name: as in `tfb.Bijector`.
+          validate_args: As in `tfb.Bijector`.
+          name: As in `tfb.Bijector`.
         """
         parameters = dict(locals())
         self._num_masked = num_masked

@@ -34,8 +34,8 @@ class EncoderPrior(Prior):
     for a measurement, not as in training: dropout does not act on the prior.
 
     Attributes:
-      encoder: as given.
-      observation_shape: the shape of what it encodes.
+      encoder: As given.
+      observation_shape: The shape of what it encodes.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class EncoderPrior(Prior):
 
         Args:
           event_size: D, the size of a code.
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
-          observation_shape: the shape of one observation.
-          **kwargs: of `keras.layers.Layer`.
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
+          observation_shape: The shape of one observation.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `encoder` is not callable, or gives no distribution.
-          ValueError: if its codes have another size or dtype than those of the prior.
+          TypeError: If `encoder` is not callable, or gives no distribution.
+          ValueError: If its codes have another size or dtype than those of the prior.
         """
         super().__init__(event_size, **kwargs)
         if not callable(encoder):
@@ -113,7 +113,7 @@ class EncoderPrior(Prior):
         """The arguments of the constructor, serialized.
 
         Raises:
-          ValueError: if the encoder is nothing that Keras can write.
+          ValueError: If the encoder is nothing that Keras can write.
         """
         if not hasattr(self.encoder, "get_config"):
             raise ValueError(
@@ -148,9 +148,9 @@ class ObservationPrior(EncoderPrior):
     255), so that a `.keras` file holds them; the configuration does not.
 
     Attributes:
-      exemplars: weight `[M, *observation_shape]`, the observations behind the components.
-      indices: weight, int32 `[M]`, increasing: which observations of the data set they are.
-      leaves_one_out: whether training asks for `leave_one_out`.
+      exemplars: Weight `[M, *observation_shape]`, the observations behind the components.
+      indices: Weight, int32 `[M]`, increasing: which observations of the data set they are.
+      leaves_one_out: Whether training asks for `leave_one_out`.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class ObservationPrior(EncoderPrior):
         """The prior of a training step: that of an observation is without its own component.
 
         Args:
-          index: integer `[B]`: which observations of the data set they are; those without a
+          index: Integer `[B]`: which observations of the data set they are; those without a
             component have the whole prior.
 
         Returns:

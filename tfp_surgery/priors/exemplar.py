@@ -62,19 +62,19 @@ class ExemplarPrior(ObservationPrior):
 
         Args:
           event_size: D, the size of a code.
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
             model's own.
-          x: the training data: array `[N, *observation_shape]`, or a
+          x: The training data: array `[N, *observation_shape]`, or a
             `tfp_surgery.datasets.Dataset` of settled binarization.
           num_components: M, the size of the subset; None for all N.
-          leave_one_out: whether `VAE.fit` leaves out the component of the observation itself. It
+          leave_one_out: Whether `VAE.fit` leaves out the component of the observation itself. It
             then needs the index of each: `dataset.batches(..., indexed=True)`.
-          seed: integer in [0, 2**31) or pair of int32, of the subset.
-          **kwargs: of `keras.layers.Layer`.
+          seed: Integer in [0, 2**31) or pair of int32, of the subset.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if x is empty or not finite, a number is out of range, or the encoder does not
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If x is empty or not finite, a number is out of range, or the encoder does not
             fit.
         """
         super().__init__(event_size, encoder, x, num_components, leave_one_out, seed, **kwargs)
@@ -96,7 +96,7 @@ class ExemplarPrior(ObservationPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         loc = self._posteriors(self.exemplars).mean()  # [M, D]
@@ -107,11 +107,11 @@ class ExemplarPrior(ObservationPrior):
         """Sets units, and the width by maximum likelihood of some of the codes, by steps of EM.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: integer in [0, 2**31) or pair of int32.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Integer in [0, 2**31) or pair of int32.
 
         Raises:
-          ValueError: if the codes have another shape, or are not finite.
+          ValueError: If the codes have another shape, or are not finite.
         """
         codes = check_codes(codes, self.event_size)
         centre, unit = moments(codes)

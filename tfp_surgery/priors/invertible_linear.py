@@ -31,9 +31,9 @@ class InvertibleLinear(keras.layers.Layer):
 
         Args:
           event_size: D.
-          dtype: of weights and computations.
-          learned: whether loc and W are trained; fixed, they stay so whatever `trainable` says.
-          **kwargs: of `keras.layers.Layer`.
+          dtype: Of weights and computations.
+          learned: Whether loc and W are trained; fixed, they stay so whatever `trainable` says.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(dtype=dtype.name, **kwargs)
         vector, shape = (event_size,), (event_size, event_size)
@@ -63,7 +63,7 @@ class InvertibleLinear(keras.layers.Layer):
         dimension.
 
         Args:
-          codes: floating `[M, D]`.
+          codes: Floating `[M, D]`.
 
         Returns:
           The whitened codes `[M, D]` in float64, by falling variance of what they were.
@@ -98,8 +98,8 @@ class WhitenedLinear(InvertibleLinear):
 
         Args:
           event_size: D.
-          dtype: of weights and computations.
-          **kwargs: of `keras.layers.Layer`.
+          dtype: Of weights and computations.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(event_size, dtype, **kwargs)
         self.whitening = InvertibleLinear(event_size, dtype, learned=False)
@@ -110,7 +110,7 @@ class WhitenedLinear(InvertibleLinear):
         """Sets the fixed map to whiten the codes, and the learned one to the identity.
 
         Args:
-          codes: floating `[M, D]`.
+          codes: Floating `[M, D]`.
 
         Returns:
           As `InvertibleLinear.whiten`.

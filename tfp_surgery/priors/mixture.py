@@ -66,8 +66,8 @@ class MixturePrior(Prior):
       num_components: K.
       covariance: `"diagonal"` or `"full"`.
       condition_size: C, or None.
-      standardization: layer with the weights m and s, `loc` and `scale`, each `[D]`.
-      logits: weights of the layer, `[K]`, as for the next two.
+      standardization: Layer with the weights m and s, `loc` and `scale`, each `[D]`.
+      logits: Weights of the layer, `[K]`, as for the next two.
       loc: mu, `[K, D]`.
       raw_scale: `[K, D]`, or for full covariances `[K, D (D + 1) / 2]` in the order of
         `tfp.math.fill_triangular`.
@@ -86,13 +86,13 @@ class MixturePrior(Prior):
         Args:
           event_size: D, the size of a code.
           num_components: K.
-          covariance: of each component, `"diagonal"` or `"full"`.
+          covariance: Of each component, `"diagonal"` or `"full"`.
           condition_size: C, the size of the code that the prior is conditional on; None for none.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if a size or number is no integer.
-          ValueError: if a number is below 1, or `covariance` is another name.
+          TypeError: If a size or number is no integer.
+          ValueError: If a number is below 1, or `covariance` is another name.
         """
         super().__init__(event_size, **kwargs)
         if covariance not in _SKLEARN_COVARIANCE:
@@ -121,7 +121,7 @@ class MixturePrior(Prior):
         """Builds the prior.
 
         Args:
-          condition: floating Tensor `[..., C]`, given if and only if the prior has a
+          condition: Floating Tensor `[..., C]`, given if and only if the prior has a
             `condition_size`.
 
         Returns:
@@ -129,7 +129,7 @@ class MixturePrior(Prior):
           `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition and should not be, or the other way round, or it has
+          ValueError: If there is a condition and should not be, or the other way round, or it has
             another size.
         """
         logits, loc, raw_scale = self._parameters(condition)
@@ -155,12 +155,12 @@ class MixturePrior(Prior):
         has no influence after that, until it is trained.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
-          seed: integer in [0, 2**31) or pair of int32.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
+          seed: Integer in [0, 2**31) or pair of int32.
 
         Raises:
-          TypeError: if `codes` are no numbers.
-          ValueError: if their shape is another, or they are not finite.
+          TypeError: If `codes` are no numbers.
+          ValueError: If their shape is another, or they are not finite.
         """
         codes = check_codes(codes, self.event_size, max(2, self.num_components))
         rng = seeds.generator(seeds.checked_seed(seed), "mixture_prior/em")

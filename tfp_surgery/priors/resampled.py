@@ -46,7 +46,7 @@ class ResampledPrior(Prior):
     gradient is from the draws of the step, without that code (its weight needs the posterior).
 
     Attributes:
-      base: the prior of the proposals.
+      base: The prior of the proposals.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class ResampledPrior(Prior):
         Args:
           event_size: D, the size of a code.
           truncation: T, the most proposals that a draw costs, at least 1.
-          hidden_sizes: units of each hidden layer of the acceptance network.
-          base: the prior that is resampled, over codes of the same size and dtype. It is trained
+          hidden_sizes: Units of each hidden layer of the acceptance network.
+          base: The prior that is resampled, over codes of the same size and dtype. It is trained
             together with the acceptance network if it is trainable. If None, N(0, I), and after
             `initialize` the Gaussian of the codes' mean and variances; it is not trained.
-          num_normalizer_samples: draws from the base that estimate Z, at least 2.
-          num_training_samples: the same for calls with `training=True`.
-          seed: integer in [0, 2**31) or pair of int32, of the draws that estimate Z.
-          **kwargs: of `keras.layers.Layer`.
+          num_normalizer_samples: Draws from the base that estimate Z, at least 2.
+          num_training_samples: The same for calls with `training=True`.
+          seed: Integer in [0, 2**31) or pair of int32, of the draws that estimate Z.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `base` is no prior layer, or a number is no integer.
-          ValueError: if a number is out of range, or the base is over other codes.
+          TypeError: If `base` is no prior layer, or a number is no integer.
+          ValueError: If a number is out of range, or the base is over other codes.
         """
         super().__init__(event_size, **kwargs)
         dtype = self.density_dtype.name
@@ -116,11 +116,11 @@ class ResampledPrior(Prior):
         """Initialises the base, and sets the units in which the acceptance network sees codes.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: integer in [0, 2**31) or pair of int32, of the base.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Integer in [0, 2**31) or pair of int32, of the base.
 
         Raises:
-          ValueError: if the codes have another shape, or are not finite.
+          ValueError: If the codes have another shape, or are not finite.
         """
         checked = check_codes(codes, self.event_size)
         self.base.initialize(codes, seed)
@@ -138,13 +138,13 @@ class ResampledPrior(Prior):
 
         Args:
           condition: None.
-          training: whether Z is estimated by few draws that change with the weights.
+          training: Whether Z is estimated by few draws that change with the weights.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition.
+          ValueError: If there is a condition.
         """
         if condition is not None:
             raise ValueError(

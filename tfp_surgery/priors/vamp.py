@@ -56,20 +56,20 @@ class VampPrior(EncoderPrior):
 
         Args:
           event_size: D, the size of a code.
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
             model's own.
-          observation_shape: the shape of one observation, whose values lie in [0, 1].
+          observation_shape: The shape of one observation, whose values lie in [0, 1].
           num_components: K.
-          pseudo_inputs: where to start: array or `tfp_surgery.datasets.Dataset` of at least K
+          pseudo_inputs: Where to start: array or `tfp_surgery.datasets.Dataset` of at least K
             observations; K of them, drawn by `seed`, where there are more. Uniform noise if None,
             whose posteriors differ little at first.
-          weighted: whether w is learned.
-          seed: integer in [0, 2**31) or pair of int32, of what is drawn.
-          **kwargs: of `keras.layers.Layer`.
+          weighted: Whether w is learned.
+          seed: Integer in [0, 2**31) or pair of int32, of what is drawn.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if the pseudo-inputs are too few, of another shape, or leave [0, 1]; or if the
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If the pseudo-inputs are too few, of another shape, or leave [0, 1]; or if the
             encoder does not fit.
         """
         super().__init__(event_size, encoder, observation_shape, **kwargs)
@@ -98,7 +98,7 @@ class VampPrior(EncoderPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         weights = None

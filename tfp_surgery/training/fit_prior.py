@@ -22,7 +22,7 @@ from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model import check_no_nan, check_vector_codes
 from tfp_surgery.surgery.prior_change import PriorMeasurement
-from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
+from tfp_surgery.training.likelihood_ascent import LikelihoodAscent
 from tfp_surgery.training.prior_fit import PriorFit
 from tfp_surgery.training.prior_looks import PriorLooks
 from tfp_surgery.training.variables import check_fitted_variables
@@ -139,9 +139,9 @@ def fit_prior(
     seed = seeds.checked_seed(seed)
     learning_rate = _checked_learning_rate(learning_rate)
     tolerance = checked_tolerance(tolerance)
-    _check_aggregate(aggregate_posterior, "aggregate_posterior")
+    _check_aggregate_posterior(aggregate_posterior, "aggregate_posterior")
     if validation is not None:
-        _check_aggregate(validation, "validation")
+        _check_aggregate_posterior(validation, "validation")
         if validation.event_shape != aggregate_posterior.event_shape or (
             validation.dtype != aggregate_posterior.dtype
         ):
@@ -160,8 +160,8 @@ def fit_prior(
         prior, tf.zeros([1, *aggregate_posterior.event_shape], aggregate_posterior.dtype)
     )
     former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
-    former_now = check_prior(build_prior(former), aggregate_posterior)
-    former_name = "N(0, I)" if former_prior is None else former_now.name
+    former = check_prior(build_prior(former), aggregate_posterior)
+    former_name = "N(0, I)" if former_prior is None else former.name
     variables = list(getattr(prior, "fitted_variables", prior.trainable_variables))
 
     if num_samples == 1:
@@ -178,20 +178,24 @@ def fit_prior(
         for q_z in (aggregate_posterior, validation)
         if q_z is not None
     ]
+
+    def measured() -> list[np.ndarray]:
+        prior_now = build_prior(prior)
+        return [measurement.log_prob(prior_now) for measurement in measurements]
+
     started = time.perf_counter()
     if initialize and hasattr(prior, "initialize"):
         codes_seed = seeds.key(seed, "fit_prior/initial_codes")
         prior.initialize(_one_draw_each(aggregate_posterior, codes_seed).numpy(), seed)
     initialized = time.perf_counter()
-    at_start = [measurement.log_prob(prior) for measurement in measurements if num_steps > 0]
+    at_start = measured() if num_steps > 0 else []
     started += time.perf_counter() - initialized
     codes = None
     if validation is not None:
         codes = _one_draw_each(validation, seeds.key(seed, "fit_prior/validation_codes"))
     elif num_steps > 0:
         codes = aggregate_posterior.sample(_LOOKS_CODES, seed=seeds.key(seed, "fit_prior/looks"))
-    fixed_codes = None if codes is None else FixedCodes(codes, prior, batch_size)
-    looks = PriorLooks(prior, fixed_codes, validation is not None, num_steps, verbose)
+    looks = PriorLooks(prior, codes, batch_size, validation is not None, num_steps, verbose)
     looks.look(0, None)
     if num_steps > 0:
         ascent = LikelihoodAscent(
@@ -211,7 +215,7 @@ def fit_prior(
     looks.restore_best()
     seconds = time.perf_counter() - started
 
-    at_end = [measurement.log_prob(prior) for measurement in measurements]
+    at_end = measured()
     changes = [
         measurement.change_to(log_prob)
         for measurement, log_prob in zip(measurements, at_end, strict=True)
@@ -266,14 +270,14 @@ def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:
     return loss if loss.value > _NOISE_ERRORS * error else None
 
 
-def _standard_normal(aggregate: AggregatePosterior) -> tfd.Distribution:
-    zeros = tf.zeros(aggregate.event_shape, aggregate.dtype)
+def _standard_normal(aggregate_posterior: AggregatePosterior) -> tfd.Distribution:
+    zeros = tf.zeros(aggregate_posterior.event_shape, aggregate_posterior.dtype)
     return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
 
 
-def _check_aggregate(aggregate: Any, name: str) -> None:
-    check_vector_codes(aggregate, name)
-    check_no_nan(aggregate)
+def _check_aggregate_posterior(aggregate_posterior: Any, name: str) -> None:
+    check_vector_codes(aggregate_posterior, name)
+    check_no_nan(aggregate_posterior)
 
 
 def _checked_learning_rate(learning_rate: Any) -> float:

@@ -18,10 +18,10 @@ class DifferentiatedLoss(NamedTuple):
     """The loss of one training step and its gradient.
 
     Attributes:
-      terms: of each observation.
-      penalties: scalars that layers add to the loss.
-      loss: scalar: the negative mean objective, with the penalties.
-      gradients: of the loss, scaled as the optimizer asks for it, with respect to each trainable
+      terms: Of each observation.
+      penalties: Scalars that layers add to the loss.
+      loss: Scalar: the negative mean objective, with the penalties.
+      gradients: Of the loss, scaled as the optimizer asks for it, with respect to each trainable
         weight; None for a weight that it does not depend on.
     """
 
@@ -35,8 +35,8 @@ def first_not_finite(model: Any, step: DifferentiatedLoss) -> str:
     """Says what the first thing is that is not finite in a step.
 
     Args:
-      model: has the weights of before the step.
-      step: what it differentiated.
+      model: Has the weights of before the step.
+      step: What it differentiated.
 
     Returns:
       Sentences for an error.

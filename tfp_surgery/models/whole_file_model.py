@@ -26,8 +26,8 @@ class WholeFileModel(keras.Model):
         earlier one.
 
         Raises:
-          FileExistsError: if the file exists and `overwrite` is False.
-          ValueError: if a part of the model is nothing that Keras can write; `save_weights` and
+          FileExistsError: If the file exists and `overwrite` is False.
+          ValueError: If a part of the model is nothing that Keras can write; `save_weights` and
             `load_weights` serve any model.
         """
         if not str(filepath).endswith(".keras"):
@@ -55,12 +55,12 @@ class WholeFileModel(keras.Model):
 
         Args:
           filepath: a `.weights.h5` or `.keras` file.
-          **kwargs: of `keras.Model.load_weights`.
+          **kwargs: Of `keras.Model.load_weights`.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          OSError: if the file is damaged.
-          ValueError: if it holds the weights of another model, or this one is not built.
+          FileNotFoundError: If there is no such file.
+          OSError: If the file is damaged.
+          ValueError: If it holds the weights of another model, or this one is not built.
         """
         if not self.built:
             raise ValueError(
@@ -84,13 +84,13 @@ def restored_on_failure(
     """Gives `variables` their values back if the block, which loads `filepath`, fails.
 
     Args:
-      variables: what the block assigns to.
-      filepath: the file that errors name.
+      variables: What the block assigns to.
+      filepath: The file that errors name.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      OSError: if the file is damaged or of another format.
-      ValueError: if the file holds other weights than the model has.
+      FileNotFoundError: If there is no such file.
+      OSError: If the file is damaged or of another format.
+      ValueError: If the file holds other weights than the model has.
     """
     if not Path(filepath).exists():
         raise FileNotFoundError(f"there is no file {filepath} to load weights from.")
@@ -120,10 +120,10 @@ def check_same_weights(filepath: str | Path, weights: Sequence[keras.Variable]) 
 
     Args:
       filepath: a `.weights.h5` or `.keras` file.
-      weights: all weights of a model, without those of its optimizer.
+      weights: All weights of a model, without those of its optimizer.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: If the shapes differ.
     """
     source: str | Path | io.BytesIO = filepath
     if str(filepath).endswith(".keras"):

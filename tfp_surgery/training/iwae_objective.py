@@ -43,19 +43,19 @@ class Iwae:
         """Estimates the bound of each observation.
 
         Args:
-          x: floating Tensor of shape `[B, *event_shape]`.
+          x: Floating Tensor of shape `[B, *event_shape]`.
           encoder: x -> q(z|x), batch shape `[B]`, with reparameterized samples.
           decoder: z of shape `[m B, *code_shape]` -> p(x|z), batch shape `[m B]`.
           prior: p(z), or a callable that builds it.
-          seed: pair of int32, stateless as in `tfp.random`.
+          seed: Pair of int32, stateless as in `tfp.random`.
 
         Returns:
           The bound, and the two parts of the ELBO from the same draws: reconstruction - kl is at
           most the bound, by Jensen's inequality, for every draw. Only the bound has gradients.
 
         Raises:
-          TypeError: if a network or the prior gives no distribution.
-          ValueError: if the posterior has no reparameterized samples, without which the gradient
+          TypeError: If a network or the prior gives no distribution.
+          ValueError: If the posterior has no reparameterized samples, without which the gradient
             with respect to the encoder would miss a part.
         """
         posterior = unwrap(encoder(x))
@@ -137,14 +137,14 @@ def iwae(num_importance_samples: int = 5, gradient: str = "reparameterization") 
 
     Args:
       num_importance_samples: m, draws from q(z|x) an observation.
-      gradient: one of the three.
+      gradient: One of the three.
 
     Returns:
       An objective.
 
     Raises:
-      TypeError: if `num_importance_samples` is no integer.
-      ValueError: if it is below 1, or the gradient is none of the three.
+      TypeError: If `num_importance_samples` is no integer.
+      ValueError: If it is below 1, or the gradient is none of the three.
 
     #### References
 
