@@ -43,22 +43,22 @@ class Dataset:
       name: Name of the data set, such as `"mnist"`.
       split: Name of the split, such as `"train"`. Two splits never share their draws.
       intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
-          times the intensity. Any floats, integers or booleans are taken; they are kept as
-          float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
-          read-only; a writable one is copied.
+        times the intensity. Any floats, integers or booleans are taken; they are kept as
+        float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
+        read-only; a writable one is copied.
       binarization: One of `BINARIZATIONS`.
       seed: Integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
       max_level: The level that stands for intensity 1. None lets the values decide where they
-          can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
-          and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
-          127. Say it where the array is only a part of a data set: a dark part of 8-bit images
-          may hold 0 and 1 alone.
+        can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
+        and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
+        127. Say it where the array is only a part of a data set: a dark part of 8-bit images
+        may hold 0 and 1 alone.
 
     Raises:
       TypeError: If a field has the wrong type, or `intensities` is no array of numbers.
       ValueError: If the intensities are empty, have no event dimension, are masked or not
-          finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
-          the seed is not an accepted one.
+        finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
+        the seed is not an accepted one.
     """
 
     name: str
@@ -97,8 +97,8 @@ class Dataset:
 
         Args:
           draw_seed: Integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
-              binarization. The other binarizations have one set of observations and do not use
-              it.
+            binarization. The other binarizations have one set of observations and do not use
+            it.
 
         Returns:
           A new float32 array `[N, *event_shape]`.
@@ -165,7 +165,7 @@ class Dataset:
           seed: Integer in [0, 2**31) or pair of int32; None keeps the data in order.
           initial_epoch: Epoch of the first iteration.
           indexed: Whether the elements tell which observations they hold, as a prior asks for
-              that leaves each observation's own component out (`tfp_surgery.priors`).
+            that leaves each observation's own component out (`tfp_surgery.priors`).
 
         Returns:
           A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
@@ -175,7 +175,7 @@ class Dataset:
         Raises:
           TypeError: If an argument is not an integer.
           ValueError: If an argument is out of range, or the binarization is stochastic and
-              `seed` is None.
+            `seed` is None.
         """
         num_batches = self.num_batches(batch_size)
         batch_size = min(operator.index(batch_size), self.num_observations)
@@ -321,9 +321,9 @@ def load(
       seed: See `Dataset`.
       data_dir: Folder of prepared TFDS data; None for TFDS's own default.
       manual_dir: Folder with the original files under their original names, for machines
-          without network.
+        without network.
       max_level: The level that stands for intensity 1; see `Dataset`. The digits, whose
-          intensities are level / 16, do not use it.
+        intensities are level / 16, do not use it.
 
     Returns:
       The `Dataset`.
@@ -331,9 +331,9 @@ def load(
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: If there is no such data set, split or binarization, if the data set does not
-          hold uint8 images of one size, or if its levels leave open which of them stands for 1.
+        hold uint8 images of one size, or if its levels leave open which of them stands for 1.
       OSError: If `manual_dir` or a file in it is missing, a checksum does not match, the
-          download fails, or `data_dir` cannot be used.
+        download fails, or `data_dir` cannot be used.
     """
     _check_string("name", name)
     _check_string("split", split)

@@ -1,4 +1,4 @@
-"""What is not finite in a training step, in words."""
+"""first_not_finite: says what is not finite in a training step."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class DifferentiatedLoss(NamedTuple):
 
 
 def first_not_finite(model: Any, step: DifferentiatedLoss) -> str:
-    """Says what the first thing is that is not finite in a step.
+    """Says what is the first that is not finite: a weight, a term, a gradient or the update.
 
     Args:
-      model: Has the weights of before the step.
-      step: What it differentiated.
+      model: The model, with the weights from before the step.
+      step: The loss of the step and its gradient.
 
     Returns:
       Sentences for an error.

@@ -12,12 +12,11 @@ tfb = tfp.bijectors
 
 
 def kept_for_one_more_call(function: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], Any]:
-    """Makes `function` give its last value once more, where it gets the very same Tensor.
+    """Makes `function` return its last value once more for the same `Tensor`.
 
-    The inverse of a flow's layer and its log-determinant need the same parameters, and ask for them
-    one after the other. A second run of the network is one that gradients flow through, which no
-    compiler removes. After the second call nothing is kept: what was computed outside a
-    `tf.GradientTape` never stands in for a computation inside.
+    The inverse of a flow's layer and then its log-determinant need the same parameters. No compiler
+    removes the second run of the network, since gradients flow through both. The value is forgotten
+    after the second call: one that was computed outside a `tf.GradientTape` is not used inside.
 
     Args:
       function: Of one Tensor.

@@ -58,32 +58,33 @@ def fit_prior(
 
         KL(q(z) || p(z)) = E_q(z)[log q(z)] - E_q(z)[log p(z)].
 
-    It is minimised by maximum likelihood, E_q(z)[log p(z)] being raised by Adam on codes that each
-    step draws anew from q(z). Encoder and decoder are not touched: what the marginal KL loses, the
-    ELBO gains, and reconstruction and index-code mutual information stay what they are. The steps
-    are compiled by XLA, or run without it, with a warning, where XLA cannot compile the prior.
+    Adam raises E_q(z)[log p(z)] on codes that each step draws anew from q(z): maximum likelihood.
+    Encoder and decoder stay as they are, and with them reconstruction and index-code mutual
+    information; the ELBO gains what the marginal KL loses. XLA compiles the steps. Where it cannot
+    compile the prior, they run without it, with a warning.
 
-    The priors of `tfs.priors` learn in standard deviations of the codes, which `initialize` tells
-    them: the same fit in every unit of z. A layer of another kind that keeps its weights in the
-    unit of z is fitted well where its codes have standard deviations near one.
+    The weights of the priors of `tfs.priors` are in standard deviations of the codes, which
+    `initialize` sets: the fit is the same in every unit of z. A layer with weights in the unit of z
+    is fitted well where its codes have standard deviations near one.
 
-    The prior gets the weights of the best of all looks at it, those it started with included: these
-    are the weights after `initialize`, or those handed in if nothing is initialized. Looks are
-    compared by E[log p(z)] on fixed codes: 10000 draws from q(z) that take no part in training. All
-    steps are taken then, since the looks get better up to the last, with its low learning rate.
+    At the start and after every `evaluate_every` steps, E[log p(z)] is computed on fixed codes that
+    take no part in training. At the end the prior gets the weights of the best of these looks. The
+    first look is at the weights after `initialize`, or at those handed in if nothing is
+    initialized. Without `validation` the fixed codes are 10000 draws from q(z), and all steps are
+    taken, since looks improve up to the last steps with their low learning rate.
 
-    The prior learns q(z) of these observations and may do worse on others. Give `validation` to
-    see it: the looks are then compared on one fixed draw of each held-out observation, and training
-    stops when E[log p(z)] under the held-out q(z) has not risen for `patience` looks.
+    A prior fitted to some observations may do worse on others. With `validation` the fixed codes
+    are one draw of each held-out observation, and training stops when no look has been better for
+    `patience` looks.
 
-    The changes in the result are measured on draws that took no part in training or in the choice
-    of the best look: they are unbiased for each q(z) and this prior. But with `validation` the look
-    was chosen for these held-out observations among all looks: for yet other observations the
-    number is optimistic, by little where the values of the last looks differ by little. What is
-    not to be optimistic at all takes a third data set, and `elbo_surgery` on it.
+    The changes in the result are measured on other draws, which neither train the prior nor choose
+    a look: they are unbiased for each q(z) and this prior. But the held-out observations chose the
+    look. For yet other observations their number is optimistic, by little where the values of the
+    last looks differ by little. For a number without optimism, hand a third data set to
+    `elbo_surgery`.
 
-    Warnings say if a fit without `validation` found nothing better than its start, and if on the
-    draws of the result the prior is worse than at the start by more than three standard errors.
+    Warnings say if no look was better than the start (without `validation`), and if on the draws of
+    the result the prior is worse than at the start by more than three standard errors.
 
     Args:
       aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
@@ -96,14 +97,14 @@ def fit_prior(
         counts as it is before the fit). N(0, I) if None.
       initialize: Whether to call `prior.initialize(codes, seed)` first, with one draw of each
         q(z|x_n), where the layer has such a method. False goes on from the weights there are.
-      num_steps: Most steps to take, over which the learning rate falls to zero along a cosine; 0
-        to initialize only.
+      num_steps: The largest number of steps, over which the learning rate falls to zero along a
+        cosine; 0 to initialize only.
       batch_size: Codes a step.
       learning_rate: The highest, reached after a twentieth of the steps.
       evaluate_every: Look at the prior, and report, every so many steps.
-      patience: Looks without a better value on the validation set after which to stop; None for all
-        the steps. Little patience may stop a fit that would have gained once the learning rate
-        falls. Without a validation set all steps are taken.
+      patience: With `validation`, the number of looks without a better value after which to stop;
+        None for all steps. Little patience may stop a fit before the learning rate falls, which
+        often improves it.
       num_samples: Draws an observation, for the changes in the result. With 1 their standard
         errors are NaN.
       tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see

@@ -27,14 +27,14 @@ def checked_gradients(
     runs: Mapping[str, Callable[[], Any]],
     accepted: set[Any],
 ) -> list[Any]:
-    """The gradient of a loss, once it is known to train what it should.
+    """The gradient of a loss, after a check that it trains the weights of a model and no others.
 
     Args:
       tape: Has recorded the loss.
       loss: Scalar.
       model: With `variables`, `trainable_weights`, `encoder` and `decoder`.
-      runs: By name, what runs a part of the model by itself.
-      accepted: References to variables that have been found to be frozen; added to.
+      runs: Functions by name, each of which runs one part of the model.
+      accepted: References to variables that are known to be frozen; this function adds to them.
 
     Returns:
       The gradient with respect to each trainable weight, or None.
