@@ -34,10 +34,10 @@ class Dataset:
     * `"threshold"`: 1 where p > 0.5, else 0;
     * `"none"`: p itself, for real-valued likelihoods.
 
-    Draws are stateless: the same fields give the same bits in every process. The fixed draw and
-    the stated ones of a part of a split whose first row its name tells, as `"train[:500]"` and
-    `"train[500:]"` do, are those of the same rows of the whole split; parts in other words
-    (`"train[10%:]"`, `"train+test"`) have draws of their own, and `describe` says so.
+    Draws are stateless: the same fields give the same bits in every process. A part of a split
+    whose name tells its first row, as `"train[:500]"` and `"train[500:]"` do, has the fixed and
+    stated draws of the same rows of the whole split. Other parts (`"train[10%:]"`, `"train+test"`)
+    have draws of their own, and `describe` says so.
 
     Attributes:
       name: Name of the data set, such as `"mnist"`.
@@ -310,9 +310,8 @@ def load(
     Datasets (`"mnist"`, `"fashion_mnist"`, `"omniglot"`, `"emnist/letters"`, ...) whose feature
     `"image"` is uint8 and of one size (H, W, C). TFDS prepares it in `data_dir` once, from files
     in `manual_dir` or from the network, verifies the checksums it has on record, and reads it
-    without the network from then on. Which of their levels is intensity 1 is decided as in
-    `Dataset`, by all splits of the data set together: to decide for a dark split, the others are
-    read too.
+    without the network from then on. All splits of a data set decide together which level is
+    intensity 1, by the rule of `Dataset`: for a dark split the others are read too.
 
     Args:
       name: `"digits"` or the name of a TFDS data set.

@@ -45,19 +45,19 @@ class VAE(FastModel):
     The metrics, means over the observations in nats, are `loss` (the negative objective, without
     penalties that layers add), `average_reconstruction` and `average_kl`.
 
-    The noise of a training step is a function of `seed`, of the optimizer's step and of the
-    observations seen in the epoch; that of `evaluate` one of `seed` and the observations seen, so
-    each evaluation draws the same. A run that is saved, loaded and continued is thus the
-    uninterrupted run, weight for weight on a CPU, provided that its data are too (a
-    `tf.data.Dataset` that starts at the right epoch: `fit` shuffles arrays by a generator that is
-    saved nowhere), and that it was saved by a callback while `fit` ran: with an optimizer that
-    averages the weights (`use_ema`), `fit` ends by overwriting the weights with their averages.
+    The noise of a training step is a function of `seed`, of the optimizer's step and of the number
+    of observations seen in the epoch. That of `evaluate` is a function of `seed` and this number:
+    each evaluation has the same draws. A run that is saved, loaded and continued therefore equals
+    the uninterrupted run, weight for weight on a CPU, on two conditions. The data must go on from
+    the right epoch, as `dataset.batches(..., initial_epoch=...)` does; `fit` shuffles arrays by a
+    generator that is not saved. With an optimizer that averages the weights (`use_ema`), the model
+    must be saved by a callback: `fit` ends by overwriting the weights with their averages.
 
-    A prior made of the training data may have a method `leave_one_out(index)`, and where its
-    `leaves_one_out` is true a training step takes what it gives for the prior: one distribution
-    for each observation. Then `fit` needs a pipeline that tells the index of each, as
-    `dataset.batches(..., indexed=True)` makes it. `average_kl` and `loss` are those of that prior
-    in training, and those of the prior itself in `evaluate` and validation.
+    A prior made of the training data may leave each observation's own component out of training.
+    Where its attribute `leaves_one_out` is true, a training step uses `prior.leave_one_out(index)`
+    in its place, one distribution for each observation. `fit` then needs a pipeline that gives
+    their indices, such as `dataset.batches(..., indexed=True)`. The metrics of training are those
+    of this prior, the metrics of `evaluate` and validation those of the prior itself.
 
     Attributes:
       encoder: As given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.

@@ -22,9 +22,10 @@ class AggregatePrior(ObservationPrior):
 
         p(z) = q(z) = 1/N sum_n q(z|x_n)
 
-    It is the prior that the ELBO of this data set would choose: the marginal KL is zero, and the
-    ELBO reconstruction less index-code mutual information (Hoffman and Johnson 2016, section 4). Of
-    other data it says how much of that was memorised. It has no weights of its own to learn.
+    It maximises the ELBO of this data set: the marginal KL is zero, and the ELBO is the average
+    reconstruction minus the index-code mutual information (Hoffman and Johnson 2016, section 4).
+    The ELBO of other data shows how much of that was memorised. The prior has no weights of its
+    own.
 
     Each call encodes all N observations, and so does each training step: it is for small data, or
     for measuring. For a finished model the distribution itself serves, encoded once:

@@ -22,24 +22,24 @@ class ResampledPrior(Prior):
     r"""Learned accept/reject sampling (LARS) of Bauer and Mnih (2019) over a base prior pi.
 
     A network of tanh layers with a sigmoid at its end gives a(z), the probability that a proposal
-    z ~ pi is accepted; the T-th proposal always is. It sees z in standard deviations of the codes
-    from their mean, once `initialize` has taken these from codes, and z itself before. See
-    `tfp_surgery.distributions.resampled.Resampled` for the density and for what its estimated
-    normaliser Z = E_pi[a(z)] does to it.
+    z ~ pi is accepted; the T-th proposal always is. The network sees standardised codes, by the
+    moments that `initialize` takes, and z itself before that. See
+    `tfp_surgery.distributions.resampled.Resampled` for the density, and for the effect of its
+    estimated normaliser Z = E_pi[a(z)].
 
     #### Which draws estimate Z
 
-    `prior()` uses `num_normalizer_samples` draws of a seed of their own. The density is then a
-    function of the weights alone: the same in each call and after loading. (Under XLA one seed
-    gives other draws, and the density is another within its error.) The error of the estimate is
-    one and the same for all codes; `prior().log_normalizer_standard_error` tells it. Each call
-    scores all these draws: call once and keep the distribution to measure much with it.
+    `prior()` uses the same `num_normalizer_samples` draws in each call. The density is a function
+    of the weights alone: the same in each call and after loading. (Under XLA a seed gives other
+    draws, and the density differs within its error.) All codes share the error of the estimate,
+    `prior().log_normalizer_standard_error`. Each call scores all these draws: call once, and keep
+    the distribution for many measurements.
 
-    `prior(training=True)` uses `num_training_samples` draws that are new whenever the weights are:
-    the bits of the acceptance network's weights are folded into their seed. So a step of training
-    needs no seed and no state, cannot learn the draws by heart, and a resumed run repeats it.
-    Training with `prior()` works too, at a higher price a step. Then the draws that train are those
-    that measure, and Z comes out too small: measure with another `seed`.
+    `prior(training=True)` uses `num_training_samples` draws, which change whenever the weights do:
+    the bits of the acceptance network's weights are folded into their seed. A step of training
+    needs no seed and no state, cannot learn the draws by heart, and is repeated by a resumed run.
+    Training with `prior()` works too, and a step costs more. But then the draws that measure Z are
+    those that trained it, and Z comes out too small: measure with another `seed`.
 
     The paper averages Z over steps for the value of its objective, and takes the gradient from the
     draws of the step, to which it adds the code at hand with its importance weight. Here the

@@ -37,9 +37,9 @@ class CheckpointCallback(keras.callbacks.Callback):
     """Saves the model with its optimizer and epoch at the end of epochs, in one file.
 
     The file is replaced once the new one is whole: a process that is killed at any moment leaves
-    the last checkpoint, and nothing of it is lost but the epochs since then. Unlike
+    the last checkpoint, and loses only the epochs since then. Unlike
     `keras.callbacks.BackupAndRestore` it keeps weights and epoch in one file, so that they cannot
-    disagree, and leaves the file of the finished training behind. `load_checkpoint` reads it:
+    disagree, and the file stays after training. `load_checkpoint` reads it:
 
     ```python
     checkpoint = load_checkpoint(path)
