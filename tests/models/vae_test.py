@@ -414,6 +414,26 @@ def test_backup_and_restore_after_an_interruption(tmp_path: Path) -> None:
     assert_same_state(resumed, whole)
 
 
+class CountedPrior(StandardNormalPrior):
+    """Counts how often it is built outside of a graph."""
+
+    num_built = 0
+
+    def call(self, condition: Any = None) -> tfd.Distribution:
+        self.num_built += tf.executing_eagerly()
+        return super().call(condition)
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_prior_is_built_for_the_checks_once_whatever_the_number_of_epochs(epochs: int) -> None:
+    prior = CountedPrior(2)
+    vae = compiled(VAE(MLPEncoder(2, (6,)), MLPDecoder(EVENT, (6,)), prior))
+    vae.build((None, *EVENT))
+    assert prior.num_built == 1
+    vae.fit(batches(), epochs=epochs, verbose=0)
+    assert prior.num_built == 2
+
+
 def test_a_loaded_model_is_the_saved_one(tmp_path: Path) -> None:
     likelihood = GaussianLikelihood("shared")
     vae = compiled(make_vae(likelihood, objective=elbo(3), seed=(11, -12)))

@@ -459,5 +459,35 @@ def test_bad_input_is_refused_before_work(
     assert not np.any(prior.loc)
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_prior_is_built_no_more_often_than_its_weights_change(held_out: bool) -> None:
+    """For the check, as the former prior, after `initialize` and at the end; q(z) share each."""
+
+    class Counted(GaussianPrior):
+        num_built = 0
+
+        def call(self, condition: Any = None) -> tfd.Distribution:
+            self.num_built += tf.executing_eagerly()
+            return super().call(condition)
+
+    prior = Counted(2)
+    q_z = small_aggregates.aggregate("overlapping")
+    _quick(q_z, prior, former_prior=prior, validation=q_z if held_out else None)
+    assert prior.num_built == 4
+
+
+def test_a_pair_of_int32_is_a_seed() -> None:
+    q_z = small_aggregates.aggregate("overlapping")
+    fits = []
+    for seed in (1, (1, 2), [1, 2], (2, 1)):
+        keras.utils.set_random_seed(0)
+        fits.append(_quick(q_z, tfs.priors.MixturePrior(2, 3), seed=seed))
+    assert json.loads(json.dumps(fits[1].to_dict()))["seed"] == [1, 2]
+    assert fits[2].seed == (1, 2)
+    values = [fit.training.elbo_change.value for fit in fits]
+    assert values[1] == values[2]
+    assert len(set(values)) == 3
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main([__file__, "-m", "not slow"]))
