@@ -22,6 +22,7 @@ STREAMS = frozenset(
         "annealing/reverse",
         "annealing/simulation",
         "autoregressive_prior/first_quantiles",
+        "elbo/codes",
         "elbo_surgery/codes",
         "elbo_surgery/subset",
         "exemplar_prior/initial_codes",
@@ -34,6 +35,7 @@ STREAMS = frozenset(
         "importance_sampling/codes",
         "importance_weighted_elbo/codes",
         "inference_gaps/codes",
+        "iwae/codes",
         "minibatch_mutual_information/batches",
         "minibatch_mutual_information/codes",
         "mixture_prior/em",
@@ -101,6 +103,21 @@ def key(seed: Seed, name: str, *numbers: Any) -> tf.Tensor:
     for number in numbers:
         result = fold_in(result, number)
     return result
+
+
+def pair(seed: Any, name: str) -> Any:
+    """The stateless seed of one call, for functions that TFP's seeds are handed on to.
+
+    Args:
+      seed: As for `checked_seed`, or a symbolic `Tensor`.
+      name: Of the stream of an integer, one of `STREAMS`.
+
+    Returns:
+      A pair of int32: of an integer the `key` of the stream, and what was given otherwise.
+    """
+    if not tf.is_tensor(seed):
+        seed = checked_seed(seed)
+    return key(seed, name) if isinstance(seed, int) else seed
 
 
 def fold_in(key: tf.Tensor, number: Any) -> tf.Tensor:

@@ -345,14 +345,12 @@ def estimate_log_normalizer(
       `Tensor` of shape `[B...]`, in nats.
 
     Raises:
-      TypeError: If `num_samples` is no integer.
-      ValueError: If `num_samples` is below 2, or log a(z) is not of the shape said.
+      TypeError: If `num_samples` is no integer, or the seed neither an integer nor a pair.
+      ValueError: If `num_samples` is below 2, the seed out of range, or log a(z) not of the shape
+        said.
     """
     num_samples = checked_integer("num_samples", num_samples, 2)
-    if not tf.is_tensor(seed):  # which may be symbolic
-        seed = seeds.checked_seed(seed)
-    if isinstance(seed, int):
-        seed = seeds.key(seed, "resampled/normalizer")
+    seed = seeds.pair(seed, "resampled/normalizer")
     sizes = [_BLOCK] * (num_samples // _BLOCK)
     if num_samples % _BLOCK:
         sizes.append(num_samples % _BLOCK)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.components.divergence import closed_form_kl
 
@@ -55,7 +56,7 @@ class Elbo:
           encoder: x -> q(z|x), batch shape `[B]`, with reparameterized samples.
           decoder: z of shape `[S B, *code_shape]` -> p(x|z), batch shape `[S B]`.
           prior: p(z), or a callable that builds it.
-          seed: Pair of int32, stateless as in `tfp.random`.
+          seed: Integer in [0, 2**31) or pair of int32, as a `Tensor` too.
 
         Returns:
           The ELBO and its two parts.
@@ -72,6 +73,7 @@ class Elbo:
                 f"the ELBO needs a posterior with reparameterized samples, got {posterior.name}: "
                 "the gradient through its samples would be missing."
             )
+        seed = seeds.pair(seed, "elbo/codes")
         z = posterior.sample(self.num_samples, seed=seed)  # [S, B, *code_shape]
         reconstruction = tf.reduce_mean(log_likelihood(decoder, z, x), axis=0)
         kl = closed_form_kl(posterior, prior)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.training.elbo_objective import ObjectiveTerms, log_likelihood
@@ -47,7 +48,7 @@ class Iwae:
           encoder: x -> q(z|x), batch shape `[B]`, with reparameterized samples.
           decoder: z of shape `[m B, *code_shape]` -> p(x|z), batch shape `[m B]`.
           prior: p(z), or a callable that builds it.
-          seed: Pair of int32, stateless as in `tfp.random`.
+          seed: Integer in [0, 2**31) or pair of int32, as a `Tensor` too.
 
         Returns:
           The bound, and the two parts of the ELBO from the same draws: reconstruction - kl is at
@@ -65,6 +66,7 @@ class Iwae:
                 "the importance-weighted bound needs a posterior with reparameterized samples, got "
                 f"{posterior.name}: the gradient through its samples would be missing."
             )
+        seed = seeds.pair(seed, "iwae/codes")
         z = posterior.sample(self.num_importance_samples, seed=seed)  # [m, B, *code_shape]
         if self.gradient == "reparameterization":
             reconstruction = log_likelihood(decoder, z, x)
