@@ -28,7 +28,7 @@ from absl import app, flags, logging
 
 from experiments.common import command, workdir
 from experiments.common.trained_model import TrainedModel, load_trained_model
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
@@ -39,6 +39,7 @@ from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_el
 from tfp_surgery.evidence.inference_gaps import inference_gaps
 from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.evidence.refined_posteriors import refined_posteriors
+from tfp_surgery.seeds import MAX_SEED
 
 _EXPERIMENT = "log_evidence"
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,3 +79,59 @@ def test_epochs_of_two_parts_share_no_noise() -> None:
         for split in ("train[:400]", "train[400:]")
     )
     assert_unrelated(first, second, half)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, (8838331, 2059951680, 2491602118)),
+        (7, (817670051, 2877009401, 680490409)),
+        (2**31 - 1, (1558830401, 406583165, 810477334)),
+    ],
+)
+def test_the_draws_of_an_integer_stay_what_they_were(
+    seed: int, expected: tuple[int, int, int]
+) -> None:
+    """The checksums are those of the draws before pairs of integers were taken as seeds."""
+    images = np.random.default_rng(5).uniform(size=(3000, 3, 2)).astype(np.float32)
+    stochastic = Dataset("random", "train", images, "stochastic", seed)
+    found = (
+        Dataset("random", "train[5:]", images, "fixed", seed).observations(),
+        stochastic.observations(draw_seed=4),
+        np.concatenate(epochs(stochastic.batches(100, seed=3, initial_epoch=2), 1)[0]),
+    )
+    assert tuple(zlib.crc32(draw.tobytes()) for draw in found) == expected
+
+
+def test_a_pair_is_a_seed_with_draws_of_its_own() -> None:
+    p = make_dataset("none", 200).observations()
+
+    def drawn(seed: Any, draw_seed: Any) -> np.ndarray:
+        intensities = make_dataset("none", 200).intensities
+        dataset = Dataset("random", "train", intensities, "stochastic", seed)
+        return dataset.observations(draw_seed=draw_seed)
+
+    given: list[Any] = [
+        (1, 2),
+        ((1, 2), 3),
+        (1, (2, 3)),
+        ((1, 2), (3, 0)),
+        ((2, 1), 3),
+        ((1, -2), 3),
+    ]
+    found = [drawn(*seeds) for seeds in given]
+    for first, second in itertools.combinations(found, 2):
+        assert_unrelated(first, second, p)
+    for seeds, draw in zip(given, found, strict=True):
+        np.testing.assert_array_equal(drawn(*seeds), draw)
+
+
+def test_no_two_forms_of_seeds_share_entropy() -> None:
+    parts: list[Any] = [0, 1, (0, 0), (0, 1), (1, 0)]
+    states = {
+        tuple(dataset_draws.entropy(use, *numbers).generate_state(4))
+        for use in (dataset_draws.STATED_DRAW, dataset_draws.ORDER)
+        for length in (1, 2, 3)
+        for numbers in itertools.product(parts, repeat=length)
+    }
+    assert len(states) == 2 * (5 + 25 + 125)

@@ -18,7 +18,7 @@ from tests.testing.image_sets import (
     numbered,
 )
 from tfp_surgery import dataset_draws
-from tfp_surgery.datasets import BINARIZATIONS, Dataset
+from tfp_surgery.datasets import BINARIZATIONS, Dataset, load
 
 # Binarization
 
@@ -143,6 +143,23 @@ def test_description_and_dict() -> None:
     }
 
 
+def test_a_pair_of_int32_is_a_seed() -> None:
+    dataset = make_dataset("stochastic", seed=(1, -2))  # type: ignore[arg-type]
+    record = json.loads(json.dumps(dataset.to_dict()))
+    assert record["seed"] == [1, -2]
+    again = Dataset("random", "train", dataset.intensities, "stochastic", record["seed"])
+    assert again.seed == (1, -2)
+    np.testing.assert_array_equal(
+        dataset.observations(draw_seed=(3, 4)), again.observations(draw_seed=np.array([3, 4]))
+    )
+    assert_same_epochs(
+        epochs(dataset.batches(8, seed=(5, 6)), 2), epochs(again.batches(8, seed=[5, 6]), 2)
+    )
+    first, second = (epochs(dataset.batches(8, seed=(5, n)), 1)[0] for n in (6, 7))
+    assert np.any(np.concatenate(first) != np.concatenate(second))
+    assert load("digits", binarization="fixed", seed=[0, 1]).seed == (0, 1)
+
+
 def test_dataset_is_frozen() -> None:
     intensities = np.full((3, 2), 0.25)
     dataset = Dataset("mine", "train", intensities, "none", 0)
@@ -196,7 +213,7 @@ def test_bad_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 2147483647"):
         Dataset("mine", "train", x, "fixed", 2**31)
     for seed in (0.5, True, None):
-        with pytest.raises(TypeError, match="seed must be an integer"):
+        with pytest.raises(TypeError, match="seed must be an integer or a pair"):
             Dataset("mine", "train", x, "fixed", seed)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="name must be a string"):
         Dataset(3, "train", x, "fixed", 0)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def test_digits_errors() -> None:
     with pytest.raises(ValueError, match="got 'static'"):
         datasets.load("digits", binarization="static")
     with pytest.raises(TypeError, match="seed must be an integer"):
-        datasets.load("digits", binarization="fixed", seed="0")  # type: ignore[arg-type]
+        datasets.load("digits", binarization="fixed", seed="0")
     with pytest.raises(ValueError, match="max_level is 16, got 255"):
         datasets.load("digits", binarization="fixed", max_level=255)
     with pytest.raises(FileNotFoundError, match="manual_dir '/no/such' is not an existing folder"):

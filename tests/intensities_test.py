@@ -149,8 +149,8 @@ class Posterior(keras.layers.Layer):
     "take",
     [
         tfs.ElboSurgeryCallback,
-        lambda x: tfs.priors.ExemplarPrior(Posterior(), 2, x),
-        lambda x: tfs.priors.AggregatePrior(Posterior(), 2, x),
+        lambda x: tfs.priors.ExemplarPrior(2, Posterior(), x),
+        lambda x: tfs.priors.AggregatePrior(2, Posterior(), x),
     ],
     ids=["callback", "ExemplarPrior", "AggregatePrior"],
 )

@@ -63,6 +63,19 @@ def test_a_step_may_be_a_tensor_in_a_graph() -> None:
     np.testing.assert_array_equal(step(tf.constant(3)), seeds.key(7, "training/step", 3))
 
 
+def test_a_pair_is_handed_on_and_an_integer_has_a_stream() -> None:
+    @tf.function
+    def in_a_graph(given: tf.Tensor) -> tf.Tensor:
+        return seeds.pair(given, "probe")
+
+    for given in ((1, 2), [1, 2], tf.constant([1, 2])):
+        np.testing.assert_array_equal(seeds.pair(given, "probe"), [1, 2])
+    np.testing.assert_array_equal(in_a_graph(tf.constant([1, 2])), [1, 2])
+    np.testing.assert_array_equal(seeds.pair(3, "probe"), seeds.key(3, "probe"))
+    with pytest.raises(TypeError, match="seed must be an integer or a pair"):
+        seeds.pair(None, "probe")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -105,7 +118,7 @@ def test_each_stream_is_used_in_one_place() -> None:
                 if (
                     isinstance(node, ast.Call)
                     and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in ("key", "generator")
+                    and node.func.attr in ("key", "pair", "generator")
                     and getattr(node.func.value, "id", None) == "seeds"
                 ):
                     assert isinstance(node.args[1], ast.Constant), (path, node.lineno)

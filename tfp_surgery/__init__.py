@@ -4,7 +4,7 @@
 from tfp_surgery import xla_flags as _xla_flags  # noqa: F401  before anything is compiled
 
 # isort: on
-from tfp_surgery import datasets, networks, priors, results
+from tfp_surgery import datasets, models, networks, priors, results
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_importance_sampling import (
@@ -45,6 +45,7 @@ __all__ = [
     "ElboSurgery",
     "ElboSurgeryCallback",
     "Estimate",
+    "__version__",
     "active_units",
     "bidirectional_monte_carlo",
     "datasets",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_surgery.seeds import Seed
+
 # Part of the entropy behind each use of a seed: uses that share the user's seed stay unrelated.
 FIXED_DRAW, STATED_DRAW, EPOCH_DRAW, ORDER = range(4)
 
@@ -22,7 +24,7 @@ def whole_split(split: str) -> tuple[str, int]:
     """The split that a part was taken from, and the place in it of the part's first row.
 
     Args:
-      split: a name, or an expression of TensorFlow Datasets such as `"train[500:]"`.
+      split: A name, or an expression of TensorFlow Datasets such as `"train[500:]"`.
 
     Returns:
       The name of the whole split and a number of rows; `split` itself and 0 where the expression
@@ -37,10 +39,18 @@ def has_draws_of_its_own(split: str) -> bool:
     return _PART.fullmatch(split) is None
 
 
-def entropy(use: int, *numbers: int) -> np.random.SeedSequence:
-    """What the random numbers of one use of a seed are made from."""
-    # A SeedSequence does not tell trailing zeros from nothing: the length goes in front.
-    return np.random.SeedSequence((use, len(numbers), *numbers))
+def entropy(use: int, *numbers: Seed) -> np.random.SeedSequence:
+    """What the random numbers of one use of a seed are made from.
+
+    Args:
+      use: One of the constants above.
+      *numbers: Fewer than 16 seeds (integers or pairs) and other integers.
+    """
+    parts = [(number,) if isinstance(number, int) else number for number in numbers]
+    # A SeedSequence does not tell trailing zeros from nothing, nor a pair from two numbers: how
+    # many there are, and which of them are pairs, goes in front.
+    form = len(parts) + sum(16 << place for place, part in enumerate(parts) if len(part) == 2)
+    return np.random.SeedSequence((use, form, *(word % 2**32 for part in parts for word in part)))
 
 
 def of_name(name: str) -> int:
@@ -66,9 +76,9 @@ def bernoulli_rows(
 
     Args:
       images: `[N, *event_shape]`, read as the rows from `first_row` on of a larger array.
-      max_level: the level whose probability is 1.
-      first_row: the rows of the larger array before them.
-      source: the entropy of the draw of the larger array.
+      max_level: The level whose probability is 1.
+      first_row: The rows of the larger array before them.
+      source: The entropy of the draw of the larger array.
 
     Returns:
       uint8 `[N, *event_shape]`, 0 or 1.

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery import dataset_draws as draws
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.intensities import checked_images, described_levels
 
@@ -40,38 +41,38 @@ class Dataset:
     * `"threshold"`: 1 where p > 0.5, else 0;
     * `"none"`: p itself, for real-valued likelihoods.
 
-    Draws are stateless: the same fields give the same bits in every process. The fixed draw and
-    the stated ones of a part of a split whose first row its name tells, as `"train[:500]"` and
-    `"train[500:]"` do, are those of the same rows of the whole split; parts in other words
-    (`"train[10%:]"`, `"train+test"`) have draws of their own, and `describe` says so.
+    Draws are stateless: the same fields give the same bits in every process. A part of a split
+    whose name tells its first row, as `"train[:500]"` and `"train[500:]"` do, has the fixed and
+    stated draws of the same rows of the whole split. Other parts (`"train[10%:]"`, `"train+test"`)
+    have draws of their own, and `describe` says so.
 
     Attributes:
-        name: name of the data set, such as `"mnist"`.
-        split: name of the split, such as `"train"`. Two splits never share their draws.
-        intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
-            times the intensity. Any floats, integers or booleans are taken; they are kept as
-            float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
-            read-only; a writable one is copied.
-        binarization: one of `BINARIZATIONS`.
-        seed: integer in [0, 2**31) behind the fixed and stochastic draws.
-        max_level: the level that stands for intensity 1. None lets the values decide where they
-            can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
-            and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
-            127. Say it where the array is only a part of a data set: a dark part of 8-bit images
-            may hold 0 and 1 alone.
+      name: Name of the data set, such as `"mnist"`.
+      split: Name of the split, such as `"train"`. Two splits never share their draws.
+      intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
+        times the intensity. Any floats, integers or booleans are taken; they are kept as
+        float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
+        read-only; a writable one is copied.
+      binarization: One of `BINARIZATIONS`.
+      seed: Integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
+      max_level: The level that stands for intensity 1. None lets the values decide where they
+        can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
+        and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
+        127. Say it where the array is only a part of a data set: a dark part of 8-bit images
+        may hold 0 and 1 alone.
 
     Raises:
-        TypeError: if a field has the wrong type, or `intensities` is no array of numbers.
-        ValueError: if the intensities are empty, have no event dimension, are masked or not
-            finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
-            the seed is not an accepted one.
+      TypeError: If a field has the wrong type, or `intensities` is no array of numbers.
+      ValueError: If the intensities are empty, have no event dimension, are masked or not
+        finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
+        the seed is not an accepted one.
     """
 
     name: str
     split: str
     intensities: np.ndarray
     binarization: str
-    seed: int
+    seed: seeds.Seed
     max_level: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class Dataset:
         _check_string("name", self.name)
         _check_string("split", self.split)
         _check_binarization(self.binarization)
-        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, MAX_SEED))
+        object.__setattr__(self, "seed", seeds.checked_seed(self.seed))
         images, max_level = checked_images(self.intensities, self.max_level)
         object.__setattr__(self, "intensities", images)
         object.__setattr__(self, "max_level", max_level)
@@ -98,18 +99,19 @@ class Dataset:
         """Shape of one observation."""
         return tuple(self.intensities.shape[1:])
 
-    def observations(self, draw_seed: int | None = None) -> np.ndarray:
+    def observations(self, draw_seed: Any = None) -> np.ndarray:
         """All observations, in order.
 
         Args:
-            draw_seed: integer in [0, 2**31) that names one draw of a stochastic binarization. The
-                other binarizations have one set of observations and do not use it.
+          draw_seed: Integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
+            binarization. The other binarizations have one set of observations and do not use
+            it.
 
         Returns:
-            A new float32 array `[N, *event_shape]`.
+          A new float32 array `[N, *event_shape]`.
 
         Raises:
-            ValueError: if the binarization is stochastic and `draw_seed` is None.
+          ValueError: If the binarization is stochastic and `draw_seed` is None.
         """
         if self.binarization != "stochastic":
             return np.asarray(self._stored, np.float32) / self._unit
@@ -118,21 +120,21 @@ class Dataset:
                 f"{self.describe()} has no single set of observations: state the draw with "
                 "draw_seed=<integer>, so that whatever is computed from it can name it."
             )
-        draw_seed = checked_integer("draw_seed", draw_seed, 0, MAX_SEED)
+        draw_seed = seeds.checked_seed(draw_seed, "draw_seed")
         return self._draw(draws.STATED_DRAW, draw_seed).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
         """The rows `observations()[indices]`, without making the others.
 
         Args:
-            indices: an integer, a slice, an integer array or a boolean mask of shape `[N]`.
+          indices: An integer, a slice, an integer array or a boolean mask of shape `[N]`.
 
         Returns:
-            float32 `[*indices_shape, *event_shape]`.
+          float32 `[*indices_shape, *event_shape]`.
 
         Raises:
-            TypeError: if `indices` is a tuple: only observations are indexed.
-            ValueError: if the binarization is stochastic, or `indices` has masked entries.
+          TypeError: If `indices` is a tuple: only observations are indexed.
+          ValueError: If the binarization is stochastic, or `indices` has masked entries.
         """
         if isinstance(indices, tuple):
             raise TypeError(f"a Dataset is indexed by observation alone, got the tuple {indices}.")
@@ -152,7 +154,7 @@ class Dataset:
         self,
         batch_size: int,
         *,
-        seed: int | None = None,
+        seed: Any = None,
         initial_epoch: int = 0,
         indexed: bool = False,
     ) -> tf.data.Dataset:
@@ -166,31 +168,32 @@ class Dataset:
         (`tfp_surgery.VAE` does).
 
         Args:
-            batch_size: observations a batch; the last batch holds what remains.
-            seed: integer in [0, 2**31); None keeps the data in order.
-            initial_epoch: epoch of the first iteration.
-            indexed: whether the elements tell which observations they hold, as a prior asks for
-                that leaves each observation's own component out (`tfp_surgery.priors`).
+          batch_size: Observations a batch; the last batch holds what remains.
+          seed: Integer in [0, 2**31) or pair of int32; None keeps the data in order.
+          initial_epoch: Epoch of the first iteration.
+          indexed: Whether the elements tell which observations they hold, as a prior asks for
+            that leaves each observation's own component out (`tfp_surgery.priors`).
 
         Returns:
-            A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
-            float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
-            and of their indices as `"index"`, int32 `[batch]`.
+          A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
+          float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
+          and of their indices as `"index"`, int32 `[batch]`.
 
         Raises:
-            TypeError: if an argument is not an integer.
-            ValueError: if an argument is out of range, or the binarization is stochastic and
-                `seed` is None.
+          TypeError: If an argument is not an integer.
+          ValueError: If an argument is out of range, or the binarization is stochastic and
+            `seed` is None.
         """
         num_batches = self.num_batches(batch_size)
         batch_size = min(operator.index(batch_size), self.num_observations)
         epochs = itertools.count(checked_integer("initial_epoch", initial_epoch, 0))
         if seed is not None:
-            seed = checked_integer("seed", seed, 0, MAX_SEED)
+            seed = seeds.checked_seed(seed)
         elif self.binarization == "stochastic":
             raise ValueError(
                 f"batches of {self.describe()} need seed=<integer>: each epoch is a draw from it."
             )
+        order_seed = 0 if seed is None else seed
         num_observations, unit = self.num_observations, self._unit
         draw_seed, split = self.seed, draws.of_name(self.split)
         stochastic = self.binarization == "stochastic"
@@ -201,8 +204,8 @@ class Dataset:
             epoch = next(epochs)
             order = np.arange(num_observations, dtype=np.int32)
             if seed is not None:
-                np.random.default_rng(draws.entropy(draws.ORDER, seed, epoch)).shuffle(order)
-            entropy = draws.entropy(draws.EPOCH_DRAW, draw_seed, split, seed or 0, epoch)
+                np.random.default_rng(draws.entropy(draws.ORDER, order_seed, epoch)).shuffle(order)
+            entropy = draws.entropy(draws.EPOCH_DRAW, draw_seed, split, order_seed, epoch)
             yield order, draws.keys(entropy, num_batches)
 
         def epoch_batches(order: tf.Tensor, keys: tf.Tensor) -> tf.data.Dataset:
@@ -231,16 +234,16 @@ class Dataset:
         options.experimental_warm_start = False
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
-    def describe(self, draw_seed: int | None = None) -> str:
+    def describe(self, draw_seed: Any = None) -> str:
         """One line for tables and figures.
 
         For example `mnist/train, N = 60000, binarization threshold, level 255 is intensity 1`.
 
         Args:
-            draw_seed: the draw that a stochastic binarization was observed with, if one was.
+          draw_seed: The draw that a stochastic binarization was observed with, if one was.
 
         Returns:
-            The name, the split, N, the binarization with the seeds behind it, and the levels.
+          The name, the split, N, the binarization with the seeds behind it, and the levels.
         """
         drawn = [f"seed {self.seed}"]
         if self.binarization == "stochastic":
@@ -266,11 +269,11 @@ class Dataset:
             "num_observations": self.num_observations,
             "event_shape": list(self.event_shape),
             "binarization": self.binarization,
-            "seed": self.seed,
+            "seed": self.seed if isinstance(self.seed, int) else list(self.seed),
             "max_level": self.max_level,
         }
 
-    def _draw(self, use: int, *numbers: int) -> np.ndarray:
+    def _draw(self, use: int, *numbers: seeds.Seed) -> np.ndarray:
         split, first_row = draws.whole_split(self.split)
         source = draws.entropy(use, self.seed, draws.of_name(split), *numbers)
         return draws.bernoulli_rows(self.intensities, self._max_level, first_row, source)
@@ -301,7 +304,7 @@ def load(
     split: str = "train",
     *,
     binarization: str,
-    seed: int = 0,
+    seed: Any = 0,
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
     max_level: int | None = None,
@@ -314,35 +317,34 @@ def load(
     Datasets (`"mnist"`, `"fashion_mnist"`, `"omniglot"`, `"emnist/letters"`, ...) whose feature
     `"image"` is uint8 and of one size (H, W, C). TFDS prepares it in `data_dir` once, from files
     in `manual_dir` or from the network, verifies the checksums it has on record, and reads it
-    without the network from then on. Which of their levels is intensity 1 is decided as in
-    `Dataset`, by all splits of the data set together: to decide for a dark split, the others are
-    read too.
+    without the network from then on. All splits of a data set decide together which level is
+    intensity 1, by the rule of `Dataset`: for a dark split the others are read too.
 
     Args:
-        name: `"digits"` or the name of a TFDS data set.
-        split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
-        binarization: one of `BINARIZATIONS`; see `Dataset`.
-        seed: seed of the fixed and stochastic draws.
-        data_dir: folder of prepared TFDS data; None for TFDS's own default.
-        manual_dir: folder with the original files under their original names, for machines
-            without network.
-        max_level: the level that stands for intensity 1; see `Dataset`. The digits, whose
-            intensities are level / 16, do not use it.
+      name: `"digits"` or the name of a TFDS data set.
+      split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
+      binarization: One of `BINARIZATIONS`; see `Dataset`.
+      seed: See `Dataset`.
+      data_dir: Folder of prepared TFDS data; None for TFDS's own default.
+      manual_dir: Folder with the original files under their original names, for machines
+        without network.
+      max_level: The level that stands for intensity 1; see `Dataset`. The digits, whose
+        intensities are level / 16, do not use it.
 
     Returns:
-        The `Dataset`.
+      The `Dataset`.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if there is no such data set, split or binarization, if the data set does not
-            hold uint8 images of one size, or if its levels leave open which of them stands for 1.
-        OSError: if `manual_dir` or a file in it is missing, a checksum does not match, the
-            download fails, or `data_dir` cannot be used.
+      TypeError: If an argument has the wrong type.
+      ValueError: If there is no such data set, split or binarization, if the data set does not
+        hold uint8 images of one size, or if its levels leave open which of them stands for 1.
+      OSError: If `manual_dir` or a file in it is missing, a checksum does not match, the
+        download fails, or `data_dir` cannot be used.
     """
     _check_string("name", name)
     _check_string("split", split)
     _check_binarization(binarization)
-    checked_integer("seed", seed, 0, MAX_SEED)
+    seed = seeds.checked_seed(seed)
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise FileNotFoundError(f"manual_dir {os.fspath(manual_dir)!r} is not an existing folder.")
     from tfp_surgery import image_files  # loads TFDS and scikit-learn

@@ -18,7 +18,7 @@ def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
     A process that is killed while it saves leaves the earlier file as it was.
 
     Args:
-      filepath: the file to replace.
+      filepath: The file to replace.
 
     Yields:
       The path to write to, with the same ending.
@@ -36,7 +36,7 @@ def cause_of(error: Exception) -> str:
     """What Keras could not load, without the configuration of the model that it prints along.
 
     Args:
-      error: from loading a model or weights.
+      error: From loading a model or weights.
     """
     innermost = str(error).rpartition("Exception encountered: ")[2]
     text = re.split(r"Full object config:|\n\nconfig=|List of objects", innermost)[0].strip()

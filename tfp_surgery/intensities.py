@@ -30,17 +30,17 @@ def decided_max_level(dtype: Any, low: Any, high: Any, max_level: int | None) ->
       and must be said.
 
     Args:
-      dtype: that of the images.
-      low: their smallest value, over the whole data set.
-      high: their largest value, over the whole data set.
-      max_level: what the caller said, integer of at least 1; or None.
+      dtype: That of the images.
+      low: Their smallest value, over the whole data set.
+      high: Their largest value, over the whole data set.
+      max_level: What the caller said, integer of at least 1; or None.
 
     Returns:
       The level.
 
     Raises:
-      TypeError: if `max_level` is no integer.
-      ValueError: if the values leave it open, or leave [0, max_level].
+      TypeError: If `max_level` is no integer.
+      ValueError: If the values leave it open, or leave [0, max_level].
     """
     if max_level is not None:
         max_level = checked_integer("max_level", max_level, 1)
@@ -88,16 +88,16 @@ def checked_images(given: Any, max_level: int | None) -> tuple[np.ndarray, int]:
     """Checks the images of a data set, and decides what their levels stand for.
 
     Args:
-      given: array `[N, *event_shape]` of floats, integers or booleans.
-      max_level: see `decided_max_level`.
+      given: Array `[N, *event_shape]` of floats, integers or booleans.
+      max_level: See `decided_max_level`.
 
     Returns:
       The images, read-only, uint8 where they are whole numbers up to 255 and float32 otherwise,
       and the level that stands for 1. A writable array is copied.
 
     Raises:
-      TypeError: if `given` is no NumPy array of numbers, or `max_level` no integer.
-      ValueError: if it is empty or has no event dimension, holds masked values, NaN or infinity,
+      TypeError: If `given` is no NumPy array of numbers, or `max_level` no integer.
+      ValueError: If it is empty or has no event dimension, holds masked values, NaN or infinity,
         or as in `decided_max_level`.
     """
     if not isinstance(given, np.ndarray):
@@ -129,11 +129,11 @@ def reject_raw_levels(x: np.ndarray, name: str = "x") -> None:
     `fit` takes floats alone; images as they are stored would be another data set to the model.
 
     Args:
-      x: observations.
-      name: what they are called, for the message.
+      x: Observations.
+      name: What they are called, for the message.
 
     Raises:
-      ValueError: if they are uint8 and one is above 1.
+      ValueError: If they are uint8 and one is above 1.
     """
     if x.dtype == np.uint8 and x.max() > 1:
         raise ValueError(

@@ -21,8 +21,11 @@ STREAMS = frozenset(
         "annealing/forward",
         "annealing/reverse",
         "annealing/simulation",
+        "autoregressive_prior/first_quantiles",
+        "elbo/codes",
         "elbo_surgery/codes",
         "elbo_surgery/subset",
+        "exemplar_prior/initial_codes",
         "fit_prior/codes",
         "fit_prior/initial_codes",
         "fit_prior/looks",
@@ -32,15 +35,22 @@ STREAMS = frozenset(
         "importance_sampling/codes",
         "importance_weighted_elbo/codes",
         "inference_gaps/codes",
+        "iwae/codes",
         "minibatch_mutual_information/batches",
         "minibatch_mutual_information/codes",
+        "mixture_prior/em",
         "mutual_information_bounds/batches",
         "mutual_information_bounds/codes",
+        "observation_prior/subset",
         "prior_change/codes",
         "probe",
         "refined_posteriors/codes",
+        "resampled/normalizer",
+        "resampled_prior/normalizer",
+        "resampled_prior/training_normalizer",
         "training/evaluation",
         "training/step",
+        "vamp_prior/pseudo_inputs",
     }
 )
 
@@ -93,6 +103,21 @@ def key(seed: Seed, name: str, *numbers: Any) -> tf.Tensor:
     for number in numbers:
         result = fold_in(result, number)
     return result
+
+
+def pair(seed: Any, name: str) -> Any:
+    """The stateless seed of one call, for functions that TFP's seeds are handed on to.
+
+    Args:
+      seed: As for `checked_seed`, or a symbolic `Tensor`.
+      name: Of the stream of an integer, one of `STREAMS`.
+
+    Returns:
+      A pair of int32: of an integer the `key` of the stream, and what was given otherwise.
+    """
+    if not tf.is_tensor(seed):
+        seed = checked_seed(seed)
+    return key(seed, name) if isinstance(seed, int) else seed
 
 
 def fold_in(key: tf.Tensor, number: Any) -> tf.Tensor:

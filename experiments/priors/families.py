@@ -176,8 +176,8 @@ def em_mixture(codes: np.ndarray, name: PriorName, seed: int) -> tuple[tfd.Distr
 
 def _vamp(given: Ingredients, num_components: int) -> Prior:
     return VampPrior(
-        given.encoder,
         given.latent_size,
+        given.encoder,
         given.x.shape[1:],
         num_components,
         pseudo_inputs=given.some_observations(num_components),
@@ -186,8 +186,8 @@ def _vamp(given: Ingredients, num_components: int) -> Prior:
 
 def _exemplar(given: Ingredients, num_components: int, leave_one_out: bool) -> Prior:
     return ExemplarPrior(
-        given.encoder,
         given.latent_size,
+        given.encoder,
         given.x,
         num_components=min(num_components, len(given.x)),
         leave_one_out=leave_one_out,
@@ -202,11 +202,11 @@ _EXEMPLARS = 2  # one of them is left out at a time
 FAMILIES = {
     "standard": Family(lambda given, _: StandardNormalPrior(given.latent_size), modes=(JOINT,)),
     "mog": Family(
-        lambda given, k: MixturePrior(k, given.latent_size, covariance="diagonal"),
+        lambda given, k: MixturePrior(given.latent_size, k, covariance="diagonal"),
         500,
     ),
     "mog_full": Family(
-        lambda given, k: MixturePrior(k, given.latent_size, covariance="full"),
+        lambda given, k: MixturePrior(given.latent_size, k, covariance="full"),
         200,
     ),
     "vamp": Family(_vamp, 500),
@@ -214,7 +214,7 @@ FAMILIES = {
     "exemplar_self": Family(
         lambda given, k: _exemplar(given, k, False), 1000, min_components=_EXEMPLARS
     ),
-    "aggregate": Family(lambda given, _: AggregatePrior(given.encoder, given.latent_size, given.x)),
+    "aggregate": Family(lambda given, _: AggregatePrior(given.latent_size, given.encoder, given.x)),
     "realnvp": Family(
         lambda given, _: FlowPrior(given.latent_size, kind="realnvp", num_layers=8),
         fit=_NETWORK_FIT,

@@ -109,12 +109,12 @@ MODEL_DOORS: dict[str, Callable[[Any], Any]] = {
     "fit": lambda x: vae().fit(x),
     "validation": lambda x: vae(Posterior(), Posterior()).fit(X, validation_data=x),
     "evaluate": lambda x: vae().evaluate(x),
-    "ExemplarPrior": lambda x: tfs.priors.ExemplarPrior(Posterior(), 2, x),
+    "ExemplarPrior": lambda x: tfs.priors.ExemplarPrior(2, Posterior(), x),
     "VampPrior": lambda x: tfs.priors.VampPrior(
-        Posterior(), 2, (2,), num_components=6, pseudo_inputs=x
+        2, Posterior(), (2,), num_components=6, pseudo_inputs=x
     ),
     "MixturePrior": lambda x: tfs.priors.MixturePrior(2, 2).initialize(x),
-    "exemplar codes": lambda x: tfs.priors.ExemplarPrior(Posterior(), 2, X).initialize(x),
+    "exemplar codes": lambda x: tfs.priors.ExemplarPrior(2, Posterior(), X).initialize(x),
     "flow codes": lambda x: tfs.priors.FlowPrior(2).initialize(x),
     "autoregressive codes": lambda x: tfs.priors.AutoregressivePrior(2).initialize(x),
 }

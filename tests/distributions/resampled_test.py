@@ -322,3 +322,22 @@ def test_bad_arguments() -> None:
     above = Resampled(_base(), lambda z: z[..., 0], 3, -0.5, validate_args=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must return at most 0"):
         above.log_prob(np.array([[1.0, 0.0]]))
+
+
+def test_an_integer_or_a_pair_of_int32_is_the_seed_of_the_normalizer() -> None:
+    def log_normalizer(seed: Any) -> tf.Tensor:
+        p = Resampled.with_estimated_normalizer(
+            _base(), _log_acceptance, 5, num_samples=100, seed=seed
+        )
+        return p.log_normalizer
+
+    found = [float(log_normalizer(seed)) for seed in (3, 4, (3, 4), (4, 3))]
+    assert len(set(found)) == 4
+    assert float(log_normalizer(3)) == found[0]
+    for seed in ([3, 4], np.array([3, 4]), tf.constant([3, 4])):
+        assert float(log_normalizer(seed)) == found[2]
+    np.testing.assert_allclose(
+        tf.function(log_normalizer)(tf.constant([3, 4])), found[2], rtol=1e-6
+    )
+    with pytest.raises(TypeError, match="seed must be an integer or a pair"):
+        log_normalizer(None)

@@ -132,7 +132,7 @@ def test_priors_that_hmc_can_move_are_taken_without_a_word(name: str, dtype: typ
 @pytest.mark.parametrize(
     "layer",
     [
-        lambda: MixturePrior(num_components=3, event_size=2),
+        lambda: MixturePrior(event_size=2, num_components=3),
         lambda: ResampledPrior(event_size=2, num_normalizer_samples=100),
         pytest.param(lambda: FlowPrior(event_size=2), marks=pytest.mark.slow),
     ],

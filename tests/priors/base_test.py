@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.priors.base import StandardNormalPrior
+import tfp_surgery as tfs
+from tests.testing.encoder_priors import EVENT_SHAPE, binary_data, make_encoder
+from tfp_surgery.priors.base import Prior, StandardNormalPrior
 
 tfd = tfp.distributions
 
@@ -41,3 +48,63 @@ def test_config_round_trip() -> None:
 def test_an_empty_code_is_refused() -> None:
     with pytest.raises(ValueError, match="event_size must be at least 1, got 0"):
         StandardNormalPrior(0)
+
+
+X = binary_data()
+CODES = np.random.default_rng(0).normal(size=(2000, 2))
+SEEDED: dict[str, Callable[[Any], Prior]] = {
+    "mixture": lambda _: tfs.priors.MixturePrior(2, 20),
+    "vamp": lambda seed: tfs.priors.VampPrior(2, make_encoder(), EVENT_SHAPE, 6, seed=seed),
+    "exemplar": lambda seed: tfs.priors.ExemplarPrior(2, make_encoder(), X, 20, seed=seed),
+    "resampled": lambda seed: tfs.priors.ResampledPrior(
+        2, 5, (4,), num_normalizer_samples=50, seed=seed
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_an_integer_or_a_pair_of_int32_is_a_seed(kind: str) -> None:
+    """Each has results of its own, through a configuration in JSON too."""
+
+    def log_prob(seed: Any, written: bool = False) -> np.ndarray:
+        keras.utils.set_random_seed(0)
+        prior = SEEDED[kind](seed)
+        if written:
+            config = json.loads(json.dumps(keras.saving.serialize_keras_object(prior)))
+            again = keras.saving.deserialize_keras_object(config)
+            again.set_weights(prior.get_weights())
+            prior = again
+        prior.initialize(CODES, seed)
+        return np.asarray(prior().log_prob(CODES[:50].astype(np.float32)))
+
+    found = [log_prob(seed) for seed in (1, 2, (1, 2), (2, 1), (0, 1))]
+    for first, second in itertools.combinations(found, 2):
+        assert np.abs(first - second).max() > 1e-4
+    for seed in ([1, 2], np.array([1, 2]), tf.constant([1, 2])):
+        np.testing.assert_array_equal(log_prob(seed), found[2])
+    np.testing.assert_array_equal(log_prob((1, 2), written=True), found[2])
+
+
+@pytest.mark.parametrize("size", [(500, 10), (10, 500)])
+def test_numbers_in_each_others_place_are_named_where_codes_meet_them(
+    size: tuple[int, int],
+) -> None:
+    """The message names the size that the prior has and the one that the codes have."""
+    event_size, other = size
+    for prior in (
+        tfs.priors.MixturePrior(event_size, other),
+        tfs.priors.AutoregressivePrior(event_size, other, (8,)),
+    ):
+        with pytest.raises(ValueError, match=rf"\[M, {event_size}\] .* got \[600, {other}\]"):
+            prior.initialize(np.zeros([600, other]))
+        zeros = tf.zeros([3, other])
+        q_z = tfs.AggregatePosterior(tfd.MultivariateNormalDiag(zeros, zeros + 1.0))
+        with pytest.raises(ValueError, match=rf"shape \[{other}\].* event shape \[{event_size}\]"):
+            tfs.fit_prior(q_z, prior)
+    mixture = tfs.priors.MixturePrior(event_size, other)
+    encoder = tfs.networks.MLPEncoder(other, (4,))
+    vae = tfs.VAE(encoder, tfs.networks.MLPDecoder((3,), (4,)), mixture)
+    with pytest.raises(ValueError, match=rf"has {other} components: event_size comes before"):
+        vae.build((None, 3))
+    with pytest.raises(TypeError, match="event_size must be an integer"):
+        tfs.priors.VampPrior(make_encoder(), 2, EVENT_SHAPE, 6)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ class TestExemplarConformance(PriorConformance):
     def make(self, **kwargs: Any) -> Prior:
         policy = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else {}
         # The model of the conformance test trains on arrays, which tell no indices.
-        return ExemplarPrior(make_encoder(**policy), 2, X, 6, leave_one_out=False, **kwargs)
+        return ExemplarPrior(2, make_encoder(**policy), X, 6, leave_one_out=False, **kwargs)
 
 
 def brute_force(prior: ExemplarPrior, z: np.ndarray, without: int | None = None) -> np.ndarray:
@@ -46,7 +46,7 @@ def brute_force(prior: ExemplarPrior, z: np.ndarray, without: int | None = None)
 
 
 def test_the_density_is_the_mixture_at_the_exemplars() -> None:
-    prior = ExemplarPrior(make_encoder(), 2, X, 6)
+    prior = ExemplarPrior(2, make_encoder(), X, 6)
     assert float(prior.width) == pytest.approx(1.0, abs=1e-6)
     prior.raw_width.assign(-0.5)
     z = np.random.default_rng(0).normal(size=(5, 2))
@@ -59,7 +59,7 @@ def test_a_known_mixture_is_reached() -> None:
     """q(z) is four Gaussians of one width, at exemplars: the width is all there is to learn."""
     centres = np.array([[0.1, 0.2], [0.9, 0.3], [0.4, 0.8], [0.7, 0.7]], np.float32)
     encoder = IdentityEncoder(0.1)
-    prior = ExemplarPrior(encoder, 2, centres)
+    prior = ExemplarPrior(2, encoder, centres)
     q_z = tfs.AggregatePosterior.from_encoder(encoder, np.repeat(centres, 25, axis=0))
     fit = tfs.fit_prior(
         q_z,
@@ -79,7 +79,7 @@ def test_a_known_mixture_is_reached() -> None:
 def test_the_subset_is_chosen_once_by_the_seed() -> None:
     encoder = make_encoder()
     for given in (X, DATASET, X.astype(bool)):
-        prior = ExemplarPrior(encoder, 2, given, 20, seed=1)
+        prior = ExemplarPrior(2, encoder, given, 20, seed=1)
         indices = prior.indices.numpy()
         assert prior.num_components == 20
         assert np.all(np.diff(indices) > 0)
@@ -87,16 +87,16 @@ def test_the_subset_is_chosen_once_by_the_seed() -> None:
         assert indices.max() < len(X)
         assert prior.exemplars.dtype == "uint8"
         np.testing.assert_array_equal(prior.exemplars, X[indices])
-        np.testing.assert_array_equal(ExemplarPrior(encoder, 2, X, 20, seed=1).indices, indices)
-        assert np.any(ExemplarPrior(encoder, 2, X, 20, seed=2).indices != indices)
-    everything = ExemplarPrior(encoder, 2, X / 2)
+        np.testing.assert_array_equal(ExemplarPrior(2, encoder, X, 20, seed=1).indices, indices)
+        assert np.any(ExemplarPrior(2, encoder, X, 20, seed=2).indices != indices)
+    everything = ExemplarPrior(2, encoder, X / 2)
     assert everything.exemplars.dtype == "float32"
     np.testing.assert_array_equal(everything.exemplars, X / 2)
     np.testing.assert_array_equal(everything.indices, np.arange(len(X)))
 
 
 def test_leaving_out_the_component_of_each_observation() -> None:
-    prior = ExemplarPrior(make_encoder(), 2, X, 20, seed=1)
+    prior = ExemplarPrior(2, make_encoder(), X, 20, seed=1)
     prior.raw_width.assign(-1.0)
     of_exemplars = prior.indices.numpy()
     others = np.setdiff1d(np.arange(len(X)), of_exemplars)
@@ -113,7 +113,7 @@ def test_leaving_out_the_component_of_each_observation() -> None:
 def test_initialize_finds_the_width_of_codes() -> None:
     """With exemplars far apart EM is exact: the width is the root mean square distance."""
     x = np.random.default_rng(0).permutation(np.arange(400.0)).reshape(200, 2).astype(np.float32)
-    prior = ExemplarPrior(IdentityEncoder(0.3), 2, x * 10)
+    prior = ExemplarPrior(2, IdentityEncoder(0.3), x * 10)
     codes = x * 10 + 0.5 * np.random.default_rng(1).normal(size=x.shape)
     prior.initialize(codes)
     np.testing.assert_allclose(prior.unit, codes.std(axis=0), rtol=1e-6)
@@ -140,7 +140,7 @@ class Recorder:
 
 def recorded(leave_one_out: bool) -> tuple[tfs.VAE, list[Any]]:
     encoder, recorder = make_encoder(), Recorder()
-    prior = ExemplarPrior(encoder, 2, X, 20, leave_one_out=leave_one_out)
+    prior = ExemplarPrior(2, encoder, X, 20, leave_one_out=leave_one_out)
     vae = make_vae(encoder, prior, objective=recorder)
     vae.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
     return vae, recorder.priors
@@ -189,7 +189,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
     def started() -> tfs.VAE:
         encoder = make_encoder()
-        vae = make_vae(encoder, ExemplarPrior(encoder, 2, X, 20))
+        vae = make_vae(encoder, ExemplarPrior(2, encoder, X, 20))
         vae.compile(keras.optimizers.Adam(0.01))
         return vae
 
@@ -211,7 +211,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_the_configuration_has_no_data() -> None:
     encoder = make_encoder()
     small, large = (
-        ExemplarPrior(encoder, 2, x, name="p").get_config() for x in (X, np.tile(X / 3, (9, 1, 1)))
+        ExemplarPrior(2, encoder, x, name="p").get_config() for x in (X, np.tile(X / 3, (9, 1, 1)))
     )
     assert abs(len(json.dumps(small)) - len(json.dumps(large))) < 5
     again = ExemplarPrior.from_config(large)
@@ -224,7 +224,7 @@ def fitted_width_and_gap(leave_one_out: bool) -> tuple[float, float, float]:
     """The width after training, test less train marginal KL, and its standard error."""
     x_train, x_test = np.random.default_rng(0).normal(size=(2, 100, 2)).astype(np.float32)
     encoder = IdentityEncoder(0.02)
-    prior = ExemplarPrior(encoder, 2, x_train, leave_one_out=leave_one_out)
+    prior = ExemplarPrior(2, encoder, x_train, leave_one_out=leave_one_out)
     decoder = tfs.networks.MLPDecoder((2,), (4,), likelihood=GaussianLikelihood())
     vae = tfs.VAE(encoder, decoder, prior)
     vae.compile(keras.optimizers.Adam(0.1), jit_compile=False)
@@ -267,6 +267,6 @@ def test_leaving_one_out_keeps_the_prior_from_memorising() -> None:
 )
 def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        ExemplarPrior(**{"encoder": make_encoder(), "event_size": 2, "x": X, **arguments})
+        ExemplarPrior(**{"event_size": 2, "encoder": make_encoder(), "x": X, **arguments})
     with pytest.raises(ValueError, match="condition must be None"):
-        ExemplarPrior(make_encoder(), 2, X)(tf.zeros([2, 3]))
+        ExemplarPrior(2, make_encoder(), X)(tf.zeros([2, 3]))

@@ -87,33 +87,33 @@ def check_marginal_kl(difference: np.ndarray, bound: float = 0.05) -> None:
 
 class TestDiagonalConformance(PriorConformance):
     def make(self, **kwargs: Any) -> MixturePrior:
-        layer = MixturePrior(3, 2, **kwargs)
+        layer = MixturePrior(2, 3, **kwargs)
         layer.initialize(draws(known_mixture("diagonal"), 500))
         return layer
 
 
 class TestFullConformance(PriorConformance):
     def make(self, **kwargs: Any) -> MixturePrior:
-        layer = MixturePrior(3, 2, "full", **kwargs)
+        layer = MixturePrior(2, 3, "full", **kwargs)
         layer.initialize(draws(known_mixture(), 500))
         return layer
 
 
 class TestDiagonalUnits(UnitConformance):
     def make(self, **kwargs: Any) -> MixturePrior:
-        return MixturePrior(3, 2, **kwargs)
+        return MixturePrior(2, 3, **kwargs)
 
 
 class TestFullUnits(UnitConformance):
     def make(self, **kwargs: Any) -> MixturePrior:
-        return MixturePrior(3, 2, "full", **kwargs)
+        return MixturePrior(2, 3, "full", **kwargs)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 @pytest.mark.parametrize("condition_size", [None, 4])
 def test_density_is_that_of_its_weights(covariance: str, condition_size: int | None) -> None:
     """Against SciPy, from the weights that the layer shows, for each condition."""
-    layer = scattered(MixturePrior(5, 3, covariance, condition_size, dtype="float64"))
+    layer = scattered(MixturePrior(3, 5, covariance, condition_size, dtype="float64"))
     rng = np.random.default_rng(1)
     z = rng.normal(size=(6, 3))
     condition = None if condition_size is None else rng.normal(size=(6, condition_size))
@@ -140,9 +140,9 @@ def test_density_is_that_of_its_weights(covariance: str, condition_size: int | N
 
 
 def test_a_condition_has_no_influence_before_training() -> None:
-    layer = MixturePrior(3, 2, "full", condition_size=4)
+    layer = MixturePrior(2, 3, "full", condition_size=4)
     layer.initialize(draws(known_mixture(), 500))
-    plain = MixturePrior(3, 2, "full")
+    plain = MixturePrior(2, 3, "full")
     plain.initialize(draws(known_mixture(), 500))
     z = draws(known_mixture(), 7, seed=1)
     condition = np.random.default_rng(0).normal(size=(7, 4)).astype("float32")
@@ -150,7 +150,7 @@ def test_a_condition_has_no_influence_before_training() -> None:
 
 
 def test_conditional_prior_gets_a_gradient_to_every_weight_and_draws_for_each_condition() -> None:
-    layer = scattered(MixturePrior(3, 2, "full", condition_size=3))
+    layer = scattered(MixturePrior(2, 3, "full", condition_size=3))
     condition = tf.constant(np.random.default_rng(2).normal(size=(5, 3)), tf.float32)
     prior = layer(condition)
     assert prior.sample(4, seed=(1, 2)).shape == [4, 5, 2]
@@ -164,7 +164,7 @@ def test_conditional_prior_gets_a_gradient_to_every_weight_and_draws_for_each_co
 
 def test_random_start_spans_the_standard_normal() -> None:
     """The means have variance 1/2 and the components the other half, all with equal weights."""
-    layer = MixturePrior(2000, 3, "full")
+    layer = MixturePrior(3, 2000, "full")
     loc = layer.loc.numpy().astype(np.float64)
     assert np.all(abs(loc.mean(axis=0)) < NUM_STANDARD_ERRORS * np.sqrt(0.5 / 2000))
     error = np.cov(loc.T) - 0.5 * np.eye(3)
@@ -187,7 +187,7 @@ def test_initialize_finds_separate_clusters() -> None:
         for centre, count, tril in zip(centres, counts, TRIL, strict=True)
     ]
     codes = np.concatenate(clusters)
-    layer = MixturePrior(3, 2, "full", dtype="float64")
+    layer = MixturePrior(2, 3, "full", dtype="float64")
     layer.initialize(codes)
     added = 0.5 * 3 * 2 / len(codes) * codes.var(axis=0)
     loc = layer().components_distribution.mean().numpy()
@@ -210,7 +210,7 @@ def test_initialize_is_a_function_of_codes_and_seed() -> None:
     codes = draws(known_mixture(), 300)
 
     def initialized(seed: int) -> np.ndarray:
-        layer = MixturePrior(10, 2)
+        layer = MixturePrior(2, 10)
         layer.initialize(codes, seed)
         return np.asarray(layer.loc)
 
@@ -222,7 +222,7 @@ def test_initialize_is_a_function_of_codes_and_seed() -> None:
 def test_initialize_survives_codes_without_variance(covariance: str) -> None:
     """A dimension that is constant, as a collapsed latent's mean may be, leaves all finite."""
     codes = draws(known_mixture(), 200) * np.array([1.0, 0.0])
-    layer = MixturePrior(4, 2, covariance)
+    layer = MixturePrior(2, 4, covariance)
     layer.initialize(codes)
     assert np.all(np.isfinite(layer().log_prob(codes)))
 
@@ -237,7 +237,7 @@ def test_one_full_gaussian_is_the_best_one() -> None:
     whitened = np.linalg.solve(np.linalg.cholesky(np.cov(z.T, bias=True)), (z - z.mean(axis=0)).T)
     z = mean + (np.linalg.cholesky(covariance) @ whitened).T
 
-    layer = MixturePrior(1, 2, "full", dtype="float64")
+    layer = MixturePrior(2, 1, "full", dtype="float64")
     layer.initialize(z)
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, 600))
     optimizer.build(layer.fitted_variables)
@@ -264,7 +264,7 @@ def test_one_full_gaussian_is_the_best_one() -> None:
 @pytest.mark.parametrize("covariance", [pytest.param("diagonal", marks=pytest.mark.slow), "full"])
 def test_reaches_a_known_mixture_from_codes(covariance: str) -> None:
     q_z = known_mixture(covariance)
-    layer = MixturePrior(3, 2, covariance)
+    layer = MixturePrior(2, 3, covariance)
     layer.initialize(draws(q_z, 1000))
     train(layer, q_z, 200)
     z = draws(q_z, 20000, seed=3)
@@ -276,7 +276,7 @@ def test_reaches_a_known_mixture_from_random_means(covariance: str) -> None:
     """Without `initialize`, and with more components than needed, none of which dies."""
     keras.utils.set_random_seed(1)
     q_z = known_mixture(covariance)
-    layer = MixturePrior(20, 2, covariance)
+    layer = MixturePrior(2, 20, covariance)
     train(layer, q_z, 600)
     z = draws(q_z, 20000, seed=3)
     check_marginal_kl(np.asarray(q_z.log_prob(z) - layer().log_prob(z)))
@@ -286,7 +286,7 @@ def test_reaches_a_known_mixture_from_random_means(covariance: str) -> None:
 
 def test_conditional_prior_reaches_a_mixture_that_moves_with_the_condition() -> None:
     q_z = known_mixture()
-    layer = MixturePrior(3, 2, "full", condition_size=3)
+    layer = MixturePrior(2, 3, "full", condition_size=3)
     layer.initialize(draws(q_z, 1000))
     train(layer, q_z, 400)
     z, condition, shifted = shifted_draws(q_z, 20000, tf.constant([3, 4]))
@@ -295,7 +295,7 @@ def test_conditional_prior_reaches_a_mixture_that_moves_with_the_condition() -> 
 
 def test_a_component_without_weight_leaves_gradients_finite() -> None:
     """Logits so far apart that the softmax underflows."""
-    layer = MixturePrior(3, 2, "full")
+    layer = MixturePrior(2, 3, "full")
     layer.logits.assign([0.0, -1.0, -200.0])
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(layer().log_prob(tf.ones([4, 2])))
@@ -305,7 +305,7 @@ def test_a_component_without_weight_leaves_gradients_finite() -> None:
 
 @pytest.mark.parametrize("condition_size", [None, 4])
 def test_configuration_round_trip(condition_size: int | None) -> None:
-    layer = MixturePrior(5, 3, "full", condition_size, name="p")
+    layer = MixturePrior(3, 5, "full", condition_size, name="p")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert isinstance(again, MixturePrior)
     assert again.get_config() == layer.get_config()
@@ -326,16 +326,16 @@ def test_bad_arguments_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        MixturePrior(**{"num_components": 2, "event_size": 2, **arguments})
+        MixturePrior(**{"event_size": 2, "num_components": 2, **arguments})
 
 
 def test_bad_conditions_are_refused() -> None:
     with pytest.raises(ValueError, match="takes no condition"):
         MixturePrior(2, 2)(np.zeros([3, 2], np.float32))
     conditional = MixturePrior(2, 2, condition_size=4)
-    with pytest.raises(ValueError, match=r"needs a condition of shape \[B, 4\]"):
+    with pytest.raises(ValueError, match=r"call it with a condition of shape \[B, 4\]"):
         conditional()
-    with pytest.raises(ValueError, match=r"must have shape \[B, 4\], got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"must have shape \[B, 4\], got \[3, 2\]"):
         conditional(np.zeros([3, 2], np.float32))
 
 
@@ -349,4 +349,4 @@ def test_bad_conditions_are_refused() -> None:
 )
 def test_bad_codes_are_refused(codes: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MixturePrior(4, 2).initialize(codes)
+        MixturePrior(2, 4).initialize(codes)

@@ -93,7 +93,7 @@ class TestResampledPriorUnits(UnitConformance):
 
 class TestResampledMixtureUnits(UnitConformance):
     def make(self, **kwargs: Any) -> Prior:
-        base = MixturePrior(3, 2, dtype=kwargs.get("dtype"))
+        base = MixturePrior(2, 3, dtype=kwargs.get("dtype"))
         settings: dict[str, Any] = {"num_normalizer_samples": 2**12, "num_training_samples": 500}
         return _strong(ResampledPrior(2, 5, (8,), base, **settings, **kwargs), factor=2.0)
 

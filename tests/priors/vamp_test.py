@@ -31,7 +31,7 @@ STANDARD_ERRORS = 4.5
 
 def make_prior(encoder: Any = None, num_components: int = 6, **kwargs: Any) -> VampPrior:
     encoder = make_encoder() if encoder is None else encoder
-    return VampPrior(encoder, 2, EVENT_SHAPE, num_components, **kwargs)
+    return VampPrior(2, encoder, EVENT_SHAPE, num_components, **kwargs)
 
 
 class TestVampConformance(PriorConformance):
@@ -70,7 +70,7 @@ def test_a_known_mixture_is_reached() -> None:
     centres = np.array([[0.1, 0.2], [0.9, 0.3], [0.4, 0.8], [0.7, 0.7]], np.float32)
     x = np.repeat(centres, [10, 20, 30, 40], axis=0)
     encoder = IdentityEncoder(0.1)
-    prior = VampPrior(encoder, 2, (2,), num_components=12, weighted=True, seed=1)
+    prior = VampPrior(2, encoder, (2,), num_components=12, weighted=True, seed=1)
     q_z = tfs.AggregatePosterior.from_encoder(encoder, x)
     fit = tfs.fit_prior(
         q_z, prior, num_steps=600, batch_size=200, learning_rate=0.03, num_samples=50, verbose=False
@@ -250,8 +250,8 @@ def test_surgery_takes_the_layer() -> None:
 )
 def test_bad_arguments(arguments: dict[str, Any], error: Any, message: str) -> None:
     given = {
-        "encoder": make_encoder(),
         "event_size": 2,
+        "encoder": make_encoder(),
         "observation_shape": EVENT_SHAPE,
         "num_components": 4,
     }

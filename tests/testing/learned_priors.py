@@ -47,7 +47,7 @@ class GaussianPrior(Prior):
 class DiagonalMixturePrior(Prior):
     """Mixture of diagonal Gaussians; `initialize` puts the components on the first codes."""
 
-    def __init__(self, num_components: int, event_size: int, **kwargs: Any) -> None:
+    def __init__(self, event_size: int, num_components: int, **kwargs: Any) -> None:
         super().__init__(event_size, **kwargs)
         self.num_components = num_components
         shape = [num_components, event_size]

@@ -47,7 +47,7 @@ def dataset() -> Dataset:
 
 def make_vae() -> VAE:
     keras.utils.set_random_seed(7)
-    vae = VAE(MLPEncoder(2, (5,)), MLPDecoder((3, 3, 1), (5,)), StandardNormalPrior(2), seed=3)
+    vae = VAE(MLPEncoder(2, (5,)), MLPDecoder((3, 3, 1), (5,)), StandardNormalPrior(2), seed=(3, 4))
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, 3 * NUM_EPOCHS, alpha=0.01)
     vae.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=True)
     return vae

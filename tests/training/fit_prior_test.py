@@ -172,7 +172,7 @@ def validation() -> tfs.AggregatePosterior:
 
 @pytest.fixture(scope="module")
 def stopped(q_z: Any, validation: Any) -> tuple[DiagonalMixturePrior, PriorFit]:
-    prior = DiagonalMixturePrior(12, 2)
+    prior = DiagonalMixturePrior(2, 12)
     return prior, _quick(
         q_z, prior, validation=validation, num_steps=2000, patience=3, seed=2, num_samples=100
     )
@@ -201,7 +201,7 @@ class TestValidation:
         self, q_z: Any, validation: Any, stopped: tuple[Any, PriorFit]
     ) -> None:
         """All steps without a validation set: better on training data, worse on others."""
-        prior = DiagonalMixturePrior(12, 2)
+        prior = DiagonalMixturePrior(2, 12)
         fit = _quick(q_z, prior, num_steps=600, seed=2, num_samples=100)
         assert fit.best_step == 600
         early = stopped[1]
@@ -233,7 +233,7 @@ class TestValidation:
 
 def test_initialization_can_be_left_out() -> None:
     q_z = small_aggregates.aggregate("overlapping")
-    prior = DiagonalMixturePrior(12, 2)
+    prior = DiagonalMixturePrior(2, 12)
     start = _values(prior)
     fit = _quick(q_z, prior, num_steps=0, initialize=False)
     _assert_same(_values(prior), start)
@@ -457,3 +457,33 @@ def test_bad_input_is_refused_before_work(
     with pytest.raises(error, match=message):
         fit_prior(given.pop("aggregate_posterior"), given.pop("prior"), **given)
     assert not np.any(prior.loc)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_prior_is_built_no_more_often_than_its_weights_change(held_out: bool) -> None:
+    """For the check, as the former prior, after `initialize` and at the end; q(z) share each."""
+
+    class Counted(GaussianPrior):
+        num_built = 0
+
+        def call(self, condition: Any = None) -> tfd.Distribution:
+            self.num_built += tf.executing_eagerly()
+            return super().call(condition)
+
+    prior = Counted(2)
+    q_z = small_aggregates.aggregate("overlapping")
+    _quick(q_z, prior, former_prior=prior, validation=q_z if held_out else None)
+    assert prior.num_built == 4
+
+
+def test_a_pair_of_int32_is_a_seed() -> None:
+    q_z = small_aggregates.aggregate("overlapping")
+    fits = []
+    for seed in (1, (1, 2), [1, 2], (2, 1)):
+        keras.utils.set_random_seed(0)
+        fits.append(_quick(q_z, tfs.priors.MixturePrior(2, 3), seed=seed))
+    assert json.loads(json.dumps(fits[1].to_dict()))["seed"] == [1, 2]
+    assert fits[2].seed == (1, 2)
+    values = [fit.training.elbo_change.value for fit in fits]
+    assert values[1] == values[2]
+    assert len(set(values)) == 3

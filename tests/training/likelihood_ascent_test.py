@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing import small_aggregates
 from tests.testing.learned_priors import GaussianPrior
-from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent, XlaOrGraph
+from tfp_surgery.training.likelihood_ascent import LikelihoodAscent
 
 tfd = tfp.distributions
 
@@ -111,18 +111,6 @@ def test_what_is_not_finite_stops_at_its_step_with_the_last_good_weights() -> No
         again.run(step, step + 1)
 
 
-def test_fixed_codes_count_once_each() -> None:
-    codes = np.random.default_rng(0).normal(size=(25, 2)).astype(np.float32)
-    prior = GaussianPrior(2)
-    for batch_size in (1, 10, 25, 100):
-        held = FixedCodes(tf.constant(codes), prior, batch_size)
-        expected = -0.5 * (codes.astype(np.float64) ** 2).sum(axis=1).mean() - math.log(2 * math.pi)
-        np.testing.assert_allclose(held.mean_log_prob(), expected, rtol=1e-6)
-    prior.loc.assign([1.0, 0.0])  # the weights are read anew
-    expected -= 0.5 - codes[:, 0].mean()
-    np.testing.assert_allclose(held.mean_log_prob(), expected, rtol=1e-6)
-
-
 @pytest.mark.slow
 def test_choosing_a_look_is_optimistic_by_no_more_than_its_bound() -> None:
     """The bias of the best of T looks, measured on exchangeable validation and other codes.
@@ -156,16 +144,3 @@ def test_choosing_a_look_is_optimistic_by_no_more_than_its_bound() -> None:
     spread = max(np.std(values - values[fixed], axis=1))
     assert optimism.mean() > 4.5 * error  # there is a bias
     assert optimism.mean() <= spread * math.sqrt(2 * math.log(looks) / size) + 4.5 * error
-
-
-def test_a_function_is_compiled_once() -> None:
-    traces = []
-
-    def double(x: tf.Tensor) -> tf.Tensor:
-        traces.append(x)
-        return 2 * x
-
-    function = XlaOrGraph(double, tf.TensorSpec([2]))
-    for _ in range(3):
-        np.testing.assert_array_equal(function([1.0, 2.0]), [2, 4])
-    assert len(traces) == 1

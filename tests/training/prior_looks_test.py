@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.testing import small_aggregates
 from tests.testing.learned_priors import GaussianPrior
 from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
+from tfp_surgery.training.prior_looks import FixedCodes
 
 tfd = tfp.distributions
 
@@ -127,3 +129,15 @@ def test_looks_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         f"fit_prior: step {step} of 60" for step in (0, 20, 40, 60)
     ]
     assert all("nats on fixed codes (best" in line for line in lines)
+
+
+def test_fixed_codes_count_once_each() -> None:
+    codes = np.random.default_rng(0).normal(size=(25, 2)).astype(np.float32)
+    prior = GaussianPrior(2)
+    for batch_size in (1, 10, 25, 100):
+        held = FixedCodes(tf.constant(codes), prior, batch_size)
+        expected = -0.5 * (codes.astype(np.float64) ** 2).sum(axis=1).mean() - math.log(2 * math.pi)
+        np.testing.assert_allclose(held.mean_log_prob(), expected, rtol=1e-6)
+    prior.loc.assign([1.0, 0.0])  # the weights are read anew
+    expected -= 0.5 - codes[:, 0].mean()
+    np.testing.assert_allclose(held.mean_log_prob(), expected, rtol=1e-6)

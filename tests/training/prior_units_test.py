@@ -46,7 +46,7 @@ def test_one_full_gaussian_reaches_the_moments_of_the_codes_in_every_unit(unit: 
             (unit * loc).astype(np.float32), (unit * scale).astype(np.float32)
         )
     )
-    prior = tfs.priors.MixturePrior(1, 2, covariance="full")
+    prior = tfs.priors.MixturePrior(2, 1, covariance="full")
     after = _fit(q_z, prior).training.marginal_kl_after
     # In units of one: the marginal KL does not depend on them.
     moments = small_aggregates.moments("overlapping")
@@ -88,7 +88,7 @@ def test_unequal_dimensions_reach_what_em_reaches(scale: list[float], num_starts
     q_z = _clusters(scale)
     fits = {}
     for seed in range(num_starts):
-        layer = tfs.priors.MixturePrior(10, len(scale))
+        layer = tfs.priors.MixturePrior(len(scale), 10)
         fit = _fit(q_z, layer, num_steps=1000, num_samples=2, seed=seed)
         fits[fit.training.marginal_kl_after.value] = layer
     prior = fits[min(fits)]
@@ -113,10 +113,10 @@ class Encoder(keras.layers.Layer):
 
 _X = np.random.default_rng(1).beta(0.4, 0.4, size=(300, 2)).astype(np.float32)
 _FAMILIES: dict[str, Callable[[Encoder], Prior]] = {
-    "mixture": lambda _: tfs.priors.MixturePrior(10, 2),
-    "full mixture": lambda _: tfs.priors.MixturePrior(10, 2, covariance="full"),
-    "vamp": lambda encoder: tfs.priors.VampPrior(encoder, 2, (2,), 10, weighted=True),
-    "exemplar": lambda encoder: tfs.priors.ExemplarPrior(encoder, 2, _X, 10),
+    "mixture": lambda _: tfs.priors.MixturePrior(2, 10),
+    "full mixture": lambda _: tfs.priors.MixturePrior(2, 10, covariance="full"),
+    "vamp": lambda encoder: tfs.priors.VampPrior(2, encoder, (2,), 10, weighted=True),
+    "exemplar": lambda encoder: tfs.priors.ExemplarPrior(2, encoder, _X, 10),
     "resampled": lambda _: tfs.priors.ResampledPrior(
         2, 20, (16,), num_normalizer_samples=2**12, num_training_samples=500
     ),
@@ -152,7 +152,7 @@ def test_every_family_is_fitted_alike_in_all_units(family: str) -> None:
 def test_the_aggregate_posterior_itself_has_no_unit() -> None:
     for unit in (1.0, [1e3, 3e-4]):
         encoder = Encoder(unit)
-        prior = tfs.priors.AggregatePrior(encoder, 2, _X)
+        prior = tfs.priors.AggregatePrior(2, encoder, _X)
         with pytest.warns(UserWarning, match="has no variables to fit"):
             fit = _fit(tfs.AggregatePosterior.from_encoder(encoder, _X), prior)
         assert abs(fit.training.marginal_kl_after.value) < 1e-5
@@ -165,7 +165,7 @@ def test_an_initialized_prior_trains_alike_in_a_model() -> None:
         encoder = Encoder(unit)
         q_z = tfs.AggregatePosterior.from_encoder(encoder, _X)
         keras.utils.set_random_seed(0)
-        prior = tfs.priors.MixturePrior(10, 2)
+        prior = tfs.priors.MixturePrior(2, 10)
         prior.initialize(q_z.components_distribution.sample(seed=(0, 1)).numpy())
         decoder = tfs.networks.MLPDecoder((2,), (4,), likelihood=GaussianLikelihood())
         vae = tfs.VAE(encoder, decoder, prior)

@@ -329,9 +329,7 @@ def test_fit_prior_leaves_the_encoder_of_a_prior_alone() -> None:
     net: Any = keras.layers.Dense(4)
     net.build((None, 3))
     for encoder in (MLPEncoder(2, (4,)), lambda x: gaussian(net(x))):
-        prior = tfs.priors.VampPrior(
-            encoder, num_components=3, event_size=2, observation_shape=(3,)
-        )
+        prior = tfs.priors.VampPrior(2, encoder, observation_shape=(3,), num_components=3)
         before = net.get_weights()
         tfs.fit_prior(q_z, prior, num_steps=2, batch_size=8, initialize=False, verbose=False)
         for weight, value in zip(net.get_weights(), before, strict=True):

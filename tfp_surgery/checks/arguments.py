@@ -9,8 +9,6 @@ import numpy as np
 
 from tfp_surgery.checks.arrays import checked_numbers
 
-MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
-
 
 def check_observations(x: Any, name: str = "x") -> np.ndarray:
     """Checks that `x` can be a data set: one array of numbers, whole, not empty, finite.

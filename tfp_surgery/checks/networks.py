@@ -140,10 +140,16 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
     posterior_event = _static_shape(posterior.event_shape, posterior.event_shape_tensor)
     if batch_shape != () or prior_event != posterior_event:
+        hint = ""
+        if posterior_event == (getattr(prior, "num_components", None),):
+            hint = (
+                f" It has {prior.num_components} components: event_size comes before "
+                "num_components in the arguments of a prior."
+            )
         raise ValueError(
             f"the prior must be one distribution over codes of shape {_list(posterior_event)}, as "
             f"the encoder's are, but {prior.name} has batch shape {_list(batch_shape)} and event "
-            f"shape {_list(prior_event)}."
+            f"shape {_list(prior_event)}.{hint}"
         )
     if prior.dtype != posterior.dtype:
         way_out = ""

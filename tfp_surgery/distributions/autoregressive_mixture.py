@@ -41,15 +41,15 @@ class AutoregressiveMixture(tfd.Distribution):
         """Makes the distribution.
 
         Args:
-          mixture_fn: callable from z `[..., *batch_shape, D]` to logits,
+          mixture_fn: Callable from z `[..., *batch_shape, D]` to logits,
             locations and scales of K components, each of shape `[..., *batch_shape, D, K]`. What
             it returns for coordinate j may depend on the coordinates before j alone.
           event_size: D.
-          batch_shape: integers or an int32 Tensor.
-          dtype: of the codes.
-          validate_args: as in `tfd.Distribution`.
-          allow_nan_stats: as in `tfd.Distribution`.
-          name: as in `tfd.Distribution`.
+          batch_shape: Integers or an int32 Tensor.
+          dtype: Of the codes.
+          validate_args: As in `tfd.Distribution`.
+          allow_nan_stats: As in `tfd.Distribution`.
+          name: As in `tfd.Distribution`.
         """
         parameters = dict(locals())
         self._mixture_fn = mixture_fn

@@ -46,15 +46,15 @@ class DiscretizedLogistic(DiscreteDistributionMixin, tfd.Distribution):
         """Makes a batch of distributions.
 
         Args:
-          loc: floating Tensor, the location of the logistic; levels lie in [0, 1].
-          scale: floating Tensor, positive, broadcasts with `loc`.
-          num_levels: int, at least 2 (256 for 8-bit images).
-          validate_args: whether to check parameters and values at run time.
-          allow_nan_stats: as in `tfd.Distribution`.
-          name: as in `tfd.Distribution`.
+          loc: Floating Tensor, the location of the logistic; levels lie in [0, 1].
+          scale: Floating Tensor, positive, broadcasts with `loc`.
+          num_levels: Int, at least 2 (256 for 8-bit images).
+          validate_args: Whether to check parameters and values at run time.
+          allow_nan_stats: As in `tfd.Distribution`.
+          name: As in `tfd.Distribution`.
 
         Raises:
-          ValueError: if `num_levels` is below 2.
+          ValueError: If `num_levels` is below 2.
         """
         parameters = dict(locals())
         if num_levels < 2:

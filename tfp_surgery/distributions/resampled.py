@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.tfp_internals import (
@@ -132,7 +133,7 @@ class Resampled(tfd.Distribution):
         log_acceptance_fn: Callable[[tf.Tensor], tf.Tensor],
         truncation: int,
         num_samples: int = 2**16,
-        seed: Any = (0, 0),
+        seed: Any = 0,
         **kwargs: Any,
     ) -> Resampled:
         """Makes the distribution with Z estimated by the mean acceptance of draws from the base.
@@ -144,7 +145,7 @@ class Resampled(tfd.Distribution):
           log_acceptance_fn: As for the constructor.
           truncation: As for the constructor.
           num_samples: Number of draws from the base, at least 2.
-          seed: Pair of int32: one seed gives one estimate.
+          seed: Integer in [0, 2**31) or pair of int32: one seed gives one estimate.
           **kwargs: Passed to the constructor.
 
         Returns:
@@ -336,23 +337,26 @@ def estimate_log_normalizer(
       base_distribution: pi(z), a `tfd.Distribution` with batch shape `[B...]`.
       log_acceptance_fn: Callable from z, shape `[S, B..., E...]`, to log a(z), shape `[S, B...]`.
       num_samples: S, at least 2.
-      seed: Pair of int32. Under XLA the same seed gives other draws.
+      seed: Integer in [0, 2**31) or pair of int32, as a `Tensor` too. Under XLA the same seed
+        gives other draws.
 
     Returns:
       log Z and its standard error (by the delta method, without gradient), each a floating
       `Tensor` of shape `[B...]`, in nats.
 
     Raises:
-      TypeError: If `num_samples` is no integer.
-      ValueError: If `num_samples` is below 2, or log a(z) is not of the shape said.
+      TypeError: If `num_samples` is no integer, or the seed neither an integer nor a pair.
+      ValueError: If `num_samples` is below 2, the seed out of range, or log a(z) not of the shape
+        said.
     """
     num_samples = checked_integer("num_samples", num_samples, 2)
+    seed = seeds.pair(seed, "resampled/normalizer")
     sizes = [_BLOCK] * (num_samples // _BLOCK)
     if num_samples % _BLOCK:
         sizes.append(num_samples % _BLOCK)
     log_acceptances, log_ratios = [], []
-    seeds = samplers.split_seed(seed, n=len(sizes), salt="estimate_log_normalizer")
-    for size, block_seed in zip(sizes, seeds, strict=True):
+    block_seeds = samplers.split_seed(seed, n=len(sizes), salt="estimate_log_normalizer")
+    for size, block_seed in zip(sizes, block_seeds, strict=True):
         z = base_distribution.sample(size, seed=block_seed)  # [size, B..., E...]
         z = tf.stop_gradient(z)
         log_acceptances.append(_log_acceptance(log_acceptance_fn, z, base_distribution))

@@ -1,4 +1,4 @@
-"""How the steps of a model are executed: under XLA or not, and how many in one call."""
+"""FastModel: a Keras model that chooses how its steps run: by XLA or not, how many in a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfp_surgery.models.finite_steps import FiniteSteps
-from tfp_surgery.models.weight_files import WholeFileModel
+from tfp_surgery.models.whole_file_model import WholeFileModel
 
 # A call from Python costs Keras 1 to 3 ms, a step of a small model takes 5 to 10.
 _STEPS_TOGETHER = 16
@@ -25,15 +25,15 @@ _BATCH_HOOKS = tuple(
 
 
 class FastModel(WholeFileModel):
-    """A Keras model that chooses how its steps are executed where the user does not.
+    """A Keras model that chooses `jit_compile` and `steps_per_execution` where they are left open.
 
     Attributes:
-      jit_compile: whether steps run under XLA; what `compile` was given, or False until the first
-        `fit` or `evaluate` has chosen.
+      jit_compile: Whether XLA compiles the steps: what `compile` was given, or else False until
+        the first `fit` or `evaluate` chooses.
     """
 
     _chooses_jit = _chooses_steps = False
-    # What settled jit_compile: True for a training step, False for one of evaluation.
+    # The step that decided jit_compile: True for training, False for evaluation.
     _jit_chosen_by: bool | None = None
     _other_functions: tuple[Any, Any, Any] = (None, None, None)
     train_function: Any
@@ -41,25 +41,22 @@ class FastModel(WholeFileModel):
     def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
         """Prepares the model for `fit`; see `keras.Model.compile`.
 
-        Two defaults differ from those of Keras, which on a CPU runs each step without XLA and by a
-        call of its own:
+        Two defaults differ from those of Keras:
 
-        * `jit_compile="auto"` compiles the steps by XLA, unless they hold an operation that XLA
-          does not know (of which it warns), or a convolution on a machine without GPU (there
-          XLA's convolutions are slower than TensorFlow's). It is settled, and kept, when `fit` or
-          `evaluate` first sees the data. XLA compiles once for each shape of a batch.
-        * `steps_per_execution="auto"` lets `fit` execute 16 steps in one call, with the same
-          results. It executes one at a time where that could be told apart: where
-          `steps_per_epoch` or `validation_steps` is given (Keras would round it up), or a callback
-          other than those of Keras has a method for batches. So do `evaluate` and `predict`
-          always.
+        * `jit_compile="auto"` compiles the steps by XLA. It does not where XLA does not know one of
+          their operations (with a warning), nor for convolutions on a machine without GPU, where
+          those of TensorFlow are faster. The choice is made when `fit` or `evaluate` first sees
+          data, and kept. XLA compiles once for each shape of a batch.
+        * `steps_per_execution="auto"` runs 16 steps of `fit` in one call, with the same results.
+          It runs one step a call where the difference would show: where `steps_per_epoch` or
+          `validation_steps` is given (Keras would round it up), or where a callback that is not
+          one of Keras has a method for batches. `evaluate` and `predict` run one step a call.
 
-        Under a strategy of `tf.distribute` both are what Keras can do there: no XLA, and one step
-        a call.
+        Under a strategy of `tf.distribute` there is no XLA, and one step a call.
 
         Args:
-          optimizer: as Keras takes it.
-          **kwargs: of `keras.Model.compile`, without loss and metrics.
+          optimizer: As Keras takes it.
+          **kwargs: Of `keras.Model.compile`, without loss and metrics.
         """
         kwargs = {"jit_compile": "auto", "steps_per_execution": "auto", **kwargs}
         self._chooses_jit = kwargs["jit_compile"] == "auto"
@@ -113,7 +110,7 @@ class FastModel(WholeFileModel):
         """Takes one training step.
 
         Args:
-          batch: what the model is trained on, as the pipeline gives it.
+          batch: What the model is trained on, as the pipeline gives it.
 
         Returns:
           The loss that was differentiated, with penalties, a scalar; and the metrics.
@@ -125,15 +122,15 @@ class FastModel(WholeFileModel):
         raise NotImplementedError
 
     def _trace(self, step: Callable[[Any], Any], batch: Any) -> None:
-        """Traces a step of a built model on a batch, and settles `jit_compile="auto"` by it.
+        """Traces a step of a built model on a batch, and by it decides `jit_compile="auto"`.
 
-        What fails without XLA too is raised as it is, before anything of the model has changed.
+        An error of the step itself is raised as it is, before the model has changed.
         """
         is_training = step == self.train_step
         if self.run_eagerly or self._is_distributed:
             return
         is_chosen = not self._chooses_jit or self._jit_chosen_by in (is_training, True)
-        # Of the program for many steps or that for one.
+        # For either number of steps in one call.
         is_traced = self.train_function is not None or self._other_functions[0] is not None
         if is_chosen and (is_traced or not is_training):
             return
@@ -155,7 +152,7 @@ class FastModel(WholeFileModel):
             has_gpu = bool(tf.config.list_physical_devices("GPU"))
             jit_compile = has_gpu or not re.search(r"\bconvolution\(", lowered)
         with warnings.catch_warnings():
-            # Keras tells that it does without XLA where operations are to be deterministic.
+            # Keras warns that it turns XLA off where operations must be deterministic.
             warnings.simplefilter("ignore")
             self.jit_compile = jit_compile
         self._jit_chosen_by = is_training
@@ -167,14 +164,14 @@ class FastModel(WholeFileModel):
         return self._distribute_strategy is not None or tf.distribute.has_strategy()
 
     def _can_join_steps(self, callbacks: Iterable[Any], *step_counts: Any) -> bool:
-        """Whether nothing can tell several steps in one call from one."""
+        """Whether several steps in one call look to everything like one step a call."""
         return all(count is None for count in step_counts) and not any(
             _sees_batches(callback) for callback in callbacks
         )
 
     @contextmanager
     def _many_steps_in_one_call(self, many: bool) -> Iterator[None]:
-        """Executes many steps in one call, or one, where `compile` left that open."""
+        """Within the block, runs many steps in one call or one, where `compile` left that open."""
         many = many and not self._is_distributed
         steps = _STEPS_TOGETHER if many else 1
         if not self._chooses_steps or self.run_eagerly or self.steps_per_execution == steps:
@@ -187,7 +184,7 @@ class FastModel(WholeFileModel):
             self._exchange_functions(1 if many else _STEPS_TOGETHER)
 
     def _exchange_functions(self, steps: int) -> None:
-        # A function of Keras is traced for one number of steps.
+        # Keras traces a function for one number of steps: there is a set for each.
         self.steps_per_execution = steps
         functions = (self.train_function, self.test_function, self.predict_function)
         self.train_function, self.test_function, self.predict_function = self._other_functions

@@ -9,15 +9,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Calls from one keeping of the state to the next, where nothing else can change it in between,
-# and what the batches of these calls may take, in bytes.
+# Where nothing else can change the state, it is kept once for so many calls, or for batches of so
+# many bytes.
 _CALLS_TOGETHER = 64
 _BATCHES_TOGETHER = 2**26
 # Scaling the loss of float16 starts at 2^15. A gradient that is not finite at this scale does not
 # become finite by halving it further.
 _LEAST_LOSS_SCALE = 2.0**-15
-# Optimizers that make a weight NaN by a gradient that is not finite in the very step, so that their
-# own state, two or three times as large, need not be looked at.
+# A gradient that is not finite makes a weight NaN in the same step of these optimizers: their own
+# state, two or three times as large, needs no check.
 _PASSING_ON = tuple(
     getattr(keras.optimizers, name)
     for name in ("SGD", "Adam", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adamax")
@@ -27,12 +27,11 @@ _PASSING_ON = tuple(
 class FiniteSteps:
     """A training function for Keras, of one or several steps a call.
 
-    Each call ends with one look at whether the losses of its steps and the weights are finite (and
-    the state of an optimizer that may keep to itself what is not), inside the same program. Where
-    they are not, the state that was kept is put back and the steps since then are taken again, one
-    by one, by the same program, until the first that is not finite; its state is put back once
-    more. So the steps themselves carry no check, and keeping the state costs nothing but a
-    reference to each tensor until it is replaced.
+    The program of a call ends with one check: whether the losses and the weights are finite (and
+    the state of the optimizer, where a NaN in it may not reach the weights at once). If they are
+    not, the state that was kept is put back, and the steps since then are taken again one by one
+    until one is not finite. The state from before this step is put back. The steps themselves carry
+    no check, and to keep the state costs one reference to each tensor.
     """
 
     def __init__(self, model: Any, are_only_steps: bool) -> None:
@@ -138,7 +137,7 @@ class FiniteSteps:
         if self._is_eager:
             return self._eager_steps(batches)
         count = tf.constant(len(batches))
-        # Filled up, never to be read: one program serves all counts.
+        # The copies are not read: they keep one shape, so that one program serves all counts.
         batches = batches + batches[:1] * (self._num_steps - len(batches))
         stacked = _map(lambda *parts: tf.stack(parts), *batches)
         return self._program(stacked, count)  # type: ignore[no-any-return]
@@ -157,8 +156,8 @@ class FiniteSteps:
     def _several_steps(self, batches: Any, count: tf.Tensor) -> tuple[Any, tf.Tensor]:
         """The steps of one call as one program.
 
-        Keras calls the program of a step from a loop of TensorFlow's, between whose turns XLA gives
-        back all the memory of parameters and moments, and asks for it again.
+        Keras would call the program of one step in a loop of TensorFlow. XLA frees the memory of
+        parameters and moments after each call, and allocates it again for the next.
         """
         step = tf.function(self._model.loss_and_logs, autograph=False)
 

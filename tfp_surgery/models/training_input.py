@@ -1,4 +1,4 @@
-"""What a model is trained on: an array of observations, or a `tf.data.Dataset` of batches."""
+"""TrainingInput: an array of observations or a `tf.data.Dataset` of batches, with its checks."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _BAD_BATCH = "observations that tfp_surgery refuses"
 
 
 class TrainingInput:
-    """Observations of a known shape whose values are checked, without reading from a pipeline.
+    """What `fit` was given, of a known event shape.
 
-    An array is checked whole when `check_values` is called. Of a `tf.data.Dataset` the first
-    batch of each pass is, when Keras reads it, and later batches are checked for NaN and infinity:
-    reading one beforehand would use up an epoch of a pipeline that counts its passes.
+    `check_values` checks a whole array. A `tf.data.Dataset` is checked while Keras reads it: the
+    first batch of each pass in full, later batches for NaN and infinity. No batch is read
+    beforehand, since a pipeline that counts its passes would lose an epoch.
 
     Attributes:
-      event_shape: the shape of one observation.
-      data: what to hand to Keras in the place of the input.
-      is_indexed: whether each observation comes with its index in the data set.
+      event_shape: The shape of one observation.
+      data: What to hand to Keras.
+      is_indexed: Whether each observation comes with its index in the data set.
     """
 
     def __init__(self, x: Any):
         """Takes what `fit` was given as `x`.
 
         Args:
-          x: array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
+          x: Array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
             `[B, *event_shape]`, alone, in a tuple of one, or as `"x"` in a dict whose `"index"`
             holds int32 or int64 `[B]`.
 
         Raises:
-          TypeError: if `x` is neither, or not floating.
-          ValueError: if it has no observations, values that are not finite, no batch dimension,
+          TypeError: If `x` is neither, or not floating.
+          ValueError: If it has no observations, values that are not finite, no batch dimension,
             an event shape that is not known, or targets beside the observations.
         """
         self._failure: Exception | None = None
@@ -82,10 +82,11 @@ class TrainingInput:
             )
 
     def check_values(self, check: Callable[[np.ndarray], None]) -> None:
-        """Checks the array now, or arranges that batches are checked when they are read.
+        """Checks an array now; makes a pipeline check its batches as they are read.
 
         Args:
-          check: takes observations `[N, *event_shape]`, raises TypeError or ValueError.
+          check: Function of observations `[N, *event_shape]`; raises a TypeError or ValueError
+            where they are not accepted.
         """
         if not isinstance(self.data, tf.data.Dataset):
             check(self.data)
@@ -95,7 +96,7 @@ class TrainingInput:
             try:
                 check(check_observations(batch.numpy()))
             except (TypeError, ValueError) as error:
-                self._failure = error  # raised here, TensorFlow would log it with a traceback
+                self._failure = error  # raised here, it would be logged with a traceback
             return self._failure is None
 
         def check_first(index: tf.Tensor, element: Any) -> Any:
@@ -113,7 +114,7 @@ class TrainingInput:
 
     @contextmanager
     def failures_raised(self) -> Iterator[None]:
-        """Raises what a check of a batch raised, in the place of TensorFlow's account of it."""
+        """Raises the error of a check itself, and not that of TensorFlow which wraps it."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -128,10 +129,10 @@ class TrainingInput:
 
 
 def reject_targets(**arguments: Any) -> None:
-    """Raises a ValueError for targets and weights, which a model of x alone has no use for.
+    """Raises a ValueError unless all targets and weights are None.
 
     Args:
-      **arguments: by name; anything but None is refused.
+      **arguments: By name.
     """
     given = [name for name, value in arguments.items() if value is not None]
     if given:
@@ -142,9 +143,9 @@ def reject_targets(**arguments: Any) -> None:
 
 
 def observations_and_index(element: Any) -> tuple[Any, Any]:
-    """The parts of one element of a pipeline: observations, and their indices or None.
+    """The observations in one element of a pipeline, and their indices or None.
 
-    The two have names, lest labels, as integer as indices, are taken for them.
+    Indices need a name: the second of a tuple may be labels, which are integers too.
 
     Args:
       element: x, alone or in a tuple of one; or `{"x": x, "index": index}`.
@@ -153,7 +154,7 @@ def observations_and_index(element: Any) -> tuple[Any, Any]:
       x and index.
 
     Raises:
-      ValueError: if it is something else.
+      ValueError: If the element has another form.
     """
     if isinstance(element, tuple) and len(element) == 1:
         element = element[0]

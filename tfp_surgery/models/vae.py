@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import (
     build_prior,
     check_decoder_output,
@@ -23,7 +24,7 @@ from tfp_surgery.checks.networks import (
 from tfp_surgery.checks.support import check_support
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.models.fast_model import FastModel, listed
-from tfp_surgery.models.not_finite import DifferentiatedLoss, first_not_finite
+from tfp_surgery.models.first_not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (
     TrainingInput,
     observations_and_index,
@@ -35,9 +36,6 @@ from tfp_surgery.training.variables import check_decoder_gradient, checked_gradi
 
 tfd = tfp.distributions
 
-# The surgery of a model draws from stream 1 of its own seed, which is often this one.
-_TRAINING_STREAM, _EVALUATION_STREAM = 0, 4
-
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
 class VAE(FastModel):
@@ -47,23 +45,23 @@ class VAE(FastModel):
     The metrics, means over the observations in nats, are `loss` (the negative objective, without
     penalties that layers add), `average_reconstruction` and `average_kl`.
 
-    The noise of a training step is a function of `seed`, of the optimizer's step and of the
-    observations seen in the epoch; that of `evaluate` one of `seed` and the observations seen, so
-    each evaluation draws the same. A run that is saved, loaded and continued is thus the
-    uninterrupted run, weight for weight on a CPU, provided that its data are too (a
-    `tf.data.Dataset` that starts at the right epoch: `fit` shuffles arrays by a generator that is
-    saved nowhere), and that it was saved by a callback while `fit` ran: with an optimizer that
-    averages the weights (`use_ema`), `fit` ends by overwriting the weights with their averages.
+    The noise of a training step is a function of `seed`, of the optimizer's step and of the number
+    of observations seen in the epoch. That of `evaluate` is a function of `seed` and this number:
+    each evaluation has the same draws. A run that is saved, loaded and continued therefore equals
+    the uninterrupted run, weight for weight on a CPU, on two conditions. The data must go on from
+    the right epoch, as `dataset.batches(..., initial_epoch=...)` does; `fit` shuffles arrays by a
+    generator that is not saved. With an optimizer that averages the weights (`use_ema`), the model
+    must be saved by a callback: `fit` ends by overwriting the weights with their averages.
 
-    A prior made of the training data may have a method `leave_one_out(index)`, and where its
-    `leaves_one_out` is true a training step takes what it gives for the prior: one distribution
-    for each observation. Then `fit` needs a pipeline that tells the index of each, as
-    `dataset.batches(..., indexed=True)` makes it. `average_kl` and `loss` are those of that prior
-    in training, and those of the prior itself in `evaluate` and validation.
+    A prior made of the training data may leave each observation's own component out of training.
+    Where its attribute `leaves_one_out` is true, a training step uses `prior.leave_one_out(index)`
+    in its place, one distribution for each observation. `fit` then needs a pipeline that gives
+    their indices, such as `dataset.batches(..., indexed=True)`. The metrics of training are those
+    of this prior, the metrics of `evaluate` and validation those of the prior itself.
 
     Attributes:
-      encoder: as given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
-      event_shape: the shape of one observation, once the model is built.
+      encoder: As given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
+      event_shape: The shape of one observation, once the model is built.
     """
 
     def __init__(
@@ -72,7 +70,7 @@ class VAE(FastModel):
         decoder: Callable[[tf.Tensor], tfd.Distribution],
         prior: tfd.Distribution | Callable[[], tfd.Distribution],
         objective: Callable[..., ObjectiveTerms] | None = None,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the model.
@@ -82,18 +80,18 @@ class VAE(FastModel):
         library.
 
         Args:
-          encoder: callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.
-          decoder: callable from z `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+          encoder: Callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.
+          decoder: Callable from z `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
           prior: p(z), or a callable without arguments that builds it; a layer with weights
             defines `call(self, condition=None)`.
-          objective: what to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
-          seed: int32, of the noise in training and evaluation.
-          **kwargs: of `keras.Model`.
+          objective: What to maximise, from `tfp_surgery.objectives`; `elbo()` if None.
+          seed: Integer in [0, 2**31) or pair of int32, of the noise in training and evaluation.
+          **kwargs: Of `keras.Model`.
 
         Raises:
-          RuntimeError: if Keras runs on another backend than TensorFlow.
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if `seed` is not in the range of int32.
+          RuntimeError: If Keras runs on another backend than TensorFlow.
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If `seed` is out of range.
         """
         if keras.backend.backend() != "tensorflow":
             raise RuntimeError(
@@ -107,15 +105,11 @@ class VAE(FastModel):
                 raise TypeError(f"{name} must be callable, got {type(part).__name__}.")
         if not (isinstance(prior, tfd.Distribution) or callable(prior)):
             raise TypeError(f"prior must be a distribution or build one, got {prior!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}.")
-        if not -(2**31) <= seed < 2**31:
-            raise ValueError(f"seed must fit in int32, got {seed}.")
         self.encoder = encoder
         self.decoder = decoder
         self.prior: Any = prior
         self.objective = elbo() if objective is None else objective
-        self.seed = seed
+        self.seed = seeds.checked_seed(seed)
         self.event_shape: tuple[int, ...] | None = None
         self._frozen_variables: set[Any] = set()  # that hide in functions
         self._loss = keras.metrics.Mean(name="loss")
@@ -134,16 +128,17 @@ class VAE(FastModel):
           input_shape: `[B or None, *event_shape]`.
 
         Raises:
-          TypeError: if a network or the prior gives no distribution, or has weights that Keras 3
+          TypeError: If a network or the prior gives no distribution, or has weights that Keras 3
             cannot train.
-          ValueError: if their batch or event shapes do not go together.
+          ValueError: If their batch or event shapes do not go together.
         """
         event_shape = tuple(size for size in input_shape[1:] if size is not None)
         if not event_shape or len(event_shape) != len(input_shape) - 1:
             raise ValueError(f"input_shape must be [B, *event_shape], got {tuple(input_shape)}.")
         with tf.init_scope():
             probe = tf.zeros([2, *event_shape], keras.config.floatx())
-            check_decoder_output(self.decoder(self._probe_code(probe)), 2, event_shape)
+            code = self._probe_code(probe, build_prior(self.prior))
+            check_decoder_output(self.decoder(code), 2, event_shape)
         self.event_shape = event_shape
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -154,21 +149,21 @@ class VAE(FastModel):
         """Trains the model; see `keras.Model.fit`.
 
         Args:
-          x: array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
+          x: Array `[N, *event_shape]` or `tf.data.Dataset` of batches `[B, *event_shape]`,
             floating, finite, in the support of the likelihood. Of a `tf.data.Dataset` the first
             batch of each pass is checked for all of that, later ones for NaN and infinity. Its
             elements may also be dicts `{"x": x, "index": index}` with the place of each
             observation in the data set, int32 or int64 `[B]`.
           y: None.
-          **kwargs: of `keras.Model.fit`, without sample and class weights; `validation_data` is
+          **kwargs: Of `keras.Model.fit`, without sample and class weights; `validation_data` is
             of the same kind as `x`.
 
         Returns:
           The history that Keras keeps.
 
         Raises:
-          TypeError: if `x` is of another kind, or a network gives no distribution.
-          ValueError: if `x` is empty, not finite or outside the likelihood's support, if shapes
+          TypeError: If `x` is of another kind, or a network gives no distribution.
+          ValueError: If `x` is empty, not finite or outside the likelihood's support, if shapes
             do not go together, if there are targets, or if the prior needs indices and there are
             none.
         """
@@ -254,9 +249,9 @@ class VAE(FastModel):
         """The loss on a batch and its gradient, once they are known to train what they should."""
         x, index = self._unpack(data)
         with tf.GradientTape() as tape:
-            terms = self._terms(
-                x, self._training_prior(index), self._step_seed(_TRAINING_STREAM), training=True
-            )
+            step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
+            seed = seeds.key(self.seed, "training/step", step, self._observations_seen())
+            terms = self._terms(x, self._training_prior(index), seed, training=True)
             loss = -tf.reduce_mean(terms.objective)
             penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
             for penalty in penalties:
@@ -269,7 +264,7 @@ class VAE(FastModel):
 
     def _runs(self, x: tf.Tensor) -> dict[str, Callable[[], Any]]:
         """What runs each part of the model by itself, by name."""
-        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        seed = seeds.key(self.seed, "probe")
         return {
             "encoder": lambda: self.encoder(x),
             "decoder": lambda: self.decoder(unwrap(self.encoder(x)).sample(seed=seed)),
@@ -279,14 +274,14 @@ class VAE(FastModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The metrics on a batch."""
         x, _ = self._unpack(data)
-        seed = self._step_seed(_EVALUATION_STREAM)
+        seed = seeds.key(self.seed, "training/evaluation", self._observations_seen())
         return self._updated_metrics(self._terms(x, build_prior(self.prior), seed, training=False))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, serialized.
 
         Raises:
-          ValueError: if one of them is nothing that Keras can write.
+          ValueError: If one of them is nothing that Keras can write.
         """
         config = super().get_config()
         for name in ("encoder", "decoder", "prior", "objective"):
@@ -339,9 +334,11 @@ class VAE(FastModel):
             and bool(getattr(self.encoder, "trainable_weights", ()))
         )
 
+        prior = build_prior(self.prior)  # once, and not at the first batch of each epoch
+
         def check(values: np.ndarray) -> None:
             x = tf.constant(values[:1], keras.config.floatx())
-            code = self._probe_code(x)
+            code = self._probe_code(x, prior)
             check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
             if needs_gradient:
                 check_decoder_gradient(self.decoder, code, x)
@@ -352,11 +349,11 @@ class VAE(FastModel):
         self._trace(step, {"x": batch, "index": tf.range(2)})
         return checked
 
-    def _probe_code(self, x: tf.Tensor) -> tf.Tensor:
+    def _probe_code(self, x: tf.Tensor, prior: tfd.Distribution) -> tf.Tensor:
         """Codes of `x`, once posterior and prior have been checked."""
         posterior = check_encoder_output(self.encoder(x), x.shape[0])
-        prior = check_prior(build_prior(self.prior), posterior)
-        seed = tf.constant([self.seed, _EVALUATION_STREAM])
+        check_prior(prior, posterior)
+        seed = seeds.key(self.seed, "probe")
         check_codes_in_support(prior, posterior.sample(100, seed=seed))
         return posterior.sample(seed=seed)
 
@@ -387,16 +384,13 @@ class VAE(FastModel):
         )
         return self.objective(x, encoder, decoder, prior, seed)
 
-    def _step_seed(self, stream: int) -> tf.Tensor:
-        """The stateless seed of this step, a pair of int32."""
-        seed = tf.constant([self.seed, stream])
-        if stream == _TRAINING_STREAM:
-            step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
-            seed = tf.random.experimental.stateless_fold_in(seed, step)
-        # Tells apart the batches of an evaluation, and those of one step where an optimizer
-        # accumulates gradients.
-        observations_seen = tf.cast(tf.convert_to_tensor(self._loss.count), tf.int32)
-        return tf.random.experimental.stateless_fold_in(seed, observations_seen)
+    def _observations_seen(self) -> tf.Tensor:
+        """How many there were in this epoch or evaluation.
+
+        It tells apart the batches of an evaluation, and those of one step where an optimizer
+        accumulates gradients.
+        """
+        return tf.cast(tf.convert_to_tensor(self._loss.count), tf.int32)
 
     def _updated_metrics(self, terms: ObjectiveTerms) -> dict[str, tf.Tensor]:
         self._loss.update_state(-terms.objective)

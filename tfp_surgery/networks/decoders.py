@@ -90,15 +90,15 @@ class MLPDecoder(_Decoder):
         """Makes the layer.
 
         Args:
-          event_shape: the shape of one observation, of any rank from 1.
-          hidden_sizes: units of each hidden layer.
-          activation: of the hidden layers, a name that Keras knows.
-          likelihood: one of `tfp_surgery.networks.likelihoods`; `BernoulliLikelihood()` if None.
-          **kwargs: of `keras.layers.Layer`.
+          event_shape: The shape of one observation, of any rank from 1.
+          hidden_sizes: Units of each hidden layer.
+          activation: Of the hidden layers, a name that Keras knows.
+          likelihood: One of `tfp_surgery.networks.likelihoods`; `BernoulliLikelihood()` if None.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `likelihood` is something else.
-          ValueError: if `event_shape` is empty or holds sizes below 1.
+          TypeError: If `likelihood` is something else.
+          ValueError: If `event_shape` is empty or holds sizes below 1.
         """
         super().__init__(event_shape, hidden_sizes, activation, likelihood, **kwargs)
         self.output_layer = keras.layers.Dense(
@@ -110,7 +110,7 @@ class MLPDecoder(_Decoder):
         """Decodes codes.
 
         Args:
-          z: floating Tensor of shape `[B, D]`.
+          z: Floating Tensor of shape `[B, D]`.
 
         Returns:
           p(x|z) with batch shape `[B]` and the decoder's event shape, in float32 or wider.
@@ -144,16 +144,16 @@ class ConvDecoder(_Decoder):
 
         Args:
           event_shape: `[height, width, channels]` of one image.
-          filters: channels of each transposed convolution; each doubles height and width.
-          kernel_size: of all convolutions.
-          hidden_sizes: units of each fully connected layer before the convolutions.
-          activation: of all but the last layer, a name that Keras knows.
-          likelihood: one of `tfp_surgery.networks.likelihoods`; `BernoulliLikelihood()` if None.
-          **kwargs: of `keras.layers.Layer`.
+          filters: Channels of each transposed convolution; each doubles height and width.
+          kernel_size: Of all convolutions.
+          hidden_sizes: Units of each fully connected layer before the convolutions.
+          activation: Of all but the last layer, a name that Keras knows.
+          likelihood: One of `tfp_surgery.networks.likelihoods`; `BernoulliLikelihood()` if None.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `likelihood` is something else.
-          ValueError: if `event_shape` is not `[height, width, channels]`, or `filters` is empty.
+          TypeError: If `likelihood` is something else.
+          ValueError: If `event_shape` is not `[height, width, channels]`, or `filters` is empty.
         """
         super().__init__(event_shape, hidden_sizes, activation, likelihood, **kwargs)
         self.filters = tuple(int(channels) for channels in filters)
@@ -203,7 +203,7 @@ class ConvDecoder(_Decoder):
         """Decodes codes.
 
         Args:
-          z: floating Tensor of shape `[B, D]`.
+          z: Floating Tensor of shape `[B, D]`.
 
         Returns:
           p(x|z) with batch shape `[B]` and the decoder's event shape, in float32 or wider.

@@ -79,12 +79,12 @@ class MLPEncoder(_GaussianEncoder):
 
         Args:
           latent_size: D, the size of a code.
-          hidden_sizes: units of each hidden layer.
-          activation: of the hidden layers, a name that Keras knows.
-          **kwargs: of `keras.layers.Layer`.
+          hidden_sizes: Units of each hidden layer.
+          activation: Of the hidden layers, a name that Keras knows.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if `latent_size` is below 1.
+          ValueError: If `latent_size` is below 1.
         """
         super().__init__(latent_size, hidden_sizes, activation, **kwargs)
 
@@ -92,7 +92,7 @@ class MLPEncoder(_GaussianEncoder):
         """Encodes observations.
 
         Args:
-          x: floating Tensor of shape `[B, *event_shape]`.
+          x: Floating Tensor of shape `[B, *event_shape]`.
 
         Returns:
           q(z|x) with batch shape `[B]` and event shape `[D]`, in float32 or wider.
@@ -117,14 +117,14 @@ class ConvEncoder(_GaussianEncoder):
 
         Args:
           latent_size: D, the size of a code.
-          filters: channels of each convolution; each halves height and width, rounded up.
-          kernel_size: of all convolutions.
-          hidden_sizes: units of each fully connected layer after the convolutions.
-          activation: of all but the last layer, a name that Keras knows.
-          **kwargs: of `keras.layers.Layer`.
+          filters: Channels of each convolution; each halves height and width, rounded up.
+          kernel_size: Of all convolutions.
+          hidden_sizes: Units of each fully connected layer after the convolutions.
+          activation: Of all but the last layer, a name that Keras knows.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if `latent_size` is below 1.
+          ValueError: If `latent_size` is below 1.
         """
         super().__init__(latent_size, hidden_sizes, activation, **kwargs)
         self.filters = tuple(int(channels) for channels in filters)
@@ -157,13 +157,13 @@ class ConvEncoder(_GaussianEncoder):
         """Encodes images.
 
         Args:
-          x: floating Tensor of shape `[B, height, width, channels]`.
+          x: Floating Tensor of shape `[B, height, width, channels]`.
 
         Returns:
           q(z|x) with batch shape `[B]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `x` has another rank.
+          ValueError: If `x` has another rank.
         """
         for convolution in self.convolutions:
             x = convolution(x)

@@ -74,12 +74,12 @@ class GaussianLikelihood(Likelihood):
         """Makes the layer.
 
         Args:
-          scale: a positive number: fixed; "shared": one learned number, a weight of this layer;
+          scale: A positive number: fixed; "shared": one learned number, a weight of this layer;
             "per_pixel": a number for each pixel from the network.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if `scale` is none of these.
+          ValueError: If `scale` is none of these.
         """
         super().__init__(**kwargs)
         is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)

@@ -22,9 +22,10 @@ class AggregatePrior(ObservationPrior):
 
         p(z) = q(z) = 1/N sum_n q(z|x_n)
 
-    It is the prior that the ELBO of this data set would choose: the marginal KL is zero, and the
-    ELBO reconstruction less index-code mutual information (Hoffman and Johnson 2016, section 4). Of
-    other data it says how much of that was memorised. It has no weights of its own to learn.
+    It maximises the ELBO of this data set: the marginal KL is zero, and the ELBO is the average
+    reconstruction minus the index-code mutual information (Hoffman and Johnson 2016, section 4).
+    The ELBO of other data shows how much of that was memorised. The prior has no weights of its
+    own.
 
     Each call encodes all N observations, and so does each training step: it is for small data, or
     for measuring. For a finished model the distribution itself serves, encoded once:
@@ -43,8 +44,8 @@ class AggregatePrior(ObservationPrior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         x: Any,
         *,
         stop_gradient: bool = True,
@@ -54,22 +55,22 @@ class AggregatePrior(ObservationPrior):
         """Makes the layer.
 
         Args:
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
-            model's own.
           event_size: D, the size of a code.
-          x: the training data: array `[N, *observation_shape]`, or a
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+            model's own.
+          x: The training data: array `[N, *observation_shape]`, or a
             `tfp_surgery.datasets.Dataset` of settled binarization.
-          stop_gradient: whether the components count as constants in training; otherwise the
+          stop_gradient: Whether the components count as constants in training; otherwise the
             gradient of the prior reaches the encoder through all N.
-          leave_one_out: whether `VAE.fit` leaves out the component of the observation itself. It
+          leave_one_out: Whether `VAE.fit` leaves out the component of the observation itself. It
             then needs the index of each: `dataset.batches(..., indexed=True)`.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if x is empty or not finite, or the encoder does not fit.
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If x is empty or not finite, or the encoder does not fit.
         """
-        super().__init__(encoder, event_size, x, None, leave_one_out, 0, **kwargs)
+        super().__init__(event_size, encoder, x, None, leave_one_out, 0, **kwargs)
         self.stop_gradient = bool(stop_gradient)
 
     def call(self, condition: Any = None) -> AggregatePosterior:
@@ -82,7 +83,7 @@ class AggregatePrior(ObservationPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         posteriors = self._posteriors(self.exemplars)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.distributions.autoregressive_mixture import AutoregressiveMixture
 from tfp_surgery.priors.base import Prior
@@ -56,14 +57,14 @@ class AutoregressivePrior(Prior):
         Args:
           event_size: D, the size of a code.
           num_components: K, of each conditional.
-          hidden_sizes: units of each hidden layer of the network.
-          activation: of the hidden layers, a name that Keras knows.
+          hidden_sizes: Units of each hidden layer of the network.
+          activation: Of the hidden layers, a name that Keras knows.
           condition_size: C, the size of the code that the prior is conditional on; None for none.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if a size is no integer.
-          ValueError: if a size is below 1, or there is no hidden layer.
+          TypeError: If a size is no integer.
+          ValueError: If a size is below 1, or there is no hidden layer.
         """
         super().__init__(event_size, **kwargs)
         self.num_components = checked_integer("num_components", num_components, 1)
@@ -81,17 +82,18 @@ class AutoregressivePrior(Prior):
             dtype=self.dtype_policy,
         )
         self.linear = WhitenedLinear(self.event_size, self.density_dtype)
-        self._spread_components(np.random.default_rng(0).normal(size=(1000, self.event_size)))
+        rng = seeds.generator(0, "autoregressive_prior/first_quantiles")
+        self._spread_components(rng.normal(size=(1000, self.event_size)))
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Whitens, and spreads the components of each conditional over the codes' quantiles.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: unused; nothing here is random.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Unused; nothing here is random.
 
         Raises:
-          ValueError: if the codes have another shape.
+          ValueError: If the codes have another shape.
         """
         del seed
         codes = check_codes(codes, self.event_size)
@@ -101,7 +103,7 @@ class AutoregressivePrior(Prior):
         """Builds the prior from the current values of its weights.
 
         Args:
-          condition: floating Tensor `[..., C]`, given if and only if the prior has a
+          condition: Floating Tensor `[..., C]`, given if and only if the prior has a
             `condition_size`.
 
         Returns:
@@ -109,7 +111,7 @@ class AutoregressivePrior(Prior):
           `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition and should not be, or the other way round, or it has
+          ValueError: If there is a condition and should not be, or the other way round, or it has
             another size.
         """
         condition = check_condition(condition, self.condition_size)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.priors.standardization import Standardization, moments
 
 tfd = tfp.distributions
@@ -29,15 +30,14 @@ class Prior(keras.layers.Layer):
 
         Args:
           event_size: D, the size of a code.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if `event_size` is below 1.
+          TypeError: If `event_size` is no integer.
+          ValueError: If it is below 1.
         """
         super().__init__(**kwargs)
-        if event_size < 1:
-            raise ValueError(f"event_size must be at least 1, got {event_size}.")
-        self.event_size = int(event_size)
+        self.event_size = checked_integer("event_size", event_size, 1)
 
     @property
     def density_dtype(self) -> tf.DType:
@@ -51,17 +51,27 @@ class Prior(keras.layers.Layer):
         variables: list[keras.Variable] = self.trainable_variables
         return variables
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Sets the weights to where training against these codes starts well; here, nothing.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`.
-          seed: integer in [0, 2**31).
+          codes: Draws from the aggregate posterior, floating `[M, D]`.
+          seed: Integer in [0, 2**31) or pair of int32.
         """
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {**super().get_config(), "event_size": self.event_size}
+
+    def _add_weight(self, name: str, value: Any, **kwargs: Any) -> keras.Variable:
+        """A weight with a first value, in the dtype of densities."""
+        value = np.asarray(value)
+        kwargs = {"dtype": self.density_dtype.name, "autocast": False, **kwargs}
+        weight = self.add_weight(shape=value.shape, initializer="zeros", name=name, **kwargs)
+        weight.assign(value)
+        if not self._trainable:
+            weight.trainable = False
+        return weight
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -72,7 +82,7 @@ class StandardNormalPrior(Prior):
         """Builds the prior.
 
         Args:
-          condition: unused; Keras calls no layer whose `call` takes no argument.
+          condition: Unused; Keras calls no layer whose `call` takes no argument.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
@@ -91,20 +101,21 @@ class MomentPrior(Prior):
 
         Args:
           event_size: D, the size of a code.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if `event_size` is below 1.
+          TypeError: If `event_size` is no integer.
+          ValueError: If it is below 1.
         """
         super().__init__(event_size, **kwargs)
         self.standardization = Standardization(self.event_size, self.density_dtype)
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Takes mean and standard deviation of each dimension from the codes.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`.
-          seed: unused; nothing here is random.
+          codes: Draws from the aggregate posterior, floating `[M, D]`.
+          seed: Unused; nothing here is random.
         """
         del seed
         self.standardization.assign(*moments(codes))
@@ -113,7 +124,7 @@ class MomentPrior(Prior):
         """Builds the prior.
 
         Args:
-          condition: unused; Keras calls no layer whose `call` takes no argument.
+          condition: Unused; Keras calls no layer whose `call` takes no argument.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.

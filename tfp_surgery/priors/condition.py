@@ -15,14 +15,14 @@ def check_condition(condition: Any, condition_size: int | None) -> tf.Tensor | N
     """Checks the condition of a prior.
 
     Args:
-      condition: floating Tensor `[..., C]`, or None.
+      condition: Floating Tensor `[..., C]`, or None.
       condition_size: C, or None for a prior that is not conditional.
 
     Returns:
       The condition as a Tensor, or None.
 
     Raises:
-      ValueError: if there is a condition and should not be, or the other way round, or its last
+      ValueError: If there is a condition and should not be, or the other way round, or its last
         dimension is not C.
     """
     if condition_size is None:
@@ -51,24 +51,26 @@ def batch_shape_of(condition: tf.Tensor | None) -> Any:
     return ps.shape(condition)[:-1]
 
 
-def check_codes(codes: Any, event_size: int) -> np.ndarray:
+def check_codes(codes: Any, event_size: int, minimum: int = 2) -> np.ndarray:
     """Checks codes to initialize a prior from.
 
     Args:
-      codes: array-like `[M, D]`.
+      codes: Array-like `[M, D]`.
       event_size: D.
+      minimum: The least M.
 
     Returns:
       The codes as a float64 array.
 
     Raises:
-      TypeError: if they are no array of numbers.
-      ValueError: if the shape is another, M is below 2, or a value is masked or not finite.
+      TypeError: If they are no array of numbers.
+      ValueError: If the shape is another, M is too small, or a value is masked or not finite.
     """
     array = arrays.checked_numbers("codes", codes, f"[M, {event_size}]").astype(np.float64)
-    if array.ndim != 2 or array.shape[1] != event_size or len(array) < 2:
+    if array.ndim != 2 or array.shape[1] != event_size or len(array) < minimum:
         raise ValueError(
-            f"codes must have shape [M, {event_size}] with M at least 2, got {list(array.shape)}."
+            f"codes must have shape [M, {event_size}] with M at least {minimum}, got "
+            f"{list(array.shape)}; {event_size} is the event_size, the first argument of the prior."
         )
     if not np.all(np.isfinite(array)):
         raise ValueError("codes must be finite, and some are NaN or infinite.")

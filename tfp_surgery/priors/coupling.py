@@ -12,15 +12,14 @@ tfb = tfp.bijectors
 
 
 def kept_for_one_more_call(function: Callable[[tf.Tensor], Any]) -> Callable[[tf.Tensor], Any]:
-    """Makes `function` give its last value once more, where it gets the very same Tensor.
+    """Makes `function` return its last value once more for the same `Tensor`.
 
-    The inverse of a flow's layer and its log-determinant need the same parameters, and ask for them
-    one after the other. A second run of the network is one that gradients flow through, which no
-    compiler removes. After the second call nothing is kept: what was computed outside a
-    `tf.GradientTape` never stands in for a computation inside.
+    The inverse of a flow's layer and then its log-determinant need the same parameters. No compiler
+    removes the second run of the network, since gradients flow through both. The value is forgotten
+    after the second call: one that was computed outside a `tf.GradientTape` is not used inside.
 
     Args:
-      function: of one Tensor.
+      function: Of one Tensor.
 
     Returns:
       The function that keeps.
@@ -54,11 +53,11 @@ class Coupling(tfb.Bijector):
         """Makes the bijector.
 
         Args:
-          num_masked: the number of coordinates that stay, the first ones.
-          bijector_fn: callable from these, `[..., num_masked]`, to a bijector of scalars with
+          num_masked: The number of coordinates that stay, the first ones.
+          bijector_fn: Callable from these, `[..., num_masked]`, to a bijector of scalars with
             batch shape `[..., D - num_masked]`.
-          validate_args: as in `tfb.Bijector`.
-          name: as in `tfb.Bijector`.
+          validate_args: As in `tfb.Bijector`.
+          name: As in `tfb.Bijector`.
         """
         parameters = dict(locals())
         self._num_masked = num_masked

@@ -19,7 +19,7 @@ def affine(params: tf.Tensor) -> tfb.Bijector:
     """Scale and shift.
 
     Args:
-      params: floating Tensor `[..., 2]`; zeros give the identity.
+      params: Floating Tensor `[..., 2]`; zeros give the identity.
 
     Returns:
       A bijector of scalars with batch shape `[...]`.
@@ -35,9 +35,9 @@ def spline(params: tf.Tensor, tail_bound: float) -> tfb.Bijector:
     Durkan et al. 2019, "Neural spline flows", section 3.1.
 
     Args:
-      params: floating Tensor `[..., 3 K - 1]` for K bins: widths, heights and slopes at the inner
+      params: Floating Tensor `[..., 3 K - 1]` for K bins: widths, heights and slopes at the inner
         knots, unconstrained; zeros give the identity.
-      tail_bound: where the tails begin.
+      tail_bound: Where the tails begin.
 
     Returns:
       A bijector of scalars with batch shape `[...]`.

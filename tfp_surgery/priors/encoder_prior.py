@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.components.encoding import encode
 from tfp_surgery.datasets import Dataset
@@ -33,28 +34,28 @@ class EncoderPrior(Prior):
     for a measurement, not as in training: dropout does not act on the prior.
 
     Attributes:
-      encoder: as given.
-      observation_shape: the shape of what it encodes.
+      encoder: As given.
+      observation_shape: The shape of what it encodes.
     """
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         observation_shape: Sequence[int],
         **kwargs: Any,
     ):
         """Makes the layer, and the weights of the encoder if it has none yet.
 
         Args:
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
           event_size: D, the size of a code.
-          observation_shape: the shape of one observation.
-          **kwargs: of `keras.layers.Layer`.
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`.
+          observation_shape: The shape of one observation.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `encoder` is not callable, or gives no distribution.
-          ValueError: if its codes have another size or dtype than those of the prior.
+          TypeError: If `encoder` is not callable, or gives no distribution.
+          ValueError: If its codes have another size or dtype than those of the prior.
         """
         super().__init__(event_size, **kwargs)
         if not callable(encoder):
@@ -96,16 +97,6 @@ class EncoderPrior(Prior):
         of_encoder = {id(variable) for variable in getattr(self.encoder, "variables", ())}
         return [v for v in self.trainable_variables if id(v) not in of_encoder]
 
-    def _add_weight(self, name: str, value: Any, **kwargs: Any) -> keras.Variable:
-        """A weight with a first value, which `trainable=False` of the layer fixes."""
-        value = np.asarray(value)
-        kwargs = {"dtype": self.density_dtype.name, "autocast": False, **kwargs}
-        weight = self.add_weight(shape=value.shape, initializer="zeros", name=name, **kwargs)
-        weight.assign(value)
-        if not self._trainable:
-            weight.trainable = False
-        return weight
-
     def _posteriors(self, u: Any) -> tfd.Distribution:
         """q(z|u) of `[K, *observation_shape]`, batch shape `[K]`."""
         u = tf.cast(tf.convert_to_tensor(u), self.density_dtype)
@@ -122,7 +113,7 @@ class EncoderPrior(Prior):
         """The arguments of the constructor, serialized.
 
         Raises:
-          ValueError: if the encoder is nothing that Keras can write.
+          ValueError: If the encoder is nothing that Keras can write.
         """
         if not hasattr(self.encoder, "get_config"):
             raise ValueError(
@@ -157,39 +148,37 @@ class ObservationPrior(EncoderPrior):
     255), so that a `.keras` file holds them; the configuration does not.
 
     Attributes:
-      exemplars: weight `[M, *observation_shape]`, the observations behind the components.
-      indices: weight, int32 `[M]`, increasing: which observations of the data set they are.
-      leaves_one_out: whether training asks for `leave_one_out`.
+      exemplars: Weight `[M, *observation_shape]`, the observations behind the components.
+      indices: Weight, int32 `[M]`, increasing: which observations of the data set they are.
+      leaves_one_out: Whether training asks for `leave_one_out`.
     """
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         x: Any,
         num_components: int | None,
         leave_one_out: bool,
-        seed: int,
+        seed: Any,
         **kwargs: Any,
     ):
         """Makes the layer; the arguments are those of the subclasses."""
         x = observations_of(x)
         reject_raw_levels(x)
-        super().__init__(encoder, event_size, x.shape[1:], **kwargs)
+        super().__init__(event_size, encoder, x.shape[1:], **kwargs)
         num_observations = len(x)
         indices = np.arange(num_observations)
-        seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.seed = seeds.checked_seed(seed)
         if num_components is not None:
             num_components = checked_integer("num_components", num_components, 1, num_observations)
-            indices = np.sort(
-                np.random.default_rng(seed).permutation(num_observations)[:num_components]
-            )
+            rng = seeds.generator(self.seed, "observation_prior/subset")
+            indices = np.sort(rng.permutation(num_observations)[:num_components])
             x = x[indices]
         if leave_one_out and len(indices) == 1:
             raise ValueError(
                 "leave_one_out needs at least two components: without its only one nothing is left."
             )
-        self.seed = seed
         self.leaves_one_out = bool(leave_one_out)
         are_bytes = x.min() >= 0 and x.max() <= 255 and np.array_equal(x, x.astype(np.uint8))
         self.exemplars = self._add_weight(
@@ -209,7 +198,7 @@ class ObservationPrior(EncoderPrior):
         """The prior of a training step: that of an observation is without its own component.
 
         Args:
-          index: integer `[B]`: which observations of the data set they are; those without a
+          index: Integer `[B]`: which observations of the data set they are; those without a
             component have the whole prior.
 
         Returns:

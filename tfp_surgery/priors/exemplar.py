@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.priors.condition import check_codes
 from tfp_surgery.priors.encoder_prior import ObservationPrior
@@ -48,35 +49,35 @@ class ExemplarPrior(ObservationPrior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         x: Any,
         num_components: int | None = None,
         *,
         leave_one_out: bool = True,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the layer.
 
         Args:
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
-            model's own.
           event_size: D, the size of a code.
-          x: the training data: array `[N, *observation_shape]`, or a
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+            model's own.
+          x: The training data: array `[N, *observation_shape]`, or a
             `tfp_surgery.datasets.Dataset` of settled binarization.
           num_components: M, the size of the subset; None for all N.
-          leave_one_out: whether `VAE.fit` leaves out the component of the observation itself. It
+          leave_one_out: Whether `VAE.fit` leaves out the component of the observation itself. It
             then needs the index of each: `dataset.batches(..., indexed=True)`.
-          seed: integer in [0, 2**31), of the subset.
-          **kwargs: of `keras.layers.Layer`.
+          seed: Integer in [0, 2**31) or pair of int32, of the subset.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if x is empty or not finite, a number is out of range, or the encoder does not
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If x is empty or not finite, a number is out of range, or the encoder does not
             fit.
         """
-        super().__init__(encoder, event_size, x, num_components, leave_one_out, seed, **kwargs)
+        super().__init__(event_size, encoder, x, num_components, leave_one_out, seed, **kwargs)
         self.raw_width = self._add_weight("raw_width", _raw(1.0))
         self.unit = self._add_weight("unit", np.ones(self.event_size), trainable=False)
 
@@ -95,27 +96,28 @@ class ExemplarPrior(ObservationPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         loc = self._posteriors(self.exemplars).mean()  # [M, D]
         scale = tf.convert_to_tensor(self.unit) * self.width
         return AggregatePosterior(tfd.MultivariateNormalDiag(loc, scale))
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Sets units, and the width by maximum likelihood of some of the codes, by steps of EM.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: integer in [0, 2**31).
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Integer in [0, 2**31) or pair of int32.
 
         Raises:
-          ValueError: if the codes have another shape, or are not finite.
+          ValueError: If the codes have another shape, or are not finite.
         """
         codes = check_codes(codes, self.event_size)
         centre, unit = moments(codes)
         self.unit.assign(unit)
-        chosen = np.random.default_rng(seed).permutation(len(codes))[:_MAX_CODES]
+        rng = seeds.generator(seeds.checked_seed(seed), "exemplar_prior/initial_codes")
+        chosen = rng.permutation(len(codes))[:_MAX_CODES]
         z = (codes[chosen] - centre) / unit
         loc = self().components_distribution.mean().numpy().astype(np.float64)
         loc = (loc - centre) / unit

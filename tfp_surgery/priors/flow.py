@@ -67,16 +67,16 @@ class FlowPrior(Prior):
           event_size: D, the size of a code; at least 2 for couplings.
           kind: `"realnvp"`, `"maf"` or `"neural_spline"`.
           num_layers: L.
-          hidden_sizes: units of each hidden layer of each network.
-          activation: of the hidden layers, a name that Keras knows.
-          num_bins: of a spline, at least 2.
-          tail_bound: splines act on [-tail_bound, tail_bound], in whitened units.
+          hidden_sizes: Units of each hidden layer of each network.
+          activation: Of the hidden layers, a name that Keras knows.
+          num_bins: Of a spline, at least 2.
+          tail_bound: Splines act on [-tail_bound, tail_bound], in whitened units.
           condition_size: C, the size of the code that the prior is conditional on; None for none.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if a size is no integer.
-          ValueError: if `kind` is another, a size is too small, there is no hidden layer, or
+          TypeError: If a size is no integer.
+          ValueError: If `kind` is another, a size is too small, there is no hidden layer, or
             `tail_bound` is not positive and finite.
         """
         super().__init__(event_size, **kwargs)
@@ -121,15 +121,15 @@ class FlowPrior(Prior):
             dtype=self.dtype_policy,
         )
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Sets the fixed affine map to whiten the codes, and the first learned one to the identity.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: unused; nothing here is random.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Unused; nothing here is random.
 
         Raises:
-          ValueError: if the codes have another shape.
+          ValueError: If the codes have another shape.
         """
         del seed
         self.linears[0].whiten(check_codes(codes, self.event_size))
@@ -138,7 +138,7 @@ class FlowPrior(Prior):
         """Builds the prior from the current values of its weights.
 
         Args:
-          condition: floating Tensor `[..., C]`, given if and only if the prior has a
+          condition: Floating Tensor `[..., C]`, given if and only if the prior has a
             `condition_size`.
 
         Returns:
@@ -146,7 +146,7 @@ class FlowPrior(Prior):
           `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition and should not be, or the other way round, or it has
+          ValueError: If there is a condition and should not be, or the other way round, or it has
             another size.
         """
         condition = check_condition(condition, self.condition_size)

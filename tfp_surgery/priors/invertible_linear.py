@@ -21,8 +21,8 @@ _EIGENVALUE_FLOOR = 1e-6
 class InvertibleLinear(keras.layers.Layer):
     """Weights of the bijector z = loc + W^-1 u, with W = P L U and a learned factorization.
 
-    The way to the density, u = W (z - loc), is a product; sampling solves. The factorization is
-    that of Glow (Kingma and Dhariwal 2018, section 3.2): L has ones on its diagonal, the
+    A density takes a product, u = W (z - loc); sampling solves a linear system. The factorization
+    is that of Glow (Kingma and Dhariwal 2018, section 3.2): L has ones on its diagonal and the
     permutation P is fixed, so that log|det W| is the sum of log|U_ii|.
     """
 
@@ -31,9 +31,9 @@ class InvertibleLinear(keras.layers.Layer):
 
         Args:
           event_size: D.
-          dtype: of weights and computations.
-          learned: whether loc and W are trained; fixed, they stay so whatever `trainable` says.
-          **kwargs: of `keras.layers.Layer`.
+          dtype: Of weights and computations.
+          learned: Whether loc and W are trained; fixed, they stay so whatever `trainable` says.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(dtype=dtype.name, **kwargs)
         vector, shape = (event_size,), (event_size, event_size)
@@ -63,7 +63,7 @@ class InvertibleLinear(keras.layers.Layer):
         dimension.
 
         Args:
-          codes: floating `[M, D]`.
+          codes: Floating `[M, D]`.
 
         Returns:
           The whitened codes `[M, D]` in float64, by falling variance of what they were.
@@ -89,8 +89,8 @@ class InvertibleLinear(keras.layers.Layer):
 class WhitenedLinear(InvertibleLinear):
     """A learned affine map that starts as the identity, after a fixed one that whitens the codes.
 
-    The learned weights are those of whitened codes: how far a step of an optimizer takes them does
-    not depend on the units of the codes, nor on how the codes are correlated.
+    The learned map acts on whitened codes: a step of an optimizer does the same whatever the units
+    and correlations of the codes are.
     """
 
     def __init__(self, event_size: int, dtype: tf.DType, **kwargs: Any):
@@ -98,8 +98,8 @@ class WhitenedLinear(InvertibleLinear):
 
         Args:
           event_size: D.
-          dtype: of weights and computations.
-          **kwargs: of `keras.layers.Layer`.
+          dtype: Of weights and computations.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(event_size, dtype, **kwargs)
         self.whitening = InvertibleLinear(event_size, dtype, learned=False)
@@ -110,7 +110,7 @@ class WhitenedLinear(InvertibleLinear):
         """Sets the fixed map to whiten the codes, and the learned one to the identity.
 
         Args:
-          codes: floating `[M, D]`.
+          codes: Floating `[M, D]`.
 
         Returns:
           As `InvertibleLinear.whiten`.

@@ -22,9 +22,9 @@ class MaskedDense(keras.layers.Layer):
         """Makes the layer and its weights.
 
         Args:
-          mask: boolean array-like of shape `[inputs, units]`.
-          kernel_initializer: of the weights, as Keras takes it.
-          **kwargs: of `keras.layers.Layer`.
+          mask: Boolean array-like of shape `[inputs, units]`.
+          kernel_initializer: Of the weights, as Keras takes it.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
         self.mask = np.asarray(mask, bool)
@@ -67,17 +67,17 @@ class MaskedNetwork(keras.layers.Layer):
         """Makes the network and its weights.
 
         Args:
-          input_degrees: of each of the inputs; for a network that is autoregressive in the order
+          input_degrees: Of each of the inputs; for a network that is autoregressive in the order
             of the coordinates, 1 to D. Equal degrees, below those of all outputs, mask nothing.
-          output_degrees: of each of the outputs.
+          output_degrees: Of each of the outputs.
           params_size: P, the number of parameters that go with each output.
-          hidden_sizes: units of each hidden layer, at least one layer.
-          activation: of the hidden layers, a name that Keras knows.
+          hidden_sizes: Units of each hidden layer, at least one layer.
+          activation: Of the hidden layers, a name that Keras knows.
           condition_size: C, the size of a condition, or None for none.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          ValueError: if there is no hidden layer, or a size is below 1.
+          ValueError: If there is no hidden layer, or a size is below 1.
         """
         super().__init__(**kwargs)
         if not hidden_sizes or min(hidden_sizes) < 1:
@@ -117,8 +117,8 @@ class MaskedNetwork(keras.layers.Layer):
         """Computes the parameters of each output.
 
         Args:
-          inputs: floating Tensor of shape `[..., inputs]`.
-          condition: floating Tensor of shape `[..., C]` whose leading dimensions broadcast with
+          inputs: Floating Tensor of shape `[..., inputs]`.
+          condition: Floating Tensor of shape `[..., C]` whose leading dimensions broadcast with
             those of the inputs, given if and only if the network has a condition size.
 
         Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,11 +10,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, check_observations, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components.weights import weights_from_logits
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.networks.encoders import SCALE_FLOOR
 from tfp_surgery.priors.base import Prior
+from tfp_surgery.priors.condition import check_codes, check_condition
 from tfp_surgery.priors.standardization import Standardization, moments
 
 tfd = tfp.distributions
@@ -48,7 +49,7 @@ class MixturePrior(Prior):
     #### Examples
 
     ```python
-    prior = tfs.priors.MixturePrior(num_components=100, event_size=10, covariance="full")
+    prior = tfs.priors.MixturePrior(event_size=10, num_components=100, covariance="full")
     prior.initialize(codes)                 # EM on draws [M, 10] from q(z)
     prior().log_prob(z)                     # [1000] for z [1000, 10]
     ```
@@ -59,12 +60,12 @@ class MixturePrior(Prior):
     is the prior that theirs is compared with).
 
     Attributes:
-      num_components: K.
       event_size: D, the size of a code.
+      num_components: K.
       covariance: `"diagonal"` or `"full"`.
       condition_size: C, or None.
-      standardization: layer with the weights m and s, `loc` and `scale`, each `[D]`.
-      logits: weights of the layer, `[K]`, as for the next two.
+      standardization: Layer with the weights m and s, `loc` and `scale`, each `[D]`.
+      logits: Weights of the layer, `[K]`, as for the next two.
       loc: mu, `[K, D]`.
       raw_scale: `[K, D]`, or for full covariances `[K, D (D + 1) / 2]` in the order of
         `tfp.math.fill_triangular`.
@@ -72,8 +73,8 @@ class MixturePrior(Prior):
 
     def __init__(
         self,
-        num_components: int,
         event_size: int,
+        num_components: int,
         covariance: str = "diagonal",
         condition_size: int | None = None,
         **kwargs: Any,
@@ -81,15 +82,15 @@ class MixturePrior(Prior):
         """Makes the layer: random means, equal weights, in sum a covariance near the identity.
 
         Args:
-          num_components: K.
           event_size: D, the size of a code.
-          covariance: of each component, `"diagonal"` or `"full"`.
+          num_components: K.
+          covariance: Of each component, `"diagonal"` or `"full"`.
           condition_size: C, the size of the code that the prior is conditional on; None for none.
-          **kwargs: of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `num_components` or `condition_size` is no integer.
-          ValueError: if a number is below 1, or `covariance` is another name.
+          TypeError: If a size or number is no integer.
+          ValueError: If a number is below 1, or `covariance` is another name.
         """
         super().__init__(event_size, **kwargs)
         if covariance not in _SKLEARN_COVARIANCE:
@@ -100,35 +101,34 @@ class MixturePrior(Prior):
             None if condition_size is None else checked_integer("condition_size", condition_size, 1)
         )
         variance = np.full([self.num_components, self.event_size], _INITIAL_VARIANCE)
+        loc = keras.initializers.RandomNormal(stddev=_INITIAL_VARIANCE**0.5)(variance.shape)
         raw_scale = self._raw_scale(
             variance if covariance == "diagonal" else variance[..., np.newaxis] * np.eye(event_size)
         )
         self.standardization = Standardization(self.event_size, self.density_dtype)
-        self.logits = self._add_weight("logits", [self.num_components], "zeros")
-        self.loc = self._add_weight(
-            "loc", variance.shape, keras.initializers.RandomNormal(stddev=_INITIAL_VARIANCE**0.5)
-        )
-        self.raw_scale = self._add_weight("raw_scale", raw_scale.shape, "zeros")
-        self.raw_scale.assign(raw_scale)
-        self._kernels = [
-            self._add_weight(f"{weight.name}_kernel", [self.condition_size, *weight.shape], "zeros")
-            for weight in (self.logits, self.loc, self.raw_scale)
-            if self.condition_size is not None
-        ]
+        self.logits = self._add_weight("logits", np.zeros(self.num_components))
+        self.loc = self._add_weight("loc", loc)
+        self.raw_scale = self._add_weight("raw_scale", raw_scale)
+        self._kernels = []
+        if self.condition_size is not None:
+            for weight in (self.logits, self.loc, self.raw_scale):
+                kernel = np.zeros([self.condition_size, *weight.shape])
+                self._kernels.append(self._add_weight(f"{weight.name}_kernel", kernel))
 
     def call(self, condition: Any = None) -> AggregatePosterior:
         """Builds the prior.
 
         Args:
-          condition: floating Tensor of shape `[B, C]` if `condition_size` was given, else None.
+          condition: Floating Tensor `[..., C]`, given if and only if the prior has a
+            `condition_size`.
 
         Returns:
-          p(z), or p(z|c) for each condition: batch shape `[]` or `[B]`, event shape `[D]`, in
-          float32 or wider.
+          p(z) with batch shape `[]`, or p(z|condition) with batch shape `[...]`; event shape
+          `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition without `condition_size` or the reverse, or if its
-            size is another.
+          ValueError: If there is a condition and should not be, or the other way round, or it has
+            another size.
         """
         logits, loc, raw_scale = self._parameters(condition)
         unit = tf.convert_to_tensor(self.standardization.scale)
@@ -143,7 +143,7 @@ class MixturePrior(Prior):
             components = tfd.MultivariateNormalTriL(loc, scale)
         return AggregatePosterior(components, weights_from_logits(logits), name="MixturePrior")
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Sets the weights by five steps of scikit-learn's EM, from means that k-means++ chooses.
 
         The codes are standardised first, by their mean and standard deviation in each dimension (of
@@ -153,28 +153,22 @@ class MixturePrior(Prior):
         has no influence after that, until it is trained.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
-          seed: integer in [0, 2**31).
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least K and 2.
+          seed: Integer in [0, 2**31) or pair of int32.
 
         Raises:
-          TypeError: if `codes` are no numbers.
-          ValueError: if their shape is another, or they are not finite.
+          TypeError: If `codes` are no numbers.
+          ValueError: If their shape is another, or they are not finite.
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        codes = check_observations(codes, "codes").astype(np.float64)
-        minimum = max(2, self.num_components)
-        if codes.ndim != 2 or codes.shape[1] != self.event_size or len(codes) < minimum:
-            raise ValueError(
-                f"codes must have shape [M, {self.event_size}] with M at least {minimum}, got "
-                f"{list(codes.shape)}."
-            )
-        checked_integer("seed", seed, 0, MAX_SEED)
+        codes = check_codes(codes, self.event_size, max(2, self.num_components))
+        rng = seeds.generator(seeds.checked_seed(seed), "mixture_prior/em")
         centre, unit = moments(codes)
         codes = (codes - centre) / unit
         if len(codes) > _EM_CODES:
-            codes = np.random.default_rng(seed).choice(codes, _EM_CODES, replace=False)
+            codes = rng.choice(codes, _EM_CODES, replace=False)
         share = min(1.0, self.num_components * self.event_size / len(codes))
         mixture = GaussianMixture(
             self.num_components,
@@ -182,7 +176,7 @@ class MixturePrior(Prior):
             reg_covar=_EM_REGULARIZATION * share,
             max_iter=_EM_ITERATIONS,
             init_params="k-means++",
-            random_state=seed,
+            random_state=int(rng.integers(seeds.MAX_SEED)),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here
@@ -206,34 +200,14 @@ class MixturePrior(Prior):
     def _parameters(self, condition: Any) -> list[tf.Tensor]:
         """Logits `[..., K]`, means `[..., K, D]` and raw scales `[..., K, R]`."""
         parameters = [tf.convert_to_tensor(w) for w in (self.logits, self.loc, self.raw_scale)]
-        if self.condition_size is None:
-            if condition is not None:
-                raise ValueError(
-                    "this MixturePrior takes no condition: it was made without condition_size."
-                )
-            return parameters
+        condition = check_condition(condition, self.condition_size)
         if condition is None:
-            raise ValueError(
-                f"this MixturePrior needs a condition of shape [B, {self.condition_size}]."
-            )
+            return parameters
         condition = tf.cast(condition, self.density_dtype)
-        if not condition.shape.is_compatible_with([None, self.condition_size]):
-            raise ValueError(
-                f"the condition must have shape [B, {self.condition_size}], got {condition.shape}."
-            )
         return [
             parameter + tf.tensordot(condition, tf.convert_to_tensor(kernel), 1)
             for parameter, kernel in zip(parameters, self._kernels, strict=True)
         ]
-
-    def _add_weight(self, name: str, shape: Sequence[int], initializer: Any) -> keras.Variable:
-        return self.add_weight(
-            name=name,
-            shape=tuple(shape),
-            initializer=initializer,
-            dtype=self.density_dtype.name,
-            autocast=False,
-        )
 
     def _raw_scale(self, covariances: np.ndarray) -> np.ndarray:
         """The raw scales `[K, R]` of variances `[K, D]` or covariances `[K, D, D]`."""

@@ -9,13 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.priors.base import MomentPrior, Prior
 from tfp_surgery.priors.condition import check_codes
 from tfp_surgery.priors.standardization import Standardization, moments
-
-_MEASURING_STREAM, _TRAINING_STREAM = 0, 1
 
 
 @keras.saving.register_keras_serializable(package="tfp_surgery")
@@ -23,31 +22,31 @@ class ResampledPrior(Prior):
     r"""Learned accept/reject sampling (LARS) of Bauer and Mnih (2019) over a base prior pi.
 
     A network of tanh layers with a sigmoid at its end gives a(z), the probability that a proposal
-    z ~ pi is accepted; the T-th proposal always is. It sees z in standard deviations of the codes
-    from their mean, once `initialize` has taken these from codes, and z itself before. See
-    `tfp_surgery.distributions.resampled.Resampled` for the density and for what its estimated
-    normaliser Z = E_pi[a(z)] does to it.
+    z ~ pi is accepted; the T-th proposal always is. The network sees standardised codes, by the
+    moments that `initialize` takes, and z itself before that. See
+    `tfp_surgery.distributions.resampled.Resampled` for the density, and for the effect of its
+    estimated normaliser Z = E_pi[a(z)].
 
     #### Which draws estimate Z
 
-    `prior()` uses `num_normalizer_samples` draws of a seed of their own. The density is then a
-    function of the weights alone: the same in each call and after loading. (Under XLA one seed
-    gives other draws, and the density is another within its error.) The error of the estimate is
-    one and the same for all codes; `prior().log_normalizer_standard_error` tells it. Each call
-    scores all these draws: call once and keep the distribution to measure much with it.
+    `prior()` uses the same `num_normalizer_samples` draws in each call. The density is a function
+    of the weights alone: the same in each call and after loading. (Under XLA a seed gives other
+    draws, and the density differs within its error.) All codes share the error of the estimate,
+    `prior().log_normalizer_standard_error`. Each call scores all these draws: call once, and keep
+    the distribution for many measurements.
 
-    `prior(training=True)` uses `num_training_samples` draws that are new whenever the weights are:
-    the bits of the acceptance network's weights are folded into their seed. So a step of training
-    needs no seed and no state, cannot learn the draws by heart, and a resumed run repeats it.
-    Training with `prior()` works too, at a higher price a step. Then the draws that train are those
-    that measure, and Z comes out too small: measure with another `seed`.
+    `prior(training=True)` uses `num_training_samples` draws, which change whenever the weights do:
+    the bits of the acceptance network's weights are folded into their seed. A step of training
+    needs no seed and no state, cannot learn the draws by heart, and is repeated by a resumed run.
+    Training with `prior()` works too, and a step costs more. But then the draws that measure Z are
+    those that trained it, and Z comes out too small: measure with another `seed`.
 
     The paper averages Z over steps for the value of its objective, and takes the gradient from the
     draws of the step, to which it adds the code at hand with its importance weight. Here the
     gradient is from the draws of the step, without that code (its weight needs the posterior).
 
     Attributes:
-      base: the prior of the proposals.
+      base: The prior of the proposals.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class ResampledPrior(Prior):
         base: Prior | None = None,
         num_normalizer_samples: int = 2**16,
         num_training_samples: int = 2**12,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the layer.
@@ -66,18 +65,18 @@ class ResampledPrior(Prior):
         Args:
           event_size: D, the size of a code.
           truncation: T, the most proposals that a draw costs, at least 1.
-          hidden_sizes: units of each hidden layer of the acceptance network.
-          base: the prior that is resampled, over codes of the same size and dtype. It is trained
+          hidden_sizes: Units of each hidden layer of the acceptance network.
+          base: The prior that is resampled, over codes of the same size and dtype. It is trained
             together with the acceptance network if it is trainable. If None, N(0, I), and after
             `initialize` the Gaussian of the codes' mean and variances; it is not trained.
-          num_normalizer_samples: draws from the base that estimate Z, at least 2.
-          num_training_samples: the same for calls with `training=True`.
-          seed: integer in [0, 2**31), of the draws that estimate Z.
-          **kwargs: of `keras.layers.Layer`.
+          num_normalizer_samples: Draws from the base that estimate Z, at least 2.
+          num_training_samples: The same for calls with `training=True`.
+          seed: Integer in [0, 2**31) or pair of int32, of the draws that estimate Z.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if `base` is no prior layer, or a number is no integer.
-          ValueError: if a number is out of range, or the base is over other codes.
+          TypeError: If `base` is no prior layer, or a number is no integer.
+          ValueError: If a number is out of range, or the base is over other codes.
         """
         super().__init__(event_size, **kwargs)
         dtype = self.density_dtype.name
@@ -97,7 +96,7 @@ class ResampledPrior(Prior):
             "num_normalizer_samples", num_normalizer_samples, 2
         )
         self.num_training_samples = checked_integer("num_training_samples", num_training_samples, 2)
-        self.seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.seed = seeds.checked_seed(seed)
         self.standardization = Standardization(self.event_size, self.density_dtype)
         self.acceptance_layers = [
             *(keras.layers.Dense(size, "tanh", dtype=dtype) for size in self.hidden_sizes),
@@ -113,15 +112,15 @@ class ResampledPrior(Prior):
         """Those of the base, and the weights of the acceptance network."""
         return [*self.base.fitted_variables, *self._acceptance_weights()]
 
-    def initialize(self, codes: np.ndarray, seed: int = 0) -> None:
+    def initialize(self, codes: np.ndarray, seed: Any = 0) -> None:
         """Initialises the base, and sets the units in which the acceptance network sees codes.
 
         Args:
-          codes: draws from the aggregate posterior, floating `[M, D]`, M at least 2.
-          seed: integer in [0, 2**31), of the base.
+          codes: Draws from the aggregate posterior, floating `[M, D]`, M at least 2.
+          seed: Integer in [0, 2**31) or pair of int32, of the base.
 
         Raises:
-          ValueError: if the codes have another shape, or are not finite.
+          ValueError: If the codes have another shape, or are not finite.
         """
         checked = check_codes(codes, self.event_size)
         self.base.initialize(codes, seed)
@@ -139,24 +138,24 @@ class ResampledPrior(Prior):
 
         Args:
           condition: None.
-          training: whether Z is estimated by few draws that change with the weights.
+          training: Whether Z is estimated by few draws that change with the weights.
 
         Returns:
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if there is a condition.
+          ValueError: If there is a condition.
         """
         if condition is not None:
             raise ValueError(
                 "a ResampledPrior takes no condition: its normaliser would have to be estimated "
                 "for each."
             )
-        seed = tf.constant([self.seed, _MEASURING_STREAM])
         if training:
-            seed = tf.random.experimental.stateless_fold_in(
-                tf.constant([self.seed, _TRAINING_STREAM]), self._weight_bits()
-            )
+            bits = self._weight_bits()
+            seed = seeds.key(self.seed, "resampled_prior/training_normalizer", bits)
+        else:
+            seed = seeds.key(self.seed, "resampled_prior/normalizer")
         return Resampled.with_estimated_normalizer(
             self.base(),
             self.log_acceptance,

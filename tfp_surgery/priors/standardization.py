@@ -17,8 +17,8 @@ class Standardization(keras.layers.Layer):
     deviations of the codes.
 
     Attributes:
-      loc: weight `[D]`.
-      scale: weight `[D]`, positive.
+      loc: Weight `[D]`.
+      scale: Weight `[D]`, positive.
     """
 
     def __init__(self, event_size: int, dtype: tf.DType, **kwargs: Any):
@@ -26,8 +26,8 @@ class Standardization(keras.layers.Layer):
 
         Args:
           event_size: D.
-          dtype: of the weights.
-          **kwargs: of `keras.layers.Layer`.
+          dtype: Of the weights.
+          **kwargs: Of `keras.layers.Layer`.
         """
         super().__init__(dtype=dtype.name, **kwargs)
         # Not trainable as weights: what freezes and thaws the layer around them leaves them so.
@@ -53,7 +53,7 @@ def moments(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     of the others' standard deviations, and 1 where no dimension varies.
 
     Args:
-      codes: floating `[M, D]`, finite.
+      codes: Floating `[M, D]`, finite.
 
     Returns:
       Two float64 arrays `[D]`; the second is positive.

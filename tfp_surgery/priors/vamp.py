@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components.weights import weights_from_logits
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.priors.encoder_prior import EncoderPrior, observations_of
@@ -41,40 +42,40 @@ class VampPrior(EncoderPrior):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
         event_size: int,
+        encoder: Callable[[tf.Tensor], tfd.Distribution],
         observation_shape: Sequence[int],
         num_components: int,
         *,
         pseudo_inputs: Any = None,
         weighted: bool = False,
-        seed: int = 0,
+        seed: Any = 0,
         **kwargs: Any,
     ):
         """Makes the layer; `trainable=False` fixes pseudo-inputs and weights.
 
         Args:
-          encoder: callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
-            model's own.
           event_size: D, the size of a code.
-          observation_shape: the shape of one observation, whose values lie in [0, 1].
+          encoder: Callable from x `[B, *observation_shape]` to q(z|x) with batch shape `[B]`: the
+            model's own.
+          observation_shape: The shape of one observation, whose values lie in [0, 1].
           num_components: K.
-          pseudo_inputs: where to start: array or `tfp_surgery.datasets.Dataset` of at least K
+          pseudo_inputs: Where to start: array or `tfp_surgery.datasets.Dataset` of at least K
             observations; K of them, drawn by `seed`, where there are more. Uniform noise if None,
             whose posteriors differ little at first.
-          weighted: whether w is learned.
-          seed: integer in [0, 2**31), of what is drawn.
-          **kwargs: of `keras.layers.Layer`.
+          weighted: Whether w is learned.
+          seed: Integer in [0, 2**31) or pair of int32, of what is drawn.
+          **kwargs: Of `keras.layers.Layer`.
 
         Raises:
-          TypeError: if an argument is of the wrong kind.
-          ValueError: if the pseudo-inputs are too few, of another shape, or leave [0, 1]; or if the
+          TypeError: If an argument is of the wrong kind.
+          ValueError: If the pseudo-inputs are too few, of another shape, or leave [0, 1]; or if the
             encoder does not fit.
         """
-        super().__init__(encoder, event_size, observation_shape, **kwargs)
+        super().__init__(event_size, encoder, observation_shape, **kwargs)
         self.num_components = checked_integer("num_components", num_components, 1)
         self.weighted = bool(weighted)
-        self.seed = checked_integer("seed", seed, 0, MAX_SEED)
+        self.seed = seeds.checked_seed(seed)
         self.free_pseudo_inputs = self._add_weight(
             "free_pseudo_inputs", self._first_pseudo_inputs(pseudo_inputs), constraint=_clipped
         )
@@ -97,7 +98,7 @@ class VampPrior(EncoderPrior):
           p(z) with batch shape `[]` and event shape `[D]`, in float32 or wider.
 
         Raises:
-          ValueError: if `condition` is not None.
+          ValueError: If `condition` is not None.
         """
         self._reject(condition)
         weights = None
@@ -115,7 +116,7 @@ class VampPrior(EncoderPrior):
         }
 
     def _first_pseudo_inputs(self, given: Any) -> np.ndarray:
-        rng = np.random.default_rng(self.seed)
+        rng = seeds.generator(self.seed, "vamp_prior/pseudo_inputs")
         shape = (self.num_components, *self.observation_shape)
         given = rng.uniform(size=shape) if given is None else observations_of(given)
         if len(given) < self.num_components or given.shape[1:] != self.observation_shape:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
@@ -18,18 +19,18 @@ from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 
 
 class ElboSurgeryCallback(keras.callbacks.Callback):
-    """Carves up the ELBO on a subset during training, and on all of the data at its end.
+    """Decomposes the ELBO on a subset during training, and on all of the data at its end.
 
-    The subset is one of queries: the expectations run over `num_query` observations, but q(z) is
-    the aggregate posterior of all N, so that what is reported is an unbiased view of the full
-    terms and does not saturate at the logarithm of a batch. The same subset and the same random
-    numbers serve every epoch.
+    The expectations run over a subset of `num_query` observations, and q(z) is the aggregate
+    posterior of all N: the estimates are unbiased for the terms of the whole data set, and do not
+    saturate at the logarithm of a batch. Every epoch has the same subset and the same random
+    numbers.
 
-    The terms are added to the logs of every epoch as `surgery_<term>` (nats per observation), NaN
-    in an epoch that was not looked at: the progress bar, `History`, and `CSVLogger` or
-    `TensorBoard` callbacks listed after this one show them. Give callbacks that `monitor` one of
-    them a `mode`. Under `tfs.VAE` the patience of `EarlyStopping` and `ReduceLROnPlateau` counts
-    the epochs that were looked at; under other models NaN counts as no improvement.
+    The terms are added to the logs of every epoch as `surgery_<term>`, in nats per observation, and
+    are NaN in the epochs between two looks. The progress bar, `History`, and `CSVLogger` or
+    `TensorBoard` callbacks listed after this one show them. Callbacks that `monitor` one of them
+    need a `mode`. Under `tfs.VAE` the patience of `EarlyStopping` and `ReduceLROnPlateau` counts
+    only epochs with a look; under other models NaN counts as no improvement.
 
     Attributes:
       history: `ElboSurgery` of each epoch that was looked at, as pairs (epoch, surgery).
@@ -43,7 +44,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         every: int = 1,
         num_query: int = 1000,
         num_samples: int = 2,
-        seed: int = 0,
+        seed: Any = 0,
         batch_size: int = 2000,
     ) -> None:
         """Makes the callback for a model with `encoder`, `decoder` and `prior`, as `tfs.VAE`.
@@ -53,7 +54,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           every: Look at every so many epochs.
           num_query: Number of observations in the subset; all where there are fewer.
           num_samples: Draws of z an observation.
-          seed: Integer in [0, 2**31); see `elbo_surgery`.
+          seed: Integer in [0, 2**31) or pair of int32; see `elbo_surgery`.
           batch_size: See `elbo_surgery`.
 
         Raises:
@@ -76,7 +77,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._every = every
         self._num_query = min(num_query, len(self._x))
         self._num_samples = num_samples
-        self._seed = seed
+        self._seed = seeds.checked_seed(seed)
         self._batch_size = batch_size
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None
@@ -106,7 +107,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._others = [callback for callback in callbacks if callback is not self]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Carves up the ELBO of two observations: what cannot be measured fails before training.
+        """Measures two observations, so that a model that cannot be measured fails before training.
 
         Raises:
           TypeError: As `elbo_surgery`.
@@ -129,7 +130,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             self._prepare_others(epoch, logs)
 
     def _prepare_others(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Tells other callbacks what they would conclude wrongly from the logs of an epoch."""
+        """Adjusts other callbacks, which would misread NaN in the logs of an epoch."""
         for callback in self._others:
             if isinstance(callback, keras.callbacks.CSVLogger) and callback.keys is None:
                 # Its columns are those of the first epoch, and once more with val_ where that had
@@ -148,7 +149,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
                 callback.wait -= 1  # it is about to count this epoch, which had no look
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Carves up the ELBO on all of the data."""
+        """Decomposes the ELBO on all of the data."""
         self.result = self._surgery(self._x, None)
 
     def _surgery(self, x: Any, num_query: int | None) -> ElboSurgery:

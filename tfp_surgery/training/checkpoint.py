@@ -23,9 +23,9 @@ class Checkpoint:
     """A model in the middle or at the end of its training.
 
     Attributes:
-      model: the compiled model, with its weights and the state of its optimizer.
-      num_epochs: number of epochs it was trained for: the `initial_epoch` to go on from.
-      seconds: time spent on them, over all the processes that took part.
+      model: The compiled model, with its weights and the state of its optimizer.
+      num_epochs: Number of epochs it was trained for: the `initial_epoch` to go on from.
+      seconds: Time spent on them, over all the processes that took part.
     """
 
     model: keras.Model
@@ -37,9 +37,9 @@ class CheckpointCallback(keras.callbacks.Callback):
     """Saves the model with its optimizer and epoch at the end of epochs, in one file.
 
     The file is replaced once the new one is whole: a process that is killed at any moment leaves
-    the last checkpoint, and nothing of it is lost but the epochs since then. Unlike
+    the last checkpoint, and loses only the epochs since then. Unlike
     `keras.callbacks.BackupAndRestore` it keeps weights and epoch in one file, so that they cannot
-    disagree, and leaves the file of the finished training behind. `load_checkpoint` reads it:
+    disagree, and the file stays after training. `load_checkpoint` reads it:
 
     ```python
     checkpoint = load_checkpoint(path)
@@ -68,15 +68,15 @@ class CheckpointCallback(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          path: file to write, in an existing folder; its name ends in `.keras`.
-          every_seconds: time that has to pass from one checkpoint to the next, so that saving
+          path: File to write, in an existing folder; its name ends in `.keras`.
+          every_seconds: Time that has to pass from one checkpoint to the next, so that saving
             does not outweigh short epochs; 0 saves after every epoch. The last epoch is always
             saved.
-          seconds_before: time spent on earlier epochs, from the checkpoint to go on from.
+          seconds_before: Time spent on earlier epochs, from the checkpoint to go on from.
 
         Raises:
-          FileNotFoundError: if the folder does not exist.
-          ValueError: if `path` does not end in `.keras`, or a time is negative.
+          FileNotFoundError: If the folder does not exist.
+          ValueError: If `path` does not end in `.keras`, or a time is negative.
         """
         super().__init__()
         self._path = Path(path)
@@ -94,7 +94,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         """Starts the clock, once it is known that the model can be saved.
 
         Raises:
-          ValueError: if a part of the model, its optimizer included, is nothing that Keras can
+          ValueError: If a part of the model, its optimizer included, is nothing that Keras can
             write.
         """
         try:
@@ -128,15 +128,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     `keras.saving.register_keras_serializable` if they are not the package's own.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
       The `Checkpoint`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      OSError: if the file is damaged.
-      ValueError: if it is whole but no checkpoint of this module, or of classes unknown here.
+      FileNotFoundError: If there is no such file.
+      OSError: If the file is damaged.
+      ValueError: If it is whole but no checkpoint of this module, or of classes unknown here.
     """
     path = Path(path)
     if not path.is_file():

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.components.divergence import closed_form_kl
 
@@ -51,18 +52,18 @@ class Elbo:
         """Estimates the ELBO of each observation.
 
         Args:
-          x: floating Tensor of shape `[B, *event_shape]`.
+          x: Floating Tensor of shape `[B, *event_shape]`.
           encoder: x -> q(z|x), batch shape `[B]`, with reparameterized samples.
           decoder: z of shape `[S B, *code_shape]` -> p(x|z), batch shape `[S B]`.
           prior: p(z), or a callable that builds it.
-          seed: pair of int32, stateless as in `tfp.random`.
+          seed: Integer in [0, 2**31) or pair of int32, as a `Tensor` too.
 
         Returns:
           The ELBO and its two parts.
 
         Raises:
-          TypeError: if a network or the prior gives no distribution.
-          ValueError: if the posterior has no reparameterized samples, without which the gradient
+          TypeError: If a network or the prior gives no distribution.
+          ValueError: If the posterior has no reparameterized samples, without which the gradient
             with respect to the encoder would miss a part.
         """
         posterior = unwrap(encoder(x))
@@ -72,8 +73,9 @@ class Elbo:
                 f"the ELBO needs a posterior with reparameterized samples, got {posterior.name}: "
                 "the gradient through its samples would be missing."
             )
+        seed = seeds.pair(seed, "elbo/codes")
         z = posterior.sample(self.num_samples, seed=seed)  # [S, B, *code_shape]
-        reconstruction = reconstruction_log_prob(decoder, z, x)
+        reconstruction = tf.reduce_mean(log_likelihood(decoder, z, x), axis=0)
         kl = closed_form_kl(posterior, prior)
         if kl is None:
             kl = tf.reduce_mean(posterior.log_prob(z) - prior.log_prob(z), axis=0)
@@ -98,32 +100,16 @@ def elbo(num_samples: int = 1) -> Elbo:
     distributions, once, when the training step is traced.
 
     Args:
-      num_samples: draws from q(z|x) an observation.
+      num_samples: Draws from q(z|x) an observation.
 
     Returns:
       An objective.
 
     Raises:
-      TypeError: if `num_samples` is no integer.
-      ValueError: if `num_samples` is below 1.
+      TypeError: If `num_samples` is no integer.
+      ValueError: If `num_samples` is below 1.
     """
     return Elbo(num_samples)
-
-
-def reconstruction_log_prob(
-    decoder: Callable[[tf.Tensor], tfd.Distribution], z: tf.Tensor, x: tf.Tensor
-) -> tf.Tensor:
-    """The mean of log p(x|z) over the samples of z, in nats.
-
-    Args:
-      decoder: z -> p(x|z); called once, on a flat batch of S B codes.
-      z: Tensor of shape `[S, B, *code_shape]`.
-      x: Tensor of shape `[B, *event_shape]`.
-
-    Returns:
-      Tensor of shape `[B]`.
-    """
-    return tf.reduce_mean(log_likelihood(decoder, z, x), axis=0)
 
 
 def log_likelihood(
@@ -132,9 +118,9 @@ def log_likelihood(
     """log p(x_b|z_sb) of each code, in nats.
 
     Args:
-      decoder: see `reconstruction_log_prob`, as for `z` and `x`.
-      z: likewise.
-      x: likewise.
+      decoder: z -> p(x|z); called once, on a flat batch of S B codes.
+      z: Tensor of shape `[S, B, *code_shape]`.
+      x: Tensor of shape `[B, *event_shape]`.
 
     Returns:
       Tensor of shape `[S, B]`.

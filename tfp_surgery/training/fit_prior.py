@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import MAX_SEED, checked_integer
+from tfp_surgery import seeds
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding, stratified_estimate
@@ -21,15 +22,13 @@ from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model_checks import check_no_nan, check_vector_codes
 from tfp_surgery.surgery.prior_change import PriorMeasurement
-from tfp_surgery.training.likelihood_ascent import FixedCodes, LikelihoodAscent
+from tfp_surgery.training.likelihood_ascent import LikelihoodAscent
 from tfp_surgery.training.prior_fit import PriorFit
 from tfp_surgery.training.prior_looks import PriorLooks
 from tfp_surgery.training.variables import check_fitted_variables
 
 tfd = tfp.distributions
 
-# Streams of the seed, beside that of the training codes.
-_INITIAL_STREAM, _VALIDATION_STREAM, _LOOKS_STREAM = 6, 7, 10
 # On which looks are compared without a validation set: a tenth of the default steps' codes between
 # two looks, and enough to tell apart what differs by some thousandths of a nat.
 _LOOKS_CODES = 10_000
@@ -50,7 +49,7 @@ def fit_prior(
     patience: int | None = 10,
     num_samples: int = 2,
     tolerance: float | None = None,
-    seed: int = 0,
+    seed: Any = 0,
     verbose: bool = True,
 ) -> PriorFit:
     r"""Fits a prior to the aggregate posterior of a finished model.
@@ -59,32 +58,33 @@ def fit_prior(
 
         KL(q(z) || p(z)) = E_q(z)[log q(z)] - E_q(z)[log p(z)].
 
-    It is minimised by maximum likelihood, E_q(z)[log p(z)] being raised by Adam on codes that each
-    step draws anew from q(z). Encoder and decoder are not touched: what the marginal KL loses, the
-    ELBO gains, and reconstruction and index-code mutual information stay what they are. The steps
-    are compiled by XLA, or run without it, with a warning, where XLA cannot compile the prior.
+    Adam raises E_q(z)[log p(z)] on codes that each step draws anew from q(z): maximum likelihood.
+    Encoder and decoder stay as they are, and with them reconstruction and index-code mutual
+    information; the ELBO gains what the marginal KL loses. XLA compiles the steps. Where it cannot
+    compile the prior, they run without it, with a warning.
 
-    The priors of `tfs.priors` learn in standard deviations of the codes, which `initialize` tells
-    them: the same fit in every unit of z. A layer of another kind that keeps its weights in the
-    unit of z is fitted well where its codes have standard deviations near one.
+    The weights of the priors of `tfs.priors` are in standard deviations of the codes, which
+    `initialize` sets: the fit is the same in every unit of z. A layer with weights in the unit of z
+    is fitted well where its codes have standard deviations near one.
 
-    The prior gets the weights of the best of all looks at it, those it started with included: these
-    are the weights after `initialize`, or those handed in if nothing is initialized. Looks are
-    compared by E[log p(z)] on fixed codes: 10000 draws from q(z) that take no part in training. All
-    steps are taken then, since the looks get better up to the last, with its low learning rate.
+    At the start and after every `evaluate_every` steps, E[log p(z)] is computed on fixed codes that
+    take no part in training. At the end the prior gets the weights of the best of these looks. The
+    first look is at the weights after `initialize`, or at those handed in if nothing is
+    initialized. Without `validation` the fixed codes are 10000 draws from q(z), and all steps are
+    taken, since looks improve up to the last steps with their low learning rate.
 
-    The prior learns q(z) of these observations and may do worse on others. Give `validation` to
-    see it: the looks are then compared on one fixed draw of each held-out observation, and training
-    stops when E[log p(z)] under the held-out q(z) has not risen for `patience` looks.
+    A prior fitted to some observations may do worse on others. With `validation` the fixed codes
+    are one draw of each held-out observation, and training stops when no look has been better for
+    `patience` looks.
 
-    The changes in the result are measured on draws that took no part in training or in the choice
-    of the best look: they are unbiased for each q(z) and this prior. But with `validation` the look
-    was chosen for these held-out observations among all looks: for yet other observations the
-    number is optimistic, by little where the values of the last looks differ by little. What is
-    not to be optimistic at all takes a third data set, and `elbo_surgery` on it.
+    The changes in the result are measured on other draws, which neither train the prior nor choose
+    a look: they are unbiased for each q(z) and this prior. But the held-out observations chose the
+    look. For yet other observations their number is optimistic, by little where the values of the
+    last looks differ by little. For a number without optimism, hand a third data set to
+    `elbo_surgery`.
 
-    Warnings say if a fit without `validation` found nothing better than its start, and if on the
-    draws of the result the prior is worse than at the start by more than three standard errors.
+    Warnings say if no look was better than the start (without `validation`), and if on the draws of
+    the result the prior is worse than at the start by more than three standard errors.
 
     Args:
       aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
@@ -97,21 +97,21 @@ def fit_prior(
         counts as it is before the fit). N(0, I) if None.
       initialize: Whether to call `prior.initialize(codes, seed)` first, with one draw of each
         q(z|x_n), where the layer has such a method. False goes on from the weights there are.
-      num_steps: Most steps to take, over which the learning rate falls to zero along a cosine; 0
-        to initialize only.
+      num_steps: The largest number of steps, over which the learning rate falls to zero along a
+        cosine; 0 to initialize only.
       batch_size: Codes a step.
       learning_rate: The highest, reached after a twentieth of the steps.
       evaluate_every: Look at the prior, and report, every so many steps.
-      patience: Looks without a better value on the validation set after which to stop; None for all
-        the steps. Little patience may stop a fit that would have gained once the learning rate
-        falls. Without a validation set all steps are taken.
+      patience: With `validation`, the number of looks without a better value after which to stop;
+        None for all steps. Little patience may stop a fit before the learning rate falls, which
+        often improves it.
       num_samples: Draws an observation, for the changes in the result. With 1 their standard
         errors are NaN.
       tolerance: Bound in nats on what may be left out of log q(z) in the marginal KL; see
         `AggregatePosterior.evaluate`. None for none. It does not enter the change in ELBO.
-      seed: Integer in [0, 2**31). On one machine the same seed gives the same fit to a prior of
-        the same weights. The draws of the result are those of `elbo_surgery` with this seed and
-        `num_samples`.
+      seed: Integer in [0, 2**31) or pair of int32. On one machine the same seed gives the same fit
+        to a prior of the same weights. The draws of the result are those of `elbo_surgery` with
+        this seed and `num_samples`.
       verbose: Whether to print a line at each look.
 
     Returns:
@@ -137,12 +137,12 @@ def fit_prior(
     if patience is not None:
         patience = checked_integer("patience", patience, 1)
     num_samples = checked_integer("num_samples", num_samples, 1)
-    seed = checked_integer("seed", seed, 0, MAX_SEED)
+    seed = seeds.checked_seed(seed)
     learning_rate = _checked_learning_rate(learning_rate)
     tolerance = checked_tolerance(tolerance)
-    _check_aggregate(aggregate_posterior, "aggregate_posterior")
+    _check_aggregate_posterior(aggregate_posterior, "aggregate_posterior")
     if validation is not None:
-        _check_aggregate(validation, "validation")
+        _check_aggregate_posterior(validation, "validation")
         if validation.event_shape != aggregate_posterior.event_shape or (
             validation.dtype != aggregate_posterior.dtype
         ):
@@ -161,8 +161,8 @@ def fit_prior(
         prior, tf.zeros([1, *aggregate_posterior.event_shape], aggregate_posterior.dtype)
     )
     former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
-    former_now = check_prior(build_prior(former), aggregate_posterior)
-    former_name = "N(0, I)" if former_prior is None else former_now.name
+    former = check_prior(build_prior(former), aggregate_posterior)
+    former_name = "N(0, I)" if former_prior is None else former.name
     variables = list(getattr(prior, "fitted_variables", prior.trainable_variables))
 
     if num_samples == 1:
@@ -179,20 +179,24 @@ def fit_prior(
         for q_z in (aggregate_posterior, validation)
         if q_z is not None
     ]
+
+    def measured() -> list[np.ndarray]:
+        prior_now = build_prior(prior)
+        return [measurement.log_prob(prior_now) for measurement in measurements]
+
     started = time.perf_counter()
     if initialize and hasattr(prior, "initialize"):
-        prior.initialize(_codes(aggregate_posterior, seed, _INITIAL_STREAM).numpy(), seed)
+        codes_seed = seeds.key(seed, "fit_prior/initial_codes")
+        prior.initialize(_one_draw_each(aggregate_posterior, codes_seed).numpy(), seed)
     initialized = time.perf_counter()
-    at_start = [measurement.log_prob(prior) for measurement in measurements if num_steps > 0]
+    at_start = measured() if num_steps > 0 else []
     started += time.perf_counter() - initialized
     codes = None
     if validation is not None:
-        codes = _codes(validation, seed, _VALIDATION_STREAM)
+        codes = _one_draw_each(validation, seeds.key(seed, "fit_prior/validation_codes"))
     elif num_steps > 0:
-        stream = tf.constant([seed, _LOOKS_STREAM], tf.int32)
-        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=stream)
-    fixed_codes = None if codes is None else FixedCodes(codes, prior, batch_size)
-    looks = PriorLooks(prior, fixed_codes, validation is not None, num_steps, verbose)
+        codes = aggregate_posterior.sample(_LOOKS_CODES, seed=seeds.key(seed, "fit_prior/looks"))
+    looks = PriorLooks(prior, codes, batch_size, validation is not None, num_steps, verbose)
     looks.look(0, None)
     if num_steps > 0:
         ascent = LikelihoodAscent(
@@ -212,7 +216,7 @@ def fit_prior(
     looks.restore_best()
     seconds = time.perf_counter() - started
 
-    at_end = [measurement.log_prob(prior) for measurement in measurements]
+    at_end = measured()
     changes = [
         measurement.change_to(log_prob)
         for measurement, log_prob in zip(measurements, at_end, strict=True)
@@ -253,9 +257,9 @@ def fit_prior(
     )
 
 
-def _codes(aggregate: AggregatePosterior, seed: int, stream: int) -> tf.Tensor:
+def _one_draw_each(aggregate_posterior: AggregatePosterior, seed: tf.Tensor) -> tf.Tensor:
     """One draw of each q(z|x_n), `[N, D]`."""
-    return aggregate.components_distribution.sample(seed=tf.constant([seed, stream], tf.int32))
+    return aggregate_posterior.components_distribution.sample(seed=seed)
 
 
 def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:
@@ -267,14 +271,14 @@ def _loss(before: np.ndarray, after: np.ndarray) -> Estimate | None:
     return loss if loss.value > _NOISE_ERRORS * error else None
 
 
-def _standard_normal(aggregate: AggregatePosterior) -> tfd.Distribution:
-    zeros = tf.zeros(aggregate.event_shape, aggregate.dtype)
+def _standard_normal(aggregate_posterior: AggregatePosterior) -> tfd.Distribution:
+    zeros = tf.zeros(aggregate_posterior.event_shape, aggregate_posterior.dtype)
     return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
 
 
-def _check_aggregate(aggregate: Any, name: str) -> None:
-    check_vector_codes(aggregate, name)
-    check_no_nan(aggregate)
+def _check_aggregate_posterior(aggregate_posterior: Any, name: str) -> None:
+    check_vector_codes(aggregate_posterior, name)
+    check_no_nan(aggregate_posterior)
 
 
 def _checked_learning_rate(learning_rate: Any) -> float:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.measurement.traced import traced
+from tfp_surgery.training.xla_or_graph import XlaOrGraph
 
-tfd = tfp.distributions
-
-_CODES_STREAM = 5  # of the seed; elbo_surgery's draws are stream 1
 # Steps of one call: enough that calling costs nothing, and few enough to be interrupted.
 _STEPS_TOGETHER = 50
 _WARMUP = 0.05  # share of the steps
@@ -32,27 +27,27 @@ class LikelihoodAscent:
 
     def __init__(
         self,
-        aggregate: AggregatePosterior,
+        aggregate_posterior: AggregatePosterior,
         prior: keras.layers.Layer,
         variables: Sequence[keras.Variable],
         *,
         num_steps: int,
         batch_size: int,
         learning_rate: float,
-        seed: int,
+        seed: seeds.Seed,
     ) -> None:
         """Prepares the steps; the first call of `run` compiles them.
 
         Args:
-          aggregate: q(z), batch `[]`.
+          aggregate_posterior: q(z), batch `[]`.
           prior: The layer; `prior()` gives p(z).
           variables: What is trained, at least one variable of the layer.
           num_steps: Steps until the learning rate is zero.
           batch_size: Codes a step.
           learning_rate: The highest.
-          seed: Integer in [0, 2**31).
+          seed: From `checked_seed`.
         """
-        self._aggregate = aggregate
+        self._aggregate_posterior = aggregate_posterior
         self._prior = prior
         self._variables = list(variables)
         self._batch_size = batch_size
@@ -104,17 +99,15 @@ class LikelihoodAscent:
             failed = tf.where((failed < 0) & ~is_finite, step, failed)
             return step + 1, total + log_prob, failed
 
-        start = (first, tf.zeros([], self._aggregate.dtype), tf.constant(-1))
+        start = (first, tf.zeros([], self._aggregate_posterior.dtype), tf.constant(-1))
         _, total, failed = tf.while_loop(
             lambda step, *_: step < last, body, start, parallel_iterations=1
         )
         return total, failed
 
     def _step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.constant([self._seed, _CODES_STREAM], tf.int32), step
-        )
-        z = tf.stop_gradient(self._aggregate.sample(self._batch_size, seed=seed))
+        seed = seeds.key(self._seed, "fit_prior/codes", step)
+        z = tf.stop_gradient(self._aggregate_posterior.sample(self._batch_size, seed=seed))
         sources = [variable.value for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
@@ -129,80 +122,6 @@ class LikelihoodAscent:
             if value is not None
         ]
         return log_prob, tf.reduce_all(tf.stack(finite))
-
-
-class FixedCodes:
-    """Codes on which a prior is scored again and again."""
-
-    def __init__(self, codes: tf.Tensor, prior: keras.layers.Layer, batch_size: int) -> None:
-        """Prepares the scoring.
-
-        Args:
-          codes: `[M, D]`.
-          prior: The layer; `prior()` gives p(z).
-          batch_size: Codes scored at a time.
-        """
-        num_codes = len(codes)
-        size = min(batch_size, num_codes)
-        starts = np.arange(0, num_codes, size)
-        # The last block repeats earlier codes to keep one shape.
-        shown = np.minimum(starts, num_codes - size)
-        self._blocks = tf.gather(codes, shown[:, np.newaxis] + np.arange(size))  # [L, size, D]
-        self._counts = starts[:, np.newaxis] <= shown[:, np.newaxis] + np.arange(size)
-
-        def log_prob(blocks: tf.Tensor) -> tf.Tensor:
-            prior_now = build_prior(prior)  # once: some priors are dear to build
-            return tf.map_fn(prior_now.log_prob, blocks, parallel_iterations=1)
-
-        self._log_prob = XlaOrGraph(log_prob, tf.TensorSpec(self._blocks.shape, self._blocks.dtype))
-
-    def mean_log_prob(self) -> float:
-        """The mean of log p(z) over the codes, under the prior as it is now."""
-        values = self._log_prob(self._blocks).numpy()  # [L, size]
-        return float(values[self._counts].mean(dtype=np.float64))
-
-
-class XlaOrGraph:
-    """A function compiled by XLA; without it, and with a warning, where XLA cannot compile it."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: tf.TensorSpec) -> None:
-        """Takes the function.
-
-        Args:
-          function: Of Tensors.
-          *arguments: Their shapes and dtypes.
-        """
-        self._function = function
-        self._arguments = arguments
-        self._compiled: Callable[..., Any] | None = None
-
-    def __call__(self, *arguments: Any) -> Any:
-        """What the function returns."""
-        tensors = [
-            tf.convert_to_tensor(value, spec.dtype)
-            for value, spec in zip(arguments, self._arguments, strict=True)
-        ]
-        if self._compiled is not None:
-            return self._compiled(*tensors)
-        compiled = tf.function(
-            self._function, autograph=False, jit_compile=True
-        ).get_concrete_function(*self._arguments)
-        try:
-            result = compiled(*tensors)  # compiles the whole before it runs any
-        except (
-            tf.errors.InvalidArgumentError,
-            tf.errors.UnimplementedError,
-            tf.errors.InternalError,
-            tf.errors.NotFoundError,
-        ) as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"XLA cannot compile this prior, which is fitted without it: {reason}", stacklevel=2
-            )
-            compiled = traced(self._function, *self._arguments)
-            result = compiled(*tensors)
-        self._compiled = compiled
-        return result
 
 
 def snapshot(layer: Any) -> list[tf.Tensor]:

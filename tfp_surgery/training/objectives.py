@@ -10,11 +10,11 @@ from tfp_surgery.training.elbo_objective import (
     Elbo,
     ObjectiveTerms,
     elbo,
-    reconstruction_log_prob,
+    log_likelihood,
 )
-from tfp_surgery.training.importance_objective import Iwae, iwae
+from tfp_surgery.training.iwae_objective import Iwae, iwae
 
-__all__ = ["Elbo", "Iwae", "ObjectiveTerms", "elbo", "iwae", "reconstruction_log_prob"]
+__all__ = ["Elbo", "Iwae", "ObjectiveTerms", "elbo", "iwae", "log_likelihood"]
 
 
 def __dir__() -> list[str]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from tfp_surgery.training.likelihood_ascent import FixedCodes, restore, snapshot
+from tfp_surgery.checks.networks import build_prior
+from tfp_surgery.training.likelihood_ascent import restore, snapshot
 from tfp_surgery.training.prior_fit import PriorFitProgress
+from tfp_surgery.training.xla_or_graph import XlaOrGraph
 
 
 class PriorLooks:
@@ -22,7 +26,8 @@ class PriorLooks:
     def __init__(
         self,
         prior: keras.layers.Layer,
-        codes: FixedCodes | None,
+        codes: tf.Tensor | None,
+        batch_size: int,
         are_held_out: bool,
         num_steps: int,
         verbose: bool,
@@ -31,7 +36,8 @@ class PriorLooks:
 
         Args:
           prior: The layer that is fitted.
-          codes: What looks are compared on; None where there will be only one.
+          codes: What looks are compared on, `[M, D]`; None where there will be only one.
+          batch_size: Codes scored at a time.
           are_held_out: Whether the codes are those of the validation set.
           num_steps: Most steps that the fit takes.
           verbose: Whether to print a line at each look.
@@ -39,7 +45,7 @@ class PriorLooks:
         self.history: list[PriorFitProgress] = []
         self.best_step = self.since_best = 0
         self._prior = prior
-        self._codes = codes
+        self._codes = None if codes is None else FixedCodes(codes, prior, batch_size)
         self._are_held_out = are_held_out
         self._num_steps = num_steps
         self._verbose = verbose
@@ -75,3 +81,34 @@ class PriorLooks:
     def restore_best(self) -> None:
         """Gives the prior the weights of the best look."""
         restore(self._prior, self._best_weights)
+
+
+class FixedCodes:
+    """Codes on which a prior is scored again and again."""
+
+    def __init__(self, codes: tf.Tensor, prior: keras.layers.Layer, batch_size: int) -> None:
+        """Prepares the scoring.
+
+        Args:
+          codes: `[M, D]`.
+          prior: The layer; `prior()` gives p(z).
+          batch_size: Codes scored at a time.
+        """
+        num_codes = len(codes)
+        size = min(batch_size, num_codes)
+        starts = np.arange(0, num_codes, size)
+        # The last block repeats earlier codes to keep one shape.
+        shown = np.minimum(starts, num_codes - size)
+        self._blocks = tf.gather(codes, shown[:, np.newaxis] + np.arange(size))  # [L, size, D]
+        self._counts = starts[:, np.newaxis] <= shown[:, np.newaxis] + np.arange(size)
+
+        def log_prob(blocks: tf.Tensor) -> tf.Tensor:
+            prior_now = build_prior(prior)  # once: some priors are dear to build
+            return tf.map_fn(prior_now.log_prob, blocks, parallel_iterations=1)
+
+        self._log_prob = XlaOrGraph(log_prob, tf.TensorSpec(self._blocks.shape, self._blocks.dtype))
+
+    def mean_log_prob(self) -> float:
+        """The mean of log p(z) over the codes, under the prior as it is now."""
+        values = self._log_prob(self._blocks).numpy()  # [L, size]
+        return float(values[self._counts].mean(dtype=np.float64))

@@ -27,21 +27,21 @@ def checked_gradients(
     runs: Mapping[str, Callable[[], Any]],
     accepted: set[Any],
 ) -> list[Any]:
-    """The gradient of a loss, once it is known to train what it should.
+    """The gradient of a loss, after a check that it trains the weights of a model and no others.
 
     Args:
-      tape: has recorded the loss.
-      loss: scalar.
-      model: with `variables`, `trainable_weights`, `encoder` and `decoder`.
-      runs: by name, what runs a part of the model by itself.
-      accepted: references to variables that have been found to be frozen; added to.
+      tape: Has recorded the loss.
+      loss: Scalar.
+      model: With `variables`, `trainable_weights`, `encoder` and `decoder`.
+      runs: Functions by name, each of which runs one part of the model.
+      accepted: References to variables that are known to be frozen; this function adds to them.
 
     Returns:
       The gradient with respect to each trainable weight, or None.
 
     Raises:
-      TypeError: if the gradient reaches variables that the model does not own, naming them.
-      ValueError: if there is nothing to train, or a network that would not be.
+      TypeError: If the gradient reaches variables that the model does not own, naming them.
+      ValueError: If there is nothing to train, or a network that would not be.
     """
     weights = model.trainable_weights
     unowned = unowned_variables(tape, model.variables, accepted)
@@ -67,9 +67,9 @@ def unowned_variables(
     """The variables that a tape has seen and a model does not own.
 
     Args:
-      tape: has recorded a loss.
-      known: variables of the model, trained or not.
-      accepted: references to variables that `hidden_variables` has found to be frozen.
+      tape: Has recorded a loss.
+      known: Variables of the model, trained or not.
+      accepted: References to variables that `hidden_variables` has found to be frozen.
     """
     owned = {id(part) for variable in known for part in _parts(variable)}
     return [v for v in tape.watched_variables() if id(v) not in owned and v.ref() not in accepted]
@@ -84,9 +84,9 @@ def hidden_variables(
     a layer of Keras 3 or tf_keras holds as not trainable.
 
     Args:
-      unowned: from `unowned_variables`.
-      gradients: of the loss with respect to each of them, or None.
-      accepted: takes references to those that are frozen.
+      unowned: From `unowned_variables`.
+      gradients: Of the loss with respect to each of them, or None.
+      accepted: Takes references to those that are frozen.
     """
     reached = [v for v, gradient in zip(unowned, gradients, strict=True) if gradient is not None]
     frozen = _frozen(reached)
@@ -100,8 +100,8 @@ def hidden_error(
     """The error that names hidden variables and where they are.
 
     Args:
-      hidden: at least one.
-      parts: by name, what runs a part of the model; its variables are found by running it.
+      hidden: At least one.
+      parts: By name, what runs a part of the model; its variables are found by running it.
     """
     left = list(hidden)
     sentences = []
@@ -125,13 +125,13 @@ def check_has_gradient(
     """Checks that a network that took part in a loss is reached by its gradient.
 
     Args:
-      name: of the network.
-      part: the network.
-      gradients: by the id of each trainable weight of the model.
-      tape: has recorded the loss.
+      name: Of the network.
+      part: The network.
+      gradients: By the id of each trainable weight of the model.
+      tape: Has recorded the loss.
 
     Raises:
-      ValueError: if no trainable weight of the network has a gradient.
+      ValueError: If no trainable weight of the network has a gradient.
     """
     weights = [w for w in getattr(part, "trainable_weights", ()) if id(w) in gradients]
     if not weights or any(gradients[id(weight)] is not None for weight in weights):
@@ -155,7 +155,7 @@ def check_decoder_gradient(decoder: Callable[[tf.Tensor], Any], z: tf.Tensor, x:
       x: `[1, *event_shape]`.
 
     Raises:
-      TypeError: if it depends on z and has no gradient.
+      TypeError: If it depends on z and has no gradient.
     """
     if z.dtype.is_floating:
         check_gradient(
@@ -172,11 +172,11 @@ def check_fitted_variables(prior: keras.layers.Layer, codes: tf.Tensor) -> None:
     The encoder of a prior is not the prior's to train, and may be a function.
 
     Args:
-      prior: the layer; `prior()` gives p(z).
+      prior: The layer; `prior()` gives p(z).
       codes: `[M, D]`, any.
 
     Raises:
-      TypeError: naming the variables that it does not own.
+      TypeError: Naming the variables that it does not own.
     """
 
     def check(codes: tf.Tensor) -> tf.Tensor:

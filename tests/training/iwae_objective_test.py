@@ -19,7 +19,7 @@ from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
 from tfp_surgery.priors.base import StandardNormalPrior
-from tfp_surgery.training.importance_objective import GRADIENTS, iwae
+from tfp_surgery.training.iwae_objective import GRADIENTS, iwae
 
 tfd = tfp.distributions
 

@@ -1,4 +1,4 @@
-"""What is not finite in a training step, in words."""
+"""first_not_finite: says what is not finite in a training step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class DifferentiatedLoss(NamedTuple):
     """The loss of one training step and its gradient.
 
     Attributes:
-      terms: of each observation.
-      penalties: scalars that layers add to the loss.
-      loss: scalar: the negative mean objective, with the penalties.
-      gradients: of the loss, scaled as the optimizer asks for it, with respect to each trainable
+      terms: Of each observation.
+      penalties: Scalars that layers add to the loss.
+      loss: Scalar: the negative mean objective, with the penalties.
+      gradients: Of the loss, scaled as the optimizer asks for it, with respect to each trainable
         weight; None for a weight that it does not depend on.
     """
 
@@ -32,11 +32,11 @@ class DifferentiatedLoss(NamedTuple):
 
 
 def first_not_finite(model: Any, step: DifferentiatedLoss) -> str:
-    """Says what the first thing is that is not finite in a step.
+    """Says what is the first that is not finite: a weight, a term, a gradient or the update.
 
     Args:
-      model: has the weights of before the step.
-      step: what it differentiated.
+      model: The model, with the weights from before the step.
+      step: The loss of the step and its gradient.
 
     Returns:
       Sentences for an error.

@@ -1,4 +1,4 @@
-"""Models whose files are written whole and loaded whole, or not at all."""
+"""WholeFileModel: a Keras model whose files are written and loaded whole, or not at all."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tfp_surgery.files import cause_of, replaced_when_whole
 
 
 class WholeFileModel(keras.Model):
-    """A Keras model that no interrupted save and no failed load leaves in between."""
+    """A Keras model that leaves no half-written file, and no half-loaded weights."""
 
     def save(self, filepath: str | Path, overwrite: bool = True, **kwargs: Any) -> None:
         """Saves the model with its optimizer; see `keras.Model.save`.
 
-        A `.keras` file is replaced once it is whole: a process killed while it saves leaves the
-        earlier one.
+        A `.keras` file is replaced once the new one is whole: if the process is killed while it
+        saves, the earlier file stays.
 
         Raises:
-          FileExistsError: if the file exists and `overwrite` is False.
-          ValueError: if a part of the model is nothing that Keras can write; `save_weights` and
-            `load_weights` serve any model.
+          FileExistsError: If the file exists and `overwrite` is False.
+          ValueError: If Keras cannot write a part of the model. `save_weights` and `load_weights`
+            work for any model.
         """
         if not str(filepath).endswith(".keras"):
             super().save(filepath, overwrite=overwrite, **kwargs)
@@ -51,16 +51,16 @@ class WholeFileModel(keras.Model):
             super().save_weights(unfinished)
 
     def load_weights(self, filepath: str | Path, **kwargs: Any) -> None:
-        """Loads all that `save_weights` or `save` wrote, or nothing.
+        """Loads weights and optimizer state; after an error the model is as it was.
 
         Args:
           filepath: a `.weights.h5` or `.keras` file.
-          **kwargs: of `keras.Model.load_weights`.
+          **kwargs: Of `keras.Model.load_weights`.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          OSError: if the file is damaged.
-          ValueError: if it holds the weights of another model, or this one is not built.
+          FileNotFoundError: If there is no such file.
+          OSError: If the file is damaged.
+          ValueError: If it holds the weights of another model, or this one is not built.
         """
         if not self.built:
             raise ValueError(
@@ -68,7 +68,7 @@ class WholeFileModel(keras.Model):
             )
         variables = [*self.variables]
         if self.compiled:
-            if not self.optimizer.built:  # Keras leaves the state of an unbuilt one in the file
+            if not self.optimizer.built:  # else Keras ignores its state in the file
                 self.optimizer.build(self.trainable_variables)
             variables += self.optimizer.variables
         with restored_on_failure(variables, filepath):
@@ -81,16 +81,16 @@ class WholeFileModel(keras.Model):
 def restored_on_failure(
     variables: Sequence[keras.Variable], filepath: str | Path
 ) -> Iterator[None]:
-    """Gives `variables` their values back if the block, which loads `filepath`, fails.
+    """Runs a block that loads a file into `variables`; if it fails, they get their values back.
 
     Args:
-      variables: what the block assigns to.
-      filepath: the file that errors name.
+      variables: What the block assigns to.
+      filepath: The file that errors name.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      OSError: if the file is damaged or of another format.
-      ValueError: if the file holds other weights than the model has.
+      FileNotFoundError: If there is no such file.
+      OSError: If the file is damaged or of another format.
+      ValueError: If the file holds other weights than the model has.
     """
     if not Path(filepath).exists():
         raise FileNotFoundError(f"there is no file {filepath} to load weights from.")
@@ -101,8 +101,8 @@ def restored_on_failure(
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         unchanged = "The model is as it was before."
-        # h5py reads a damaged file as OSError, RuntimeError or KeyError, and Keras packs what goes
-        # wrong inside one layer into a ValueError.
+        # On a damaged file h5py raises OSError, RuntimeError or KeyError. Keras raises a ValueError
+        # where the weights of one layer do not fit.
         if isinstance(error, ValueError):
             raise ValueError(
                 f"{filepath} does not hold the weights of this model: {cause_of(error)} {unchanged}"
@@ -113,17 +113,17 @@ def restored_on_failure(
 
 
 def check_same_weights(filepath: str | Path, weights: Sequence[keras.Variable]) -> None:
-    """Checks that a file holds arrays of just the shapes of `weights`.
+    """Checks that the arrays in a file have the shapes of `weights`, and that none is left over.
 
-    Keras passes over what a file holds beside the weights it looks for, so that the file of a
-    deeper network loads into a shallower one.
+    Keras ignores arrays that it does not look for: it would load the file of a deeper network into
+    a shallower one.
 
     Args:
       filepath: a `.weights.h5` or `.keras` file.
-      weights: all weights of a model, without those of its optimizer.
+      weights: All weights of a model, without those of its optimizer.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: If the shapes differ.
     """
     source: str | Path | io.BytesIO = filepath
     if str(filepath).endswith(".keras"):

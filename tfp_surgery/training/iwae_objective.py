@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.training.elbo_objective import ObjectiveTerms, log_likelihood
@@ -43,19 +44,19 @@ class Iwae:
         """Estimates the bound of each observation.
 
         Args:
-          x: floating Tensor of shape `[B, *event_shape]`.
+          x: Floating Tensor of shape `[B, *event_shape]`.
           encoder: x -> q(z|x), batch shape `[B]`, with reparameterized samples.
           decoder: z of shape `[m B, *code_shape]` -> p(x|z), batch shape `[m B]`.
           prior: p(z), or a callable that builds it.
-          seed: pair of int32, stateless as in `tfp.random`.
+          seed: Integer in [0, 2**31) or pair of int32, as a `Tensor` too.
 
         Returns:
           The bound, and the two parts of the ELBO from the same draws: reconstruction - kl is at
           most the bound, by Jensen's inequality, for every draw. Only the bound has gradients.
 
         Raises:
-          TypeError: if a network or the prior gives no distribution.
-          ValueError: if the posterior has no reparameterized samples, without which the gradient
+          TypeError: If a network or the prior gives no distribution.
+          ValueError: If the posterior has no reparameterized samples, without which the gradient
             with respect to the encoder would miss a part.
         """
         posterior = unwrap(encoder(x))
@@ -65,6 +66,7 @@ class Iwae:
                 "the importance-weighted bound needs a posterior with reparameterized samples, got "
                 f"{posterior.name}: the gradient through its samples would be missing."
             )
+        seed = seeds.pair(seed, "iwae/codes")
         z = posterior.sample(self.num_importance_samples, seed=seed)  # [m, B, *code_shape]
         if self.gradient == "reparameterization":
             reconstruction = log_likelihood(decoder, z, x)
@@ -137,14 +139,14 @@ def iwae(num_importance_samples: int = 5, gradient: str = "reparameterization") 
 
     Args:
       num_importance_samples: m, draws from q(z|x) an observation.
-      gradient: one of the three.
+      gradient: One of the three.
 
     Returns:
       An objective.
 
     Raises:
-      TypeError: if `num_importance_samples` is no integer.
-      ValueError: if it is below 1, or the gradient is none of the three.
+      TypeError: If `num_importance_samples` is no integer.
+      ValueError: If it is below 1, or the gradient is none of the three.
 
     #### References
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_surgery.models.weight_files import WholeFileModel
+from tfp_surgery.models.whole_file_model import WholeFileModel
 
 X = np.linspace(-1.0, 1.0, 32, dtype=np.float32).reshape(8, 4)
 
