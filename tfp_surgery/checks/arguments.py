@@ -14,15 +14,15 @@ def check_observations(x: Any, name: str = "x") -> np.ndarray:
     """Checks that `x` can be a data set: one array of numbers, whole, not empty, finite.
 
     Args:
-      x: array-like of shape `[N, *event_shape]` (NumPy array, eager Tensor, nested lists).
-      name: what it is called, for the message.
+      x: Array-like of shape `[N, *event_shape]` (NumPy array, eager Tensor, nested lists).
+      name: What it is called, for the message.
 
     Returns:
       `x` as a NumPy array, not copied where it already is one.
 
     Raises:
-      TypeError: if `x` is no array of numbers; see `arrays.checked_numbers`.
-      ValueError: if `x` is a scalar, has no elements, has masked or missing values, or holds NaN
+      TypeError: If `x` is no array of numbers; see `arrays.checked_numbers`.
+      ValueError: If `x` is a scalar, has no elements, has masked or missing values, or holds NaN
         or infinity.
     """
     array = checked_numbers(name, x)
@@ -47,17 +47,17 @@ def checked_integer(name: str, value: Any, minimum: int, maximum: int | None = N
     """Checks that a number of things, or a seed, is an integer within its bounds.
 
     Args:
-      name: what the number is, for the message.
-      value: the number.
-      minimum: the least that is allowed.
-      maximum: the most that is allowed, if there is such a bound.
+      name: What the number is, for the message.
+      value: The number.
+      minimum: The least that is allowed.
+      maximum: The most that is allowed, if there is such a bound.
 
     Returns:
       The number as a Python int.
 
     Raises:
-      TypeError: if `value` is no integer.
-      ValueError: if it is out of bounds.
+      TypeError: If `value` is no integer.
+      ValueError: If it is out of bounds.
     """
     try:
         integer = operator.index(value)

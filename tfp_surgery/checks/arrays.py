@@ -17,18 +17,18 @@ def checked_numbers(name: str, value: Any, shape: str = "[N, ...]") -> np.ndarra
     may as well be data with their labels as observations that have yet to be stacked.
 
     Args:
-      name: what it is called, for the message.
-      value: array-like (NumPy array, eager Tensor, nested lists, what has `__array__`).
-      shape: the shape that is expected, for the message.
+      name: What it is called, for the message.
+      value: Array-like (NumPy array, eager Tensor, nested lists, what has `__array__`).
+      shape: The shape that is expected, for the message.
 
     Returns:
       A NumPy array of floats, integers or booleans: `value` itself where it is one, float32 of
       nested lists.
 
     Raises:
-      TypeError: if it is no array of real numbers: several arrays, a `tf.data.Dataset`, a sparse
+      TypeError: If it is no array of real numbers: several arrays, a `tf.data.Dataset`, a sparse
         or ragged matrix, text, dates, complex numbers, records, Python objects.
-      ValueError: if an entry is masked or missing.
+      ValueError: If an entry is masked or missing.
     """
     expected = f"{name} must be an array of numbers of shape {shape}, got a {type(value).__name__}"
     hint = way_out(name, value)
@@ -58,11 +58,11 @@ def reject_missing(name: str, value: Any) -> None:
     NumPy and TensorFlow drop a mask without a word, and what lies under it counts as data.
 
     Args:
-      name: what it is called, for the message.
-      value: anything.
+      name: What it is called, for the message.
+      value: Anything.
 
     Raises:
-      ValueError: if an entry is masked or missing.
+      ValueError: If an entry is masked or missing.
     """
     if isinstance(value, np.ma.MaskedArray):
         mask = np.broadcast_to(value.mask, value.shape)
@@ -85,8 +85,8 @@ def way_out(name: str, value: Any) -> str:
     """What to hand in instead of something that is no single array; empty for everything else.
 
     Args:
-      name: what it is called, for the message.
-      value: anything.
+      name: What it is called, for the message.
+      value: Anything.
 
     Returns:
       A sentence, or an empty string.

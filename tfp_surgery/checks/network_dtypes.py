@@ -14,8 +14,8 @@ def other_dtype(network: Callable[[Any], Any], inputs: tf.Tensor) -> tf.DType | 
     """The first floating dtype in which a network takes inputs on which it has failed.
 
     Args:
-      network: the encoder or decoder.
-      inputs: eager, `[B, ...]`.
+      network: The encoder or decoder.
+      inputs: Eager, `[B, ...]`.
 
     Returns:
       The dtype; None where the dtype was not what it failed of.
@@ -37,8 +37,8 @@ def dtype_hint(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> s
 
     Args:
       name: "encoder" or "decoder".
-      network: the network.
-      inputs: eager, `[B, ...]`.
+      network: The network.
+      inputs: Eager, `[B, ...]`.
 
     Returns:
       A sentence, or an empty string.

@@ -27,13 +27,13 @@ def unwrap(distribution: Any) -> tfd.Distribution:
     """The plain distribution inside a coercible one that a layer of `tfp.layers` returned.
 
     Args:
-      distribution: a `tfd.Distribution`, coercible to a Tensor or not.
+      distribution: A `tfd.Distribution`, coercible to a Tensor or not.
 
     Returns:
       `distribution.tensor_distribution` where there is one, `distribution` otherwise.
 
     Raises:
-      TypeError: if `distribution` is no `tfd.Distribution`.
+      TypeError: If `distribution` is no `tfd.Distribution`.
     """
     if not isinstance(distribution, tfd.Distribution):
         kind = type(distribution).__name__
@@ -49,14 +49,14 @@ def build_prior(
     """The prior p(z) as a distribution, built anew if `prior` is a layer or function.
 
     Args:
-      prior: a `tfd.Distribution`, or a callable without arguments that returns one.
-      training: whether it is for a training step, which a Keras layer is told.
+      prior: A `tfd.Distribution`, or a callable without arguments that returns one.
+      training: Whether it is for a training step, which a Keras layer is told.
 
     Returns:
       The distribution, unwrapped.
 
     Raises:
-      TypeError: if `prior` is neither.
+      TypeError: If `prior` is neither.
     """
     if isinstance(prior, tfd.Distribution):
         return unwrap(prior)
@@ -77,15 +77,15 @@ def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
     """Checks that an encoder gave one posterior an observation.
 
     Args:
-      posterior: what `encoder(x)` returned for `x` of shape `[B, *event_shape]`.
+      posterior: What `encoder(x)` returned for `x` of shape `[B, *event_shape]`.
       batch_size: B.
 
     Returns:
       The posterior q(z|x), unwrapped, with batch shape `[B]`.
 
     Raises:
-      TypeError: if `posterior` is no `tfd.Distribution`.
-      ValueError: if its batch shape is not `[B]`.
+      TypeError: If `posterior` is no `tfd.Distribution`.
+      ValueError: If its batch shape is not `[B]`.
     """
     posterior = _unwrap_output(posterior, "encoder")
     _check_batch_shape(posterior, batch_size, "encoder", "observations")
@@ -98,16 +98,16 @@ def check_decoder_output(
     """Checks that a decoder gave one distribution over observations a code.
 
     Args:
-      likelihood: what `decoder(z)` returned for `z` of shape `[B, *code_shape]`.
+      likelihood: What `decoder(z)` returned for `z` of shape `[B, *code_shape]`.
       batch_size: B.
-      event_shape: the shape of one observation.
+      event_shape: The shape of one observation.
 
     Returns:
       The likelihood p(x|z), unwrapped, with batch shape `[B]` and the given event shape.
 
     Raises:
-      TypeError: if `likelihood` is no `tfd.Distribution`.
-      ValueError: if its batch shape is not `[B]` or its event shape is another.
+      TypeError: If `likelihood` is no `tfd.Distribution`.
+      ValueError: If its batch shape is not `[B]` or its event shape is another.
     """
     likelihood = _unwrap_output(likelihood, "decoder")
     found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
@@ -133,7 +133,7 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
       `prior`.
 
     Raises:
-      ValueError: if the prior has a batch shape, or another event shape or dtype than the
+      ValueError: If the prior has a batch shape, or another event shape or dtype than the
         posterior, or if one puts probability on points and the other has a density.
     """
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)

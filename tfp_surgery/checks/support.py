@@ -25,10 +25,10 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
 
     Args:
       likelihood: p(x|z) with batch shape `[1]` or `[B]`, B the number of rows of `x`.
-      x: array-like of shape `[N, *event_shape]`, finite.
+      x: Array-like of shape `[N, *event_shape]`, finite.
 
     Raises:
-      ValueError: naming the distribution, the range of `x` and what was expected; or if TFP
+      ValueError: Naming the distribution, the range of `x` and what was expected; or if TFP
         refuses the parameters that the decoder gave.
     """
     base = unwrap(likelihood)

@@ -18,7 +18,7 @@ def checked_index(index: Any, num_components: Any) -> tf.Tensor:
     """Returns an index of components as int32.
 
     Args:
-      index: integer `Tensor`.
+      index: Integer `Tensor`.
       num_components: N, an `int` where it is known.
 
     Returns:

@@ -23,13 +23,13 @@ def minibatch_bias_figure(records: Sequence[Mapping[str, Any]], title: str) -> F
         minibatch sizes: `"mutual_information"`, exact, and `"estimates"`, entries with `"method"`,
         `"batch_size"`, `"ceiling"`, `"mutual_information"` and `"log_prob_bias"`. Quantities are
         `Estimate.to_dict()`, in nats.
-      title: of the figure.
+      title: Of the figure.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if there are no records, or they differ in methods or minibatch sizes.
+      ValueError: If there are no records, or they differ in methods or minibatch sizes.
     """
     keys = [
         [(entry["method"], entry["batch_size"]) for entry in record["estimates"]]

@@ -27,13 +27,13 @@ def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     Args:
       records: `ElboSurgery.to_dict()` with the entry `"latent_size"`, one a latent size, all of
         one data set.
-      title: of the figure.
+      title: Of the figure.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if there are no records, or they differ in N.
+      ValueError: If there are no records, or they differ in N.
     """
     ceilings = {record["log_num_observations"] for record in records}
     if len(ceilings) != 1:
@@ -111,13 +111,13 @@ def codes_figure(
       grid: `[G]`, increasing positions along both axes.
       log_aggregate: `[G, G]`, log q(z) in nats; rows go along the second axis of z.
       log_prior: `[G, G]`, log p(z) likewise.
-      title: of the figure.
+      title: Of the figure.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if the shapes do not go together.
+      ValueError: If the shapes do not go together.
     """
     size = len(grid)
     if means.ndim != 2 or means.shape[1] != 2 or kl.shape != means.shape[:1]:
@@ -195,14 +195,14 @@ def reconstructions_figure(
 
     Args:
       originals: `[M, height, width, channels]`, in [0, 1].
-      reconstructions: of the same shape: means of p(x|z).
-      title: of the figure.
+      reconstructions: Of the same shape: means of p(x|z).
+      title: Of the figure.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: if the shapes differ or are not those of images.
+      ValueError: If the shapes differ or are not those of images.
     """
     if originals.shape != reconstructions.shape:
         raise ValueError(
@@ -222,15 +222,15 @@ def samples_figure(panels: Mapping[str, np.ndarray], title: str) -> Figure:
     """Decoded images, each panel from draws of another distribution of codes.
 
     Args:
-      panels: by what their codes were drawn from, images `[M, height, width, channels]`: means of
+      panels: By what their codes were drawn from, images `[M, height, width, channels]`: means of
         p(x|z).
-      title: of the figure.
+      title: Of the figure.
 
     Returns:
       The figure: at most four panels in a row.
 
     Raises:
-      ValueError: if the shapes are not those of images, or there are none.
+      ValueError: If the shapes are not those of images, or there are none.
     """
     if not panels:
         raise ValueError("a figure of samples needs at least one panel.")

@@ -16,15 +16,15 @@ def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """IW_m against m, from the ELBO at m = 1 upwards, and how many draws carry each bound.
 
     Args:
-      records: of `experiments.importance_weighting`, one an m, of one data set.
-      title: of the figure.
+      records: Of `experiments.importance_weighting`, one an m, of one data set.
+      title: Of the figure.
 
     Returns:
       The figure: bounds with two standard errors, where these are known, beside the mean and the
       least effective sample size.
 
     Raises:
-      ValueError: if there are no records, or two of one m, or they are of different data sets.
+      ValueError: If there are no records, or two of one m, or they are of different data sets.
     """
     records = sorted(records, key=lambda record: record["num_importance_samples"])
     numbers = [record["num_importance_samples"] for record in records]

@@ -15,9 +15,9 @@ def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figu
     """The marginal KL on training and test data against the power of the prior.
 
     Args:
-      records: one a prior, each with `mode`, `prior`, `family`, `num_components` (None where a
+      records: One a prior, each with `mode`, `prior`, `family`, `num_components` (None where a
         family has none), and under `train` and `test` an `ElboSurgery.to_dict()`.
-      title: of the figure.
+      title: Of the figure.
 
     Returns:
       The figure, a row for each mode, N(0, I) (the family `standard`) in all: at the left the
@@ -25,7 +25,7 @@ def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figu
       the right every prior, as a bar for each of the two sets.
 
     Raises:
-      ValueError: if there are no records.
+      ValueError: If there are no records.
     """
     if not records:
         raise ValueError("a figure of marginal KLs needs at least one record.")

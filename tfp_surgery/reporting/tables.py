@@ -30,7 +30,7 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     """All latent sizes in one table, for a terminal.
 
     Args:
-      records: one a latent size: `ElboSurgery.to_dict()` of the training set with the entry
+      records: One a latent size: `ElboSurgery.to_dict()` of the training set with the entry
         `"latent_size"` and, where a held-out set was carved, its `ElboSurgery.to_dict()` under
         `"test"`.
 
@@ -38,7 +38,7 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
       Lines of text: the data sets, a row for each latent size and split, how to read them.
 
     Raises:
-      ValueError: if there are no records.
+      ValueError: If there are no records.
     """
     lines = aligned_lines(_rows(records))
     return "\n".join(
@@ -50,13 +50,13 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
     """The table of `text_table` in Markdown.
 
     Args:
-      records: as for `text_table`.
+      records: As for `text_table`.
 
     Returns:
       Markdown text.
 
     Raises:
-      ValueError: if there are no records.
+      ValueError: If there are no records.
     """
     header, *rows = _rows(records)
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---:"] * len(header), *rows)]
@@ -68,7 +68,7 @@ def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table whose columns are aligned at the right, with a rule below the header.
 
     Args:
-      rows: the header and the rows, of as many cells each.
+      rows: The header and the rows, of as many cells each.
 
     Returns:
       The lines.
@@ -86,7 +86,7 @@ def format_estimate(record: Mapping[str, Any], name: str) -> str:
 
     Args:
       record: `ElboSurgery.to_dict()`.
-      name: field name of the estimate.
+      name: Field name of the estimate.
 
     Returns:
       The text, or a dash where the model has no such quantity.

@@ -24,9 +24,9 @@ def saturated_reconstruction(
     Decodes the first few of these codes again, so it is for when work has failed.
 
     Args:
-      decoder: callable from codes `[B, *code_shape]` to a `tfd.Distribution`, batch `[B]`.
-      z: codes `[S, B, *code_shape]`.
-      failed: where log p(x|z) is not finite, bool `[S, B]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution`, batch `[B]`.
+      z: Codes `[S, B, *code_shape]`.
+      failed: Where log p(x|z) is not finite, bool `[S, B]`.
 
     Returns:
       Sentences for the message, or an empty string if this is not the cause.
