@@ -51,6 +51,21 @@ def test_threads_at_once_get_what_one_alone_gets(
             np.testing.assert_array_equal(result[1], part.min(0))
 
 
+def test_many_shapes_are_no_retracing(caplog: pytest.LogCaptureFixture) -> None:
+    """TensorFlow warns from the fifth on where one tf.function is traced for all."""
+    traced = []
+
+    def total(x: tf.Tensor) -> tf.Tensor:
+        traced.append(x.shape)
+        return tf.reduce_sum(x)
+
+    function = module.compiled(total)
+    for size in (*range(1, 9), 1, 8):
+        assert int(function(tf.ones([size, 2], tf.int32))) == 2 * size
+    assert len(traced) == len(set(traced)) == 8
+    assert "retracing" not in caplog.text
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_the_function_is_compiled_only_where_that_is_safe(
     safe: bool, monkeypatch: pytest.MonkeyPatch

@@ -30,15 +30,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
       The function, compiled when it is first called.
     """
 
+    # XLA makes a program for each shape, and TensorFlow warns of one function traced for all.
     @functools.cache
-    def program(jit_compile: bool | None) -> Callable[..., Any]:
-        traced: Callable[..., Any] = tf.function(function, jit_compile=jit_compile, autograph=False)
-        return traced
+    def program(jit_compile: bool | None, *_shapes: Any) -> Callable[..., Any]:
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def of_these_shapes(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        return of_these_shapes  # type: ignore[no-any-return]
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
+        shapes = (getattr(part, "shape", None) for part in tf.nest.flatten(arguments))
         # None: it is still compiled as a part of what its caller compiles.
-        return program(True if threads_are_safe() else None)(*arguments)
+        return program(True if threads_are_safe() else None, *shapes)(*arguments)
 
     return call
 
