@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_surgery.checks.networks import build_prior
+from tfp_surgery.measurement.steps import steps
 from tfp_surgery.training.likelihood_ascent import restore, snapshot
 from tfp_surgery.training.prior_fit import PriorFitProgress
 from tfp_surgery.training.xla_or_graph import XlaOrGraph
@@ -94,13 +95,8 @@ class FixedCodes:
           prior: The layer; `prior()` gives p(z).
           batch_size: Codes scored at a time.
         """
-        num_codes = len(codes)
-        size = min(batch_size, num_codes)
-        starts = np.arange(0, num_codes, size)
-        # The last block repeats earlier codes to keep one shape.
-        shown = np.minimum(starts, num_codes - size)
-        self._blocks = tf.gather(codes, shown[:, np.newaxis] + np.arange(size))  # [L, size, D]
-        self._counts = starts[:, np.newaxis] <= shown[:, np.newaxis] + np.arange(size)
+        self._steps = [*steps(len(codes), batch_size)]
+        self._blocks = tf.stack([codes[step.shown] for step in self._steps])  # [L, size, D]
 
         def log_prob(blocks: tf.Tensor) -> tf.Tensor:
             prior_now = build_prior(prior)  # once: some priors are dear to build
@@ -111,4 +107,5 @@ class FixedCodes:
     def mean_log_prob(self) -> float:
         """The mean of log p(z) over the codes, under the prior as it is now."""
         values = self._log_prob(self._blocks).numpy()  # [L, size]
-        return float(values[self._counts].mean(dtype=np.float64))
+        new = [block[step.new] for block, step in zip(values, self._steps, strict=True)]
+        return float(np.concatenate(new).mean(dtype=np.float64))
