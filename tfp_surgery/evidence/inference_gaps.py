@@ -19,6 +19,7 @@ from tfp_surgery.evidence.importance_weights import log_weight_chunks
 from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.evidence.refined_posteriors import Refinement, independent_gaussians
 from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.seeds import Seed
@@ -205,12 +206,11 @@ def _elbo_draws(
         model, posteriors, num_samples, key, batch_size
     ):
         draws[samples, rows] = log_weights
-    if not np.isfinite(draws).all():
-        raise ValueError(
-            f"log p(x, z) - log q(z) is not finite in {np.sum(~np.isfinite(draws))} of "
-            f"{draws.size} draws: the model gives no density there, or refinement diverged."
-        )
-    return draws
+    return checked_draws(
+        "log p(x, z) - log q(z)",
+        draws,
+        cause=lambda _: "the model gives no density there, or refinement diverged.",
+    )
 
 
 def _average_log_evidence(

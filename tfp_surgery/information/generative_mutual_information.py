@@ -17,6 +17,7 @@ from tfp_surgery.checks.networks import build_prior, check_decoder_output, unwra
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.bound import Bound, batch_estimate
+from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.seeds import Seed
 
@@ -124,11 +125,9 @@ def generative_mutual_information(
     group_size = math.ceil(num_observations / num_groups)
     key = seeds.key(seed, "generative_mutual_information/codes")
     x, own = _draw(decoder, prior_now, num_groups * group_size, key)
-    if not np.isfinite(own).all():
-        raise ValueError(
-            f"log p(x|z) is not finite in {np.sum(~np.isfinite(own))} of {own.size} draws from "
-            "p(z) p(x|z): the decoder gives no density there."
-        )
+    own = checked_draws(
+        "log p(x|z)", own, cause=lambda _: "the decoder gives none at its own draws of p(z) p(x|z)."
+    )
     own = own.reshape(num_groups, group_size)
     x = tf.reshape(x, [num_groups, group_size, *x.shape[1:]])  # [G B, ...] -> [G, B, ...]
     key = seeds.key(seed, "generative_mutual_information/inner_codes")

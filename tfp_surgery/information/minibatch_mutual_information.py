@@ -20,6 +20,7 @@ from tfp_surgery.information.minibatch_log_prob import (
     mutual_information_ceiling,
 )
 from tfp_surgery.measurement.bound import at_ceiling, batch_estimate
+from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_aggregate_posterior
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.measurement.traced import traced
@@ -144,11 +145,11 @@ def minibatch_mutual_information(
         means[number] = [
             mean.numpy() for mean in one_batch(tf.constant(indices, tf.int32), step_seed)
         ]
-    if not np.isfinite(means).all():
-        raise ValueError(
-            "the posteriors give NaN or infinite log densities of their own draws; has training "
-            "diverged?"
-        )
+    checked_draws(
+        "a log density of the posteriors at their own draws",
+        means,
+        cause=lambda _: "has training diverged?",
+    )
     roundings = np.finfo(components_lib.dtype_of(components).as_numpy_dtype).eps * means[
         :, 2:
     ].mean(axis=0)
