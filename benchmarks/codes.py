@@ -1,12 +1,22 @@
-"""The codes that are measured on: posteriors of trained VAEs, and what is made of them."""
+"""The codes that are measured on: posteriors of trained VAEs, for images and for shifted images."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# (down, right) in pixels: none, then one and two to each of the eight neighbours.
+SHIFTS = [(0, 0)] + [
+    (distance * down, distance * right)
+    for distance in (1, 2)
+    for down in (-1, 0, 1)
+    for right in (-1, 0, 1)
+    if (down, right) != (0, 0)
+]
 
 
 class Codes(NamedTuple):
@@ -30,32 +40,25 @@ class Source:
 
     Attributes:
       path: `.npz` file with `loc` and `scale`.
-      num_components: N; the file's first ones, or, if `jitter`, any number of them resampled.
+      num_components: N, the file's first ones.
       num_queries: M, at most N.
       shrink: number that every standard deviation is divided by.
-      jitter: 0, or the spread of resampled means about the file's, in their standard deviations.
       dimensions: how many of the D dimensions to keep; None for all.
-      seed: of resampling and of the queries.
+      seed: of the queries.
     """
 
     path: str
     num_components: int
     num_queries: int
     shrink: float = 1.0
-    jitter: float = 0.0
     dimensions: int | None = None
     seed: int = 0
 
     def load(self) -> Codes:
         """Makes the codes."""
         with np.load(self.path) as file:
-            loc, scale = file["loc"], file["scale"]
+            loc, scale = (file[name][: self.num_components] for name in ("loc", "scale"))
         rng = np.random.default_rng([self.seed, self.num_components])
-        if self.jitter:
-            chosen = rng.integers(len(loc), size=self.num_components)
-            loc, scale = loc[chosen], scale[chosen]
-            loc += np.float32(self.jitter) * scale * _normal(rng, scale.shape)
-        loc, scale = loc[: self.num_components], scale[: self.num_components]
         scale = scale / np.float32(self.shrink)
         own = slice(self.num_queries)
         z = loc[own] + scale[own] * _normal(rng, scale[own].shape)
@@ -71,21 +74,47 @@ def write_synthetic(path: Path, num: int, latent_size: int, seed: int = 0) -> No
     np.savez(path, loc=loc, scale=scale)
 
 
-def write_encoded(path: Path, checkpoint: Path, x: np.ndarray, seed: int = 0) -> None:
-    """Writes the posteriors of a trained VAE, in random order.
+def write_encoded(
+    path: Path,
+    checkpoint: Path,
+    images: np.ndarray,
+    shifts: Sequence[tuple[int, int]] = SHIFTS[:1],
+    seed: int = 0,
+) -> None:
+    """Writes the posteriors that a trained VAE has for shifted images, in random order.
 
     Args:
       path: file to write.
       checkpoint: of the VAE, see `tfp_surgery.training.checkpoint`.
-      x: the observations, `[N, *event_shape]`.
+      images: `[N, height, width, channels]`.
+      shifts: see `shifted`; the file has N posteriors for each.
       seed: of the order.
     """
     from tfp_surgery.components.encoding import encode
     from tfp_surgery.training.checkpoint import load_checkpoint
 
-    posterior = encode(load_checkpoint(checkpoint).model.encoder, x, batch_size=2000)
-    order = np.random.default_rng(seed).permutation(len(x))
-    np.savez(path, loc=posterior.mean().numpy()[order], scale=posterior.stddev().numpy()[order])
+    encoder = load_checkpoint(checkpoint).model.encoder
+    loc, scale = [], []
+    for down, right in shifts:
+        posterior = encode(encoder, shifted(images, down, right), batch_size=2000)
+        loc.append(posterior.mean().numpy())
+        scale.append(posterior.stddev().numpy())
+    order = np.random.default_rng(seed).permutation(len(shifts) * len(images))
+    np.savez(path, loc=np.concatenate(loc)[order], scale=np.concatenate(scale)[order])
+
+
+def shifted(images: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Moves images `[N, height, width, channels]` by some pixels; zeros come in at the edges."""
+    height, width = images.shape[1:3]
+    moved = np.zeros_like(images)
+    to_rows, to_columns = (
+        slice(max(by, 0), size + min(by, 0)) for by, size in ((down, height), (right, width))
+    )
+    rows, columns = (
+        slice(max(-by, 0), size - max(by, 0)) for by, size in ((down, height), (right, width))
+    )
+    moved[:, to_rows, to_columns] = images[:, rows, columns]
+    return moved
 
 
 def training_set(run: Path, data_dir: str | None, manual_dir: str | None) -> Any:

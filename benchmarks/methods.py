@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,22 @@ def evaluation(source: codes.Source, tolerance: float | None = None) -> Method:
             "log_prob": result.log_prob.numpy(),
             "index_entropy": result.index_entropy.numpy(),
             "mean_visited": float(np.mean(result.num_visited)),
-            "method": str(result.method),
         }
 
     return Method(run, len(data.z))
+
+
+def compilation(source: codes.Source, tolerance: float) -> Method:
+    """The same by the tree, in a process whose numba finds no cache: the first call compiles."""
+    folder = tempfile.TemporaryDirectory()
+    os.environ["NUMBA_CACHE_DIR"] = folder.name  # before numba is imported
+    method = evaluation(source, tolerance)
+
+    def run(num_queries: int) -> Mapping[str, Any]:
+        Path(folder.name).mkdir(exist_ok=True)  # keeps the folder while the process lives
+        return method.run(num_queries)
+
+    return Method(run, method.num_queries)
 
 
 def gradient(source: codes.Source) -> Method:

@@ -134,7 +134,8 @@ def run(
         "config": config,
         "rows": rows,
     }
-    for file in [*setting.files.values(), setting.observations]:
+    made = (*setting.files.values(), *setting.shifted_files.values(), setting.observations)
+    for file in made:
         file.unlink(missing_ok=True)
     workdir.write_csv(folder / "results.csv", rows)
     (folder / "report.md").write_text(report.markdown(results), encoding="utf-8")
@@ -242,12 +243,20 @@ def _setting(
     """Writes the files of the codes; the setting, and the name of the GPU if there is one."""
     import tensorflow as tf
 
-    num = config["num_components"]
+    num, most = config["num_components"], max(config["sizes"])
     files = {size: folder / f"latent_{size:02d}.npz" for size in config["latent_sizes"]}
+    shifted_files = {}
+    if "scaling" in config["sections"]:
+        shifted_files = {size: folder / f"shifted_{size:02d}.npz" for size in files}
     if codes_run is not None:
         dataset = codes.training_set(codes_run, data_dir, manual_dir)
         if num > len(dataset):
             raise ValueError(f"--num_components={num} exceeds the data's {len(dataset)}.")
+        if shifted_files and most > len(codes.SHIFTS) * len(dataset):
+            raise ValueError(
+                f"--sizes up to {most} exceed the {len(codes.SHIFTS)} shifts of the data's "
+                f"{len(dataset)} images."
+            )
         stochastic = dataset.binarization == "stochastic"
         x = dataset.observations(draw_seed=0 if stochastic else None)
     for size, path in files.items():
@@ -255,10 +264,16 @@ def _setting(
             codes.write_synthetic(path, num, size)
         else:
             codes.write_encoded(path, codes.checkpoint_of(codes_run, size), x)
+    for size, path in shifted_files.items():
+        if codes_run is None:
+            codes.write_synthetic(path, most, size)
+        else:
+            codes.write_encoded(path, codes.checkpoint_of(codes_run, size), x, codes.SHIFTS)
     gpus = tf.config.list_physical_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
     setting = sections.Setting(
         files=files,
+        shifted_files=shifted_files,
         num_components=num,
         sizes=config["sizes"],
         fixed_queries=config["fixed_queries"],

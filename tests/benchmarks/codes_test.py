@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tfp_surgery as tfs
 from benchmarks import codes
 from benchmarks.codes import Source
+from tfp_surgery.training.checkpoint import CheckpointCallback
 
 
 @pytest.fixture
@@ -38,18 +40,39 @@ def test_narrower_posteriors_have_codes_of_their_own(source: Source) -> None:
     assert not np.allclose(whitened, ((z - loc) / scale)[:100], atol=0.1)
 
 
-def test_resampled_posteriors_are_jittered_ones_of_the_file(source: Source) -> None:
-    loc, scale, _ = dataclasses.replace(source, num_components=10, num_queries=10).load()
-    few = dataclasses.replace(source, num_components=9000, num_queries=9000, jitter=0.5)
-    drawn = few.load()
-    assert drawn.loc.shape == drawn.scale.shape == drawn.z.shape == (9000, 3)
-    files = source.load()
-    origin = {row.tobytes(): n for n, row in enumerate(files.scale)}
-    chosen = np.array([origin[row.tobytes()] for row in drawn.scale])
-    assert len(set(chosen.tolist())) > 3000  # of 4000 (1 - exp(-9/4)) = 3578
-    jitter = (drawn.loc - files.loc[chosen]) / drawn.scale
-    assert abs((jitter**2).mean() - 0.25) < 4.5 * 0.25 * np.sqrt(2 / 27000)
-    assert loc.shape == scale.shape == (10, 3)
+def test_an_image_moves_with_zeros_at_the_edges() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0.1, 1.0, size=(3, 7, 6, 2)).astype(np.float32)
+    assert len(set(codes.SHIFTS)) == len(codes.SHIFTS) == 17
+    for down, right in codes.SHIFTS:
+        expected = np.roll(images, (down, right), axis=(1, 2))
+        rows, columns = np.arange(7) - down, np.arange(6) - right  # where a pixel comes from
+        inside = ((rows >= 0) & (rows < 7))[:, None] & ((columns >= 0) & (columns < 6))
+        expected = expected * inside[None, :, :, None]
+        np.testing.assert_array_equal(codes.shifted(images, down, right), expected)
+        assert max(abs(down), abs(right)) <= 2
+
+
+def test_the_posteriors_of_shifted_images_are_written(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.keras"
+    images = np.random.default_rng(0).uniform(size=(20, 4, 4, 1)).astype(np.float32)
+    vae = tfs.VAE(
+        tfs.networks.MLPEncoder(latent_size=2, hidden_sizes=[3]),
+        tfs.networks.MLPDecoder(event_shape=(4, 4, 1), hidden_sizes=[3]),
+        tfs.priors.StandardNormalPrior(event_size=2),
+    )
+    vae.compile(optimizer="adam")
+    vae.fit(images, epochs=1, verbose=0, callbacks=[CheckpointCallback(checkpoint)])
+    path = tmp_path / "codes.npz"
+    codes.write_encoded(path, checkpoint, images, codes.SHIFTS)
+    moved = np.concatenate([codes.shifted(images, *shift) for shift in codes.SHIFTS])
+    posterior = vae.encoder(moved)
+    with np.load(path) as file:
+        assert file["loc"].shape == (17 * 20, 2)
+        for name, expected in (("loc", posterior.mean()), ("scale", posterior.stddev())):
+            in_order = np.sort(expected, axis=0)
+            np.testing.assert_allclose(np.sort(file[name], axis=0), in_order, rtol=1e-4, atol=1e-5)
+            assert np.abs(file[name] - expected).max() > 1e-3  # in another order
 
 
 def test_dimensions_can_be_left_out(source: Source) -> None:

@@ -27,7 +27,6 @@ ROW: dict[str, Any] = {
     "index_entropy_error": None,
     "index_entropy_error_over_bound": None,
     "mean_visited": None,
-    "how": "direct",
     "loss": None,
     "note": None,
 }
@@ -57,7 +56,7 @@ def test_ratios_shares_errors_and_notes() -> None:
     text = page(rows)
     assert "a CPU, 2 cores, 8 GiB of memory; GPU: not measured" in text
     assert (
-        f"| 2 | 60000 | {sections.TFD} | 30 | 15 | 2.5% | 123 | 2.0e-05 (0.20) |  |  | direct "
+        f"| 2 | 60000 | {sections.TFD} | 30 | 15 | 2.5% | 123 | 2.0e-05 (0.20) |  |  |  "
         "| not measured |" in text
     )
     assert "left out: no torch" in text
@@ -69,7 +68,7 @@ def test_times_on_a_gpu_have_a_column() -> None:
     gpu = {**ROW, "method": f"{sections.EXACT}{sections.ON_GPU}", "seconds": 0.03}
     text = page([ROW, gpu], gpu="a GPU")
     assert "GPU: a GPU" in text
-    assert "| direct | 0.03 |" in text
+    assert "|  |  | 0.03 |" in text
     assert gpu["method"] not in text
 
 
@@ -88,6 +87,9 @@ def test_the_exponent_of_large_sizes_stands_beside_that_of_all() -> None:
     assert found["p, N >= 60000"] == "1.25"
     assert 1.25 < float(found["p, all N"]) < 2.0
     assert "## Growth with N" in page(rows)
+    assert "numba compiles" not in page(rows)
+    compiled = {**ROW, "method": sections.COMPILATION, "section": "scaling, compilation"}
+    assert "which took 1 s" in page([{**compiled, "first_call_seconds": 3.0}, *rows])
     (found,) = report.exponents(rows[:1])
     assert found["p, all N"] == found["p, N >= 60000"] == ""
 

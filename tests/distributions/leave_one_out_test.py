@@ -7,6 +7,7 @@ import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tests.testing import oracles
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 
@@ -54,6 +55,25 @@ def test_log_prob_is_that_of_the_other_components(weights: np.ndarray | None) ->
     np.testing.assert_allclose(left.log_prob(z[0]), brute_force(z[:1], weights)[0], rtol=1e-12)
     same = np.broadcast_to(z[0, 0], (1, len(INDEX), D))
     np.testing.assert_allclose(left.log_prob(z[0, 0]), brute_force(same, weights)[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", oracles.CASES)
+def test_with_a_tolerance_the_log_prob_is_within_it(case: str) -> None:
+    num, tolerance = 400, 1e-3
+    loc, scale = oracles.gaussian_case(case, num, D)
+    index = np.arange(-1, num + 1)  # with two that are no component
+    own = index % num
+    z = loc[own] + scale[own] * RNG.normal(size=(num + 2, D))
+    is_component = (index >= 0) & (index < num)
+    densities = oracles.gaussian_log_densities(z, loc, scale)
+    densities[is_component, index[is_component]] = -np.inf
+    expected = np.logaddexp.reduce(densities, axis=1) - np.log(num - is_component)
+    left = LeaveOneOut(AggregatePosterior(tfd.MultivariateNormalDiag(loc, scale)), index)
+    actual = left.log_prob(z, tolerance=tolerance)
+    # Rounding is below 1e-12 |log q| in float64.
+    assert np.all(np.abs(actual - expected) <= tolerance + 1e-12 * np.abs(expected))
+    with pytest.raises(ValueError, match="tolerance must be positive and finite"):
+        left.log_prob(z, tolerance=-1.0)
 
 
 def test_a_component_that_dominates_is_masked_and_not_subtracted() -> None:

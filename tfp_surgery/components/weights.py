@@ -1,12 +1,16 @@
-"""The weights of mixture components: their shape, and their logarithms once they sum to one."""
+"""The weights of mixture components: checks, normalised logarithms, and draws of an index."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import named_component
+from tfp_surgery.tfp_internals import prefer_static as ps
+from tfp_surgery.tfp_internals import samplers
 
 tfd = tfp.distributions
 
@@ -24,6 +28,16 @@ def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
             f"weights of shape {shape} do not broadcast to the components' batch shape "
             f"{batch_shape}."
         )
+
+
+def assertions(weights: tf.Tensor) -> list[Any]:
+    """Returns run-time checks that weights are non-negative and have a positive sum."""
+    return [
+        tf.debugging.assert_non_negative(weights, "weights must be non-negative."),
+        tf.debugging.assert_positive(
+            tf.reduce_sum(weights, axis=-1), "weights must have a positive sum."
+        ),
+    ]
 
 
 def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.Tensor:
@@ -73,3 +87,29 @@ def log_remaining(log_weights: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """
     log_weight = named_component.gather(log_weights, tf.maximum(index, 0))
     return tf.where(index < 0, tf.zeros_like(log_weight), tf.math.log1p(-tf.exp(log_weight)))
+
+
+def sample_index(
+    weights: tf.Tensor | None, components: tfd.Distribution, n: tf.Tensor, seed: Any
+) -> tf.Tensor:
+    """Draws indices of components.
+
+    Args:
+      weights: See `log_weights`.
+      components: Distribution with batch shape `[B..., N]`.
+      n: The number of draws.
+      seed: A TFP seed.
+
+    Returns:
+      int32 `Tensor`, shape `[B..., n]`.
+    """
+    shape = components_lib.batch_shape_tensor(components)
+    index_shape = ps.concat([shape[:-1], [n]], axis=0)
+    if weights is None:
+        return samplers.uniform(index_shape, minval=0, maxval=shape[-1], dtype=tf.int32, seed=seed)
+    # Inverts the cumulative weights in float64: float32 loses the small ones.
+    probs = tf.cast(tf.exp(log_weights(weights, components)), tf.float64)
+    cumulative = tf.cumsum(probs, axis=-1)
+    uniforms = samplers.uniform(index_shape, dtype=tf.float64, seed=seed)
+    # u < 1, hence u * total < total: the component drawn has a positive weight.
+    return tf.searchsorted(cumulative, uniforms * cumulative[..., -1:], side="right")

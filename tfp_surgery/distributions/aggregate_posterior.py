@@ -16,6 +16,7 @@ from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.components.encoding import encode
 from tfp_surgery.log_density import evaluation
 from tfp_surgery.log_density.evaluation import Evaluation
+from tfp_surgery.log_density.queries import check_event_shape
 from tfp_surgery.tfp_internals import (
     auto_composite_tensor,
     dtype_util,
@@ -36,14 +37,14 @@ class AggregatePosterior(tfd.Distribution):
         q(z) = sum_n w_n q(z|x_n).
 
     It is a mixture of as many components as there are observations. Unlike
-    `tfd.MixtureSameFamily` it never builds an array of queries times components and never draws
-    from components that were not chosen: `log_prob` and `index_entropy` stream over blocks of
-    components (forward and backward, see `streamed_pass`), `sample` gathers the chosen components.
+    `tfd.MixtureSameFamily` it never builds an array of queries times components: `log_prob` and
+    `index_entropy` stream over blocks of components, forward and backward (see `streamed_pass`).
+    `sample` draws from the chosen components alone.
 
-    `log_prob`, `index_entropy` and `evaluate` are exact unless given a `tolerance` in nats: then a
-    tree over the components bounds what it leaves out (see `evaluate`). The `log_prob` of
-    one-dimensional Gaussian `marginals()` with a tolerance is interpolated within it (see
-    `interpolated_marginals`); it has no derivatives.
+    Densities and entropies are exact unless a `tolerance` in nats is given: then a tree over the
+    components bounds what it leaves out (see `evaluate`). `log_prob` of one-dimensional Gaussian
+    `marginals()` with a tolerance is interpolated within it (see `interpolated_marginals`) and has
+    no derivatives.
 
     All logarithms are natural; densities and entropies are in nats. `log_prob` and `index_entropy`
     have first derivatives only; asking for second ones raises `LookupError`.
@@ -58,9 +59,8 @@ class AggregatePosterior(tfd.Distribution):
     q_z.index_entropy(z)                   # [1000], H[q(n|z)]
     ```
 
-    Sampling is reparameterized where the components are and no weights are given: given the index,
-    whose distribution then has no parameters, a draw is a differentiable function of the drawn
-    component's parameters.
+    Sampling is reparameterized if the components are and no weights are given. A draw is then a
+    differentiable function of the parameters of the component it comes from.
 
     #### References
 
@@ -212,84 +212,34 @@ class AggregatePosterior(tfd.Distribution):
         """Normalised log weights, shape `[B..., N]`."""
         return weights_lib.log_weights(self._weights, self._components_distribution)
 
-    def _check_event_shape(self, z: tf.Tensor) -> None:
-        """Raises unless z ends in the event shape, as far as that is known statically."""
-        if z.shape.rank is None:
-            return
-        event_ndims = components_lib.event_rank(self._components_distribution)
-        given = z.shape[z.shape.rank - event_ndims :]
-        if z.shape.rank < event_ndims or not given.is_compatible_with(self.event_shape):
-            raise ValueError(
-                f"z of shape {z.shape} does not end in the event shape {self.event_shape}."
-            )
-
-    def _flatten_queries(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns z as `[M, B..., E...]` and the shape `[S..., B...]` it stands for."""
-        self._check_event_shape(z)
-        event_ndims = components_lib.event_rank(self._components_distribution)
-        shape = ps.shape(z)
-        outer_ndims = ps.rank_from_shape(shape) - event_ndims
-        batch_shape = components_lib.batch_shape_tensor(self)
-        outer_shape = ps.broadcast_shape(shape[:outer_ndims], batch_shape)
-        event_shape = shape[outer_ndims:]
-        z = tf.broadcast_to(z, ps.concat([outer_shape, event_shape], axis=0))
-        # [S..., B..., E...] -> [M, B..., E...]
-        return tf.reshape(z, ps.concat([[-1], batch_shape, event_shape], axis=0)), outer_shape
-
-    def _evaluate(
-        self, z: tf.Tensor, tolerance: float | None = None, excluded_index: Any = None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, str]:
-        components = components_lib.broadcast(self._components_distribution)
-        queries, outer_shape = self._flatten_queries(z)
-        if excluded_index is not None:
-            # [S..., B...] -> [M, B...]
-            excluded_index = tf.reshape(
-                tf.broadcast_to(excluded_index, outer_shape),
-                ps.concat([[-1], components_lib.batch_shape_tensor(self)], axis=0),
-            )
-        log_weights = self._log_weights()
-        if queries.shape[0] == 0:
-            nothing = tf.zeros(outer_shape, log_weights.dtype)
-            return nothing, nothing, tf.zeros(outer_shape, tf.int64), "streamed"
-        *results, method = evaluation.evaluate(
-            components, log_weights, queries, excluded_index, tolerance
-        )
-        log_prob, entropy, num_visited = (tf.reshape(part, outer_shape) for part in results)
-        return log_prob, entropy, num_visited, method
+    def _components(self) -> tfd.Distribution:
+        """The posteriors, every parameter broadcast to the batch shape `[B..., N]`."""
+        return components_lib.broadcast(self._components_distribution)
 
     def _log_prob(self, z: tf.Tensor, tolerance: float | None = None) -> tf.Tensor:
         tolerance = evaluation.checked_tolerance(tolerance)
-        if tolerance is not None:
-            queries, outer_shape = self._flatten_queries(z)
-            values = evaluation.marginal_log_prob(
-                components_lib.broadcast(self._components_distribution),
-                self._log_weights(),
-                queries,
-                tolerance,
-            )
-            if values is not None:
-                return tf.reshape(values, outer_shape)
-        return self._evaluate(z, tolerance)[0]
+        return evaluation.log_prob(self._components(), self._log_weights(), z, tolerance)
 
     def evaluate(
         self, z: Any, index: Any = None, tolerance: float | None = None, name: str = "evaluate"
     ) -> Evaluation:
-        """Returns log q(z) and H[q(n|z)] from one pass over the components, and how it was made.
+        """Returns log q(z) and H[q(n|z)] from one pass over the components.
 
-        Without a tolerance all N components count: terms that cannot change the sum by its
-        rounding unit may be passed over. With one, a `component_tree` leaves out what a
-        certificate bounds, and the cost grows more slowly than N: the results are within the
-        tolerance, beside rounding. The tree needs numba
+        Without a tolerance all N components are accounted for: only terms below the rounding unit
+        of the sum may be skipped. With a tolerance, a tree over the components (see
+        `component_tree`) leaves out components whose total effect it bounds by the tolerance, and
+        `num_visited` says how many it needed. The tree needs numba
         (`pip install 'tfp-surgery[fast]'`), eager execution, batch shape `[]` and Gaussian
-        components with independent dimensions; elsewhere the streamed pass answers, and `method`
-        says so.
+        components with independent dimensions; otherwise the streamed pass answers exactly and
+        `num_visited` is N. numba compiles the tree once for each dtype and keeps it in its cache;
+        this takes some 10 seconds of the first call.
 
         Args:
           z: `Tensor`, shape `[S..., B..., E...]`.
           index: Optional integer `Tensor`, shape broadcastable to `[S..., B...]`: the component
             whose own log density is returned too.
-          tolerance: Positive Python number: bound on the truncation error in nats, of log q(z) and
-            of H[q(n|z)]; None for none.
+          tolerance: Positive Python number: bound on the truncation error of log q(z) and of
+            H[q(n|z)], in nats, beside rounding; None for none.
           name: Name of the ops.
 
         Returns:
@@ -305,15 +255,17 @@ class AggregatePosterior(tfd.Distribution):
             index = named_component.checked_index(index, self.num_components)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            log_prob, entropy, num_visited, method = self._evaluate(z, tolerance)
+            components = self._components()
+            log_prob, entropy, num_visited = evaluation.evaluate(
+                components, self._log_weights(), z, tolerance=tolerance
+            )
             own = None
             if index is not None:
-                components = components_lib.broadcast(self._components_distribution)
                 with tf.control_dependencies(self._index_assertions(index)):
                     own = named_component.log_prob(
                         components, z, tf.broadcast_to(index, ps.shape(log_prob))
                     )
-            return Evaluation(log_prob, entropy, own, num_visited, method)
+            return Evaluation(log_prob, entropy, own, num_visited)
 
     def _index_assertions(self, index: tf.Tensor) -> list[Any]:
         return named_component.assertions(index, self.num_components) if self.validate_args else []
@@ -352,14 +304,18 @@ class AggregatePosterior(tfd.Distribution):
         """
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            self._check_event_shape(z)
-            components = components_lib.broadcast(self._components_distribution)
+            components = self._components()
+            check_event_shape(z, components)
             event_ndims = components_lib.event_rank(components)
             scores = components.log_prob(tf.expand_dims(z, -1 - event_ndims))  # [S..., B..., N]
             return tf.nn.log_softmax(scores + self._log_weights(), axis=-1)
 
     def leave_one_out_log_prob(
-        self, z: Any, index: Any, name: str = "leave_one_out_log_prob"
+        self,
+        z: Any,
+        index: Any,
+        tolerance: float | None = None,
+        name: str = "leave_one_out_log_prob",
     ) -> tf.Tensor:
         """Returns log q_{-i}(z), the aggregate of all components but i.
 
@@ -370,25 +326,34 @@ class AggregatePosterior(tfd.Distribution):
           z: `Tensor`, shape `[S..., B..., E...]`.
           index: Integer `Tensor`, shape broadcastable to `[S..., B...]`: the component left out of
             each query's aggregate.
+          tolerance: Positive Python number: bound on the truncation error in nats; None for none.
+            See `evaluate`.
           name: Name of the ops.
 
         Returns:
           Floating `Tensor`, shape `[S..., B...]`, in nats; `-inf` where N = 1.
 
         Raises:
-          TypeError: If `index` is not of an integer dtype.
-          ValueError: If `index` is known statically and not in [0, N).
+          TypeError: If `index` is not of an integer dtype, or the tolerance is no number.
+          ValueError: If `index` is known statically and not in [0, N), or the tolerance is not
+            positive and finite.
         """
+        tolerance = evaluation.checked_tolerance(tolerance)
         index = named_component.checked_index(index, self.num_components)
         with self._name_and_control_scope(name, z):
             z = self._convert(z)
-            log_weights = self._log_weights()
             with tf.control_dependencies(self._index_assertions(index)):
-                log_prob = self._evaluate(z, excluded_index=index)[0]
-                log_rest = weights_lib.log_remaining(
-                    log_weights, tf.broadcast_to(index, ps.shape(log_prob))
-                )
-            return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
+                return self._leave_one_out_log_prob(z, index, tolerance)
+
+    def _leave_one_out_log_prob(
+        self, z: tf.Tensor, index: tf.Tensor, tolerance: float | None
+    ) -> tf.Tensor:
+        """See `leave_one_out_log_prob`; leaves nothing out where the int32 index is negative."""
+        log_weights = self._log_weights()
+        log_prob, *_ = evaluation.evaluate(self._components(), log_weights, z, index, tolerance)
+        index = tf.broadcast_to(index, ps.shape(log_prob))
+        log_rest = weights_lib.log_remaining(log_weights, index)
+        return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_rest)
 
     def marginals(self, name: str = "marginals") -> AggregatePosterior:
         """Returns the D one-dimensional aggregate posteriors q(z_j), as one batched distribution.
@@ -407,9 +372,7 @@ class AggregatePosterior(tfd.Distribution):
           NotImplementedError: If the components' marginals have no closed form here.
         """
         with self._name_and_control_scope(name):
-            components = marginals_lib.one_dimensional_marginals(
-                components_lib.broadcast(self._components_distribution)
-            )
+            components = marginals_lib.one_dimensional_marginals(self._components())
             weights = self._weights
             if weights is not None:
                 shape = components_lib.batch_shape_tensor(self._components_distribution)
@@ -423,23 +386,9 @@ class AggregatePosterior(tfd.Distribution):
 
     def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
         index_seed, component_seed = samplers.split_seed(seed, salt="AggregatePosterior")
-        components = components_lib.broadcast(self._components_distribution)
+        components = self._components()
         batch_ndims = components_lib.batch_rank(components) - 1
-        shape = components_lib.batch_shape_tensor(components)
-        index_shape = ps.concat([shape[:-1], [n]], axis=0)  # [B..., n]
-        if self._weights is None:
-            indices = samplers.uniform(
-                index_shape, minval=0, maxval=shape[-1], dtype=tf.int32, seed=index_seed
-            )
-        else:
-            # Inverse of the cumulative weights in float64: float32 loses the small ones.
-            weights = tf.cast(tf.exp(self._log_weights()), tf.float64)
-            cumulative = tf.cumsum(weights, axis=-1)
-            uniforms = samplers.uniform(index_shape, dtype=tf.float64, seed=index_seed)
-            # u < 1, so u * total < total: the index is that of a component of positive weight.
-            indices = tf.searchsorted(
-                cumulative, uniforms * cumulative[..., -1:], side="right"
-            )  # [B..., n]
+        indices = weights_lib.sample_index(self._weights, components, n, index_seed)  # [B..., n]
         chosen = components_lib.gather(
             components, indices, axis=batch_ndims, batch_dims=batch_ndims
         )
@@ -451,16 +400,13 @@ class AggregatePosterior(tfd.Distribution):
         return tf.transpose(draws, order)  # [n, B..., E...]
 
     def _mean(self) -> tf.Tensor:
-        components = components_lib.broadcast(self._components_distribution)
-        return moments.mean(components, self._log_weights())
+        return moments.mean(self._components(), self._log_weights())
 
     def _variance(self) -> tf.Tensor:
-        components = components_lib.broadcast(self._components_distribution)
-        return moments.variance(components, self._log_weights())
+        return moments.variance(self._components(), self._log_weights())
 
     def _covariance(self) -> tf.Tensor:
-        components = components_lib.broadcast(self._components_distribution)
-        return moments.covariance(components, self._log_weights())
+        return moments.covariance(self._components(), self._log_weights())
 
     def _convert(self, z: Any) -> tf.Tensor:
         arrays.reject_missing("z", z)
@@ -484,13 +430,7 @@ class AggregatePosterior(tfd.Distribution):
             return []
         if is_init == tensor_util.is_ref(self._weights):
             return []
-        weights = tf.convert_to_tensor(self._weights)
-        return [
-            tf.debugging.assert_non_negative(weights, "weights must be non-negative."),
-            tf.debugging.assert_positive(
-                tf.reduce_sum(weights, axis=-1), "weights must have a positive sum."
-            ),
-        ]
+        return weights_lib.assertions(tf.convert_to_tensor(self._weights))
 
     def _sample_control_dependencies(self, z: tf.Tensor, **kwargs: Any) -> list[Any]:
         return []

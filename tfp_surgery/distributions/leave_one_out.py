@@ -8,8 +8,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.tfp_internals import (
     auto_composite_tensor,
     parameter_properties,
@@ -27,12 +27,13 @@ class LeaveOneOut(tfd.Distribution):
 
         q_{-i_b}(z) = sum_{n != i_b} w_n q(z|x_n) / (1 - w_{i_b}),
 
-    and q(z) itself, rightly normalised, where i_b is not in [0, N): an observation without a
-    component of its own has none to leave out. The component is masked inside the log-sum-exp
-    (see `AggregatePosterior.leave_one_out_log_prob`), and sampling never draws it.
+    and q(z) itself where i_b is not in [0, N): an observation without a component of its own has
+    none to leave out. The component is masked inside the log-sum-exp (see
+    `AggregatePosterior.leave_one_out_log_prob`), and sampling never draws it. `log_prob` takes a
+    `tolerance` in nats, as that method does.
 
-    As a prior p(z) in the training step of a batch of B observations it keeps an observation's own
-    component from being its prior (Norouzi et al. 2020, section 3).
+    As a prior p(z) in the training step of a batch of B observations it keeps each observation's
+    own component out of its prior (Norouzi et al. 2020, section 3).
 
     #### Examples
 
@@ -70,7 +71,7 @@ class LeaveOneOut(tfd.Distribution):
           aggregate_posterior: `AggregatePosterior` with batch shape `[]` and N >= 2 components.
           index: Integer `Tensor`, shape `[B...]`: the component to leave out; nothing is left out
             where it is not in [0, N).
-          validate_args: Python `bool`; nothing more is checked.
+          validate_args: Python `bool`; no values are checked.
           allow_nan_stats: Python `bool`; see `tfd.Distribution`.
           name: Name of the ops.
 
@@ -141,22 +142,21 @@ class LeaveOneOut(tfd.Distribution):
         is_component = (self._index >= 0) & (self._index < num_components)
         return tf.cast(tf.where(is_component, self._index, -1), tf.int32)
 
-    def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
-        aggregate, index = self._aggregate_posterior, self._excluded()
+    def _log_prob(self, z: tf.Tensor, tolerance: float | None = None) -> tf.Tensor:
+        tolerance = checked_tolerance(tolerance)
+        index = self._excluded()
         event_shape = self.event_shape_tensor()
         outer_ndims = ps.rank(z) - ps.size(event_shape)
         outer_shape = ps.broadcast_shape(ps.shape(z)[:outer_ndims], ps.shape(index))  # [S..., B...]
         z = tf.broadcast_to(z, ps.concat([outer_shape, event_shape], axis=0))
-        log_prob = aggregate._evaluate(z, excluded_index=index)[0]
-        log_remaining = weights_lib.log_remaining(aggregate._log_weights(), index)
-        return tf.where(tf.math.is_inf(log_prob), log_prob, log_prob - log_remaining)
+        return self._aggregate_posterior._leave_one_out_log_prob(z, index, tolerance)
 
     def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
         index_seed, component_seed = samplers.split_seed(seed, salt="LeaveOneOut")
         components = components_lib.broadcast(self._aggregate_posterior.components_distribution)
         excluded = self._excluded()
-        # Inverse of the cumulative weights in float64, on what is left of [0, 1) without the
-        # interval of the component left out.
+        # Inverts the cumulative weights in float64, on [0, 1) without the interval of the component
+        # left out.
         weights = tf.exp(tf.cast(self._aggregate_posterior._log_weights(), tf.float64))
         above = tf.cumsum(weights)  # [N]
         below = tf.concat([tf.zeros([1], tf.float64), above[:-1]], axis=0)

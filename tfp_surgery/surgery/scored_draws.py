@@ -264,10 +264,10 @@ def describe_evaluation(
     evaluated: Evaluation, num_observations: int, tolerance: float | None
 ) -> str:
     """How log q(z) was evaluated, in words."""
-    if evaluated.method == "streamed":
+    visited = evaluated.num_visited.numpy()
+    if visited.min() >= num_observations:
         return "exact"
-    visited = evaluated.num_visited.numpy().mean()
     return (
-        f"by a {evaluated.method} within {tolerance:g} nats, which visits {visited:.0f} of "
+        f"by a tree within {tolerance:g} nats, which visits {visited.mean():.0f} of "
         f"{num_observations} components on average"
     )

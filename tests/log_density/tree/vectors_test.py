@@ -25,13 +25,6 @@ def _masks(x: Any, y: Any) -> Any:
     return tv.less(a, b), tv.any_less(a, b)
 
 
-@numba.njit
-def _where(x: Any, y: Any, chosen: Any, other: Any, to: Any) -> None:
-    parts = (tv.load(tv.pointer(x), 0), tv.load(tv.pointer(y), 0))
-    values = (tv.load(tv.pointer(chosen), 0), tv.load(tv.pointer(other), 0))
-    tv.store(tv.pointer(to), 0, tv.where_less(parts[0], parts[1], values[0], values[1]))
-
-
 @pytest.mark.parametrize(
     ("dtype", "lowest", "bits"), [(np.float32, -125, 21), (np.float64, -1021, 50)]
 )
@@ -55,12 +48,3 @@ def test_masks_have_a_bit_for_each_lane_that_is_less(dtype: type) -> None:
     y[[2, 15]] = 1
     y[3] = np.nan
     assert _masks(x, y) == (2**2 + 2**15, 1)
-
-
-def test_lanes_are_chosen_where_one_number_is_less() -> None:
-    rng = np.random.default_rng(0)
-    x, y, chosen, other = (rng.normal(size=tv.WIDTH) for _ in range(4))
-    x[3] = np.nan
-    to = np.empty(tv.WIDTH)
-    _where(x, y, chosen, other, to)
-    np.testing.assert_array_equal(to, np.where(x < y, chosen, other))

@@ -1,1 +1,1 @@
-"""The certified tree over the components, which leaves out what a bound allows. Needs numba."""
+"""The certified tree over components. `component_tree` is its interface; the rest needs numba."""

@@ -1,11 +1,9 @@
-"""What numba compiles for building a `component_tree`: splits, leaves and boxes.
+"""Compiled functions that build a tree over components: splits, leaves and boxes.
 
-The tree has one kind of node, with up to 16 children: the width of the vectors in
-`vectors`, one lane a child. A leaf has a vector of 16 components, or, if it is a
-group (see `groups`), one to four, the last of which may have empty lanes. Nodes are
-numbered level by level, the root first; children of a node, and so the components below it, are
-consecutive.
-Every function works on a range of nodes, leaves or queries, so that threads can share the work.
+A node has up to 16 children and a leaf up to 16 components: one for each lane of the vectors in
+`vectors`. Nodes are numbered level by level from the root; the children of a node, and therefore
+the components below it, are consecutive. Leaf i holds the components order[16 i : 16 (i + 1)].
+Each function works on a range of nodes, leaves or queries, so that threads can share the work.
 """
 
 from __future__ import annotations
@@ -18,15 +16,15 @@ import numpy as np
 
 from tfp_surgery.log_density.tree.vectors import WIDTH
 
-BITS = 1.0 / math.log(2.0)  # in a nat: the unit of scores within the tree
-UNIT = math.sqrt(BITS / 2)  # times 1 / s: squares are then in bits
-HEAD = 10  # dimensions that are compared before the first look
-_SPLIT_SAMPLE = 64  # components of a node that vote on the dimension to split
-_ALIGNMENT = 64  # bytes: a line of the cache, and the longest vectors there are
+BITS = 1.0 / math.log(2.0)  # bits in a nat; scores within the tree are in bits
+UNIT = math.sqrt(BITS / 2)  # an inverse scale times it is a rate: squared distances are in bits
+HEAD = 10  # dimensions compared before the first test against the threshold
+_SPLIT_SAMPLE = 64  # components of a node that determine the dimension to split
+_ALIGNMENT = 64  # bytes: the size of a cache line and of the longest vector registers
 
 
 def aligned(shape: Any, dtype: Any) -> Any:
-    """An array of zeros whose vectors do not straddle lines of the cache."""
+    """Returns an array of zeros that starts at a cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
@@ -34,7 +32,7 @@ def aligned(shape: Any, dtype: Any) -> Any:
 
 
 def compiled(function: Any) -> Any:
-    """Compiles without the interpreter's lock, and to the disk where numba finds a cache folder."""
+    """Compiles a function that holds no interpreter lock; caches it where numba has a folder."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -44,9 +42,9 @@ def compiled(function: Any) -> Any:
 
 @compiled
 def _select(keys: Any, order: Any, start: int, stop: int, rank: int) -> None:
-    """Reorders keys and order alike: smaller ones before position `rank`, larger ones after it.
+    """Partitions keys[start:stop], and order alike, around the key of rank `rank` (Hoare).
 
-    Hoare's selection. Both scans stop at keys equal to the pivot, so equal keys split evenly.
+    Both scans stop at keys equal to the pivot, so that equal keys split evenly.
     """
     low, high = start, stop - 1
     while low < high:
@@ -70,7 +68,7 @@ def _select(keys: Any, order: Any, start: int, stop: int, rank: int) -> None:
 
 @compiled
 def _widest_dimension(loc: Any, scale: Any, order: Any, start: int, stop: int, moments: Any) -> int:
-    """The dimension with the largest spread of locations in units of the scales; -1 for none."""
+    """Returns the dimension whose locations spread most in units of the scales; -1 if none does."""
     moments[:] = 0.0
     step = max(1, (stop - start) // _SPLIT_SAMPLE)
     origin = order[start]
@@ -103,7 +101,6 @@ def split(
     num_children: Any,
     split_dim: Any,
     split_value: Any,
-    per_leaf: int,
     nodes: Any,
     lows: Any,
     highs: Any,
@@ -111,12 +108,11 @@ def split(
     start: int,
     stop: int,
 ) -> None:
-    """Splits parts start..stop of nodes of one level by halves, once or down to their children.
+    """Halves parts start..stop of the nodes of a level, once or down to single children.
 
-    Part i is made of the children lows[i]..highs[i] of nodes[i]. A node owns the components
-    order[per_leaf * first_leaf[node] :][: per_leaf * num_leaves[node]]; child i gets its i-th part
-    in equal numbers of leaves. The split between children i - 1 and i is kept in column i, for
-    `route`.
+    Part i consists of the children lows[i]..highs[i] of nodes[i]. A node owns the leaves
+    first_leaf[node] + (0..num_leaves[node]), and its children share them equally. Column i of
+    `split_dim` and `split_value` gets the split between children i - 1 and i, for `route`.
     """
     moments = np.empty((loc.shape[1], 3))
     pending = np.empty((2 * WIDTH, 2), np.int64)
@@ -131,9 +127,9 @@ def split(
             if high - low < 2:
                 continue
             middle = (low + high) // 2
-            begin = (leaf + leaves * low // children) * per_leaf
-            end = min(order.size, (leaf + leaves * high // children) * per_leaf)
-            rank = (leaf + leaves * middle // children) * per_leaf
+            begin = (leaf + leaves * low // children) * WIDTH
+            end = min(order.size, (leaf + leaves * high // children) * WIDTH)
+            rank = (leaf + leaves * middle // children) * WIDTH
             dim = _widest_dimension(loc, scale, order, begin, end, moments)
             if dim >= 0:
                 for position in range(begin, end):
@@ -151,42 +147,33 @@ def split(
 def fill_leaves(
     loc: Any,
     scale: Any,
-    members: Any,
-    sizes: Any,
+    order: Any,
     dims: Any,
     leaf_data: Any,
+    exact_rates: Any,
     start: int,
     stop: int,
 ) -> None:
-    """Writes locations and inverse scales, times `UNIT`, of vectors start..stop, lane by lane.
+    """Writes locations and rates of leaves start..stop, lane by lane.
 
-    Vector i has the components members[i, : sizes[i]]. leaf_data `[vectors, 1 + 2 D, 16]` has log
-    weights in its first row, then location and rounded inverse scale of each dimension.
+    leaf_data `[leaves, 1 + 2 D, 16]` has the log weights in its first row, written elsewhere, then
+    location and rounded rate of each dimension; exact_rates `[leaves, D, 16]` is float64.
     """
     for i in range(start, stop):
-        for lane in range(sizes[i]):
-            n = members[i, lane]
+        for lane in range(min(WIDTH, order.size - WIDTH * i)):
+            n = order[WIDTH * i + lane]
             for d in range(dims.size):
+                rate = UNIT / np.float64(scale[n, dims[d]])
                 leaf_data[i, 1 + 2 * d, lane] = loc[n, dims[d]]
-                leaf_data[i, 2 + 2 * d, lane] = UNIT / np.float64(scale[n, dims[d]])
-
-
-@compiled
-def fill_exact_rates(
-    scale: Any, members: Any, sizes: Any, dims: Any, exact_rates: Any, start: int, stop: int
-) -> None:
-    """Writes the inverse scales of vectors start..stop to exact_rates `[vectors, D, 16]`."""
-    for i in range(start, stop):
-        for lane in range(sizes[i]):
-            for d in range(dims.size):
-                exact_rates[i, d, lane] = UNIT / np.float64(scale[members[i, lane], dims[d]])
+                leaf_data[i, 2 + 2 * d, lane] = rate
+                exact_rates[i, d, lane] = rate
 
 
 @compiled
 def _rate_factor(log_weight: float, largest: float, floor: float) -> float:
-    """By how much inverse scales count for more than those of the largest log weight.
+    """Returns sqrt(f_n) of `component_tree`, for F = `floor` and c = `largest`.
 
-    What is `floor` or below can be left out whatever its scales.
+    It is infinite for a log weight of at most `floor`: the component never counts.
     """
     if log_weight <= floor:
         return np.inf
@@ -198,10 +185,9 @@ def _rate_factor(log_weight: float, largest: float, floor: float) -> float:
 @compiled
 def box_leaves(
     leaf_data: Any,
+    num_components: int,
     ball_center: Any,
     ball_rate: Any,
-    first_vector: Any,
-    sizes: Any,
     first_child: Any,
     num_children: Any,
     boxes: Any,
@@ -212,44 +198,34 @@ def box_leaves(
     """Writes the boxes of nodes start..stop, whose children are leaves.
 
     boxes `[nodes, 2 + 3 K, 16]` has for each child the radius of its ball over the last D - K
-    dimensions, its largest log weight, then for each of the first K dimensions its smallest and
-    largest location and its smallest inverse scale, which holds for thresholds from `floor` up.
-    Beyond the head it is that of the components themselves, each of which is compared with it.
+    dimensions, its largest log weight, and for each of the first K dimensions its smallest and
+    largest location and its smallest rate, for thresholds of at least `floor`. A rate beyond the
+    head has no factor, since each component is compared with its own log weight there.
     """
     num_boxed = (boxes.shape[1] - 2) // 3
     factors = np.empty(WIDTH)
+    # Rounds upwards: float32 rounding is below 1e-6, float64 rounding below 1e-12.
+    slack = 1e-6 if leaf_data.itemsize == 4 else 1e-12
     for node in range(start, stop):
         for lane in range(num_children[node]):
             leaf = first_child[node] + lane
-            vectors = range(first_vector[leaf], first_vector[leaf + 1])
-            box = boxes[node, :, lane]
-            for i in vectors:
-                box[1] = max(box[1], leaf_data[i, 0, : sizes[i]].max())
-            box[2::3], box[3::3], box[4::3] = np.inf, -np.inf, np.inf
-            radius = 0.0
-            for i in vectors:
-                data = leaf_data[i, :, : sizes[i]]
-                for j in range(sizes[i]):
-                    factors[j] = _rate_factor(data[0, j], box[1], floor)
-                for d in range(num_boxed):
-                    box[2 + 3 * d] = min(box[2 + 3 * d], data[1 + 2 * d].min())
-                    box[3 + 3 * d] = max(box[3 + 3 * d], data[1 + 2 * d].max())
-                    if d == HEAD:
-                        factors[:] = 1.0
-                    rate = _smallest_rate(data[2 + 2 * d], factors, sizes[i])
-                    box[4 + 3 * d] = min(box[4 + 3 * d], rate)
-                radius = max(radius, _square_radius(data, ball_center, ball_rate, num_boxed))
-            for d in range(num_boxed):
-                if box[4 + 3 * d] == np.inf:
-                    box[4 + 3 * d] = 0.0
-            # Upwards: float32 rounding is below 1e-6, float64 rounding below 1e-12.
-            slack = 1e-6 if leaf_data.itemsize == 4 else 1e-12
+            size = min(WIDTH, num_components - WIDTH * leaf)
+            data, box = leaf_data[leaf, :, :size], boxes[node, :, lane]
+            radius = _square_radius(data, ball_center, ball_rate, num_boxed)
             box[0] = np.sqrt(radius) * (1.0 + slack)
+            _, box[1] = _extremes(data[0])
+            for j in range(size):
+                factors[j] = _rate_factor(data[0, j], box[1], floor)
+            for d in range(num_boxed):
+                if d == HEAD:
+                    factors[:] = 1.0
+                box[2 + 3 * d], box[3 + 3 * d] = _extremes(data[1 + 2 * d])
+                box[4 + 3 * d] = _smallest_rate(data[2 + 2 * d], factors)
 
 
 @compiled
 def _square_radius(data: Any, ball_center: Any, ball_rate: Any, num_boxed: int) -> float:
-    """The largest squared distance of a vector's components from the centre of the balls."""
+    """Returns the largest squared distance of a leaf's components from the centre of the balls."""
     radius = 0.0
     for i in range(data.shape[1]):
         square = 0.0
@@ -261,12 +237,23 @@ def _square_radius(data: Any, ball_center: Any, ball_rate: Any, num_boxed: int) 
 
 
 @compiled
-def _smallest_rate(rates: Any, factors: Any, count: int) -> float:
-    """The smallest inverse scale times its factor, rounded down; inf where all factors are."""
+def _extremes(values: Any) -> tuple[float, float]:
+    """Returns the smallest and the largest of the values (numba compiles NumPy's in seconds)."""
+    low = high = values[0]
+    for value in values:
+        low, high = min(low, value), max(high, value)
+    return low, high
+
+
+@compiled
+def _smallest_rate(rates: Any, factors: Any) -> float:
+    """Returns the smallest rate times its factor, rounded down; 0 if all factors are infinite."""
     smallest = np.inf
-    for i in range(count):
+    for i in range(rates.size):
         if factors[i] < np.inf:
             smallest = min(smallest, rates[i] * factors[i])
+    if smallest == np.inf:
+        return 0.0
     return float(smallest * (1.0 - np.finfo(rates.dtype).eps))
 
 
@@ -280,22 +267,20 @@ def box_nodes(
     for node in range(start, stop):
         for lane in range(num_children[node]):
             count = num_children[first_child[node] + lane]
-            child = boxes[first_child[node] + lane, :, :count]
-            largest = child[1].max()
-            boxes[node, 0, lane] = child[0].max()
-            boxes[node, 1, lane] = largest
+            child, box = boxes[first_child[node] + lane, :, :count], boxes[node, :, lane]
+            _, box[0] = _extremes(child[0])
+            _, box[1] = _extremes(child[1])
             for i in range(count):
-                factors[i] = _rate_factor(child[1, i], largest, floor)
+                factors[i] = _rate_factor(child[1, i], box[1], floor)
             for d in range(num_boxed):
-                boxes[node, 2 + 3 * d, lane] = child[2 + 3 * d].min()
-                boxes[node, 3 + 3 * d, lane] = child[3 + 3 * d].max()
-                rate = _smallest_rate(child[4 + 3 * d], factors, count)
-                boxes[node, 4 + 3 * d, lane] = rate if rate < np.inf else 0.0
+                box[2 + 3 * d], _ = _extremes(child[2 + 3 * d])
+                _, box[3 + 3 * d] = _extremes(child[3 + 3 * d])
+                box[4 + 3 * d] = _smallest_rate(child[4 + 3 * d], factors)
 
 
 @compiled
 def find_finite(queries: Any, is_finite: Any, start: int, stop: int) -> None:
-    """Finds the queries start..stop whose coordinates are all finite."""
+    """Marks the queries start..stop whose coordinates are all finite."""
     for m in range(start, stop):
         finite = True
         for d in range(queries.shape[1]):
@@ -320,10 +305,10 @@ def route(
     start: int,
     stop: int,
 ) -> None:
-    """Finds the leaf on whose side of every split each query lies, and its distance to the balls.
+    """Finds the leaf on whose side of every split each query lies, and its distance to the centre.
 
-    The distance sqrt(sum_d ((z_d - center_d) rate_d)^2), over the dimensions without boxes, is
-    float64 and unrounded but for the arithmetic.
+    The distance, to the centre of the balls, is sqrt(sum_d ((z_d - center_d) rate_d)^2) over the
+    dimensions without boxes, in float64.
     """
     for m in range(start, stop):
         node = 0

@@ -1,4 +1,4 @@
-"""What numba compiles for queries and components that a `component_tree` cannot hold."""
+"""Compiled sum over all components, for queries and components that a tree cannot hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def scan(
     entropy: Any,
     visited: Any,
 ) -> None:
-    """Scores queries[rows] against every component in float64, whatever their range."""
+    """Scores queries[rows] against every component in float64 and writes the results.
+
+    See `search.search` for the arguments; `excluded` has a component for each query, or -1.
+    """
     for row in rows:
         top, mass, moment, count = -np.inf, 0.0, 0.0, 0
         for n in range(loc.shape[0]):
@@ -46,7 +49,7 @@ def scan(
             if part > 0.0:
                 moment += part * (score - top)
         visited[row] = count
-        # Comparisons with NaN are false: what is no number comes out as one that is none.
+        # A NaN score is never the top and adds NaN to the mass, so that log_prob is NaN too.
         log_prob[row] = -np.inf if mass == 0.0 else top + np.log(mass)
         entropy[row] = np.nan
         if mass > 0.0:

@@ -1,7 +1,6 @@
 """Sums of squares over dimensions, for 16 children of a node or components of a leaf at a time.
 
-Inlined where they are used by `search`; `component_tree_build` has the layouts.
-Arrays are given by their addresses.
+`search` and `leaf_sums` inline these functions. Arrays are addresses; see `build` for the layouts.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)
 
 @inlined
 def _outside(boxes: Any, at: int, x: Any) -> Any:
-    """How far x is from 16 intervals, in units of their scales, up to the sign."""
+    """Returns how far x is from 16 intervals, times their rates, up to the sign."""
     inside = tv.minimum(tv.maximum(x, tv.load(boxes, at)), tv.load(boxes, at + WIDTH))
     return tv.multiply(tv.subtract(x, inside), tv.load(boxes, at + 2 * WIDTH))
 
 
 @inlined
 def box_terms(boxes: Any, at: int, z: Any, first: int, count: int) -> Any:
-    """sum_d (max(low - z, z - high, 0) * rate)^2 over `count` dims, for 16 children."""
+    """Returns sum_d (max(low - z, z - high, 0) * rate)^2 over `count` dimensions of 16 boxes."""
     even = tv.zeros(z)
     odd = even
     for d in range(0, count - 1, 2):
@@ -43,7 +42,7 @@ def box_terms(boxes: Any, at: int, z: Any, first: int, count: int) -> Any:
 
 @inlined
 def component_terms(data: Any, at: int, z: Any, first: int, count: int) -> Any:
-    """sum_d ((z - loc) * rate)^2 over `count` dims, for 16 components."""
+    """Returns sum_d ((z - loc) * rate)^2 over `count` dimensions of 16 components."""
     even = tv.zeros(z)
     odd = even
     for d in range(0, count - 1, 2):
@@ -69,7 +68,7 @@ def component_terms(data: Any, at: int, z: Any, first: int, count: int) -> Any:
 
 @inlined
 def ball_term(boxes: Any, at: int, distance: Any) -> Any:
-    """max(distance - radius, 0)^2, for 16 children."""
+    """Returns max(distance - radius, 0)^2 for 16 children."""
     gap = tv.subtract(tv.splat(distance), tv.load(boxes, at))
     gap = tv.maximum(gap, tv.zeros(boxes))
     return tv.multiply(gap, gap)
@@ -77,7 +76,7 @@ def ball_term(boxes: Any, at: int, distance: Any) -> Any:
 
 @inlined
 def exact_terms(data: Any, rates: Any, leaf: int, z: Any, first: int, dims: int) -> Any:
-    """sum_d ((z - loc) * rate)^2 for a leaf's components, in float64."""
+    """Returns sum_d ((z - loc) * rate)^2 for the components of a leaf, in float64."""
     total = tv.splat(0.0)
     at = leaf * (2 * dims + 1) * WIDTH + WIDTH
     rate = leaf * dims * WIDTH

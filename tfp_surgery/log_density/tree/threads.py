@@ -1,4 +1,4 @@
-"""Threads in which compiled functions, which hold no lock of the interpreter, share their work."""
+"""Threads that share the work of compiled functions, which hold no lock of the interpreter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 def in_threads(
     function: Callable[..., None], count: int, *arguments: Any, most: int | None = None
 ) -> None:
-    """Calls function(*arguments, start, stop) over ranges that cover 0..count.
+    """Calls function(*arguments, start, stop) for ranges that cover 0..count.
 
-    As many run at a time as numba is set to use threads; each gets a few ranges, of `most` at most.
+    Uses the number of threads that numba is set to. A range has at most `most` entries.
     """
     import numba
 

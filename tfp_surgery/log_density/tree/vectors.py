@@ -1,9 +1,8 @@
-"""Vectors of 16 numbers inside numba-compiled functions, lowered to LLVM vector instructions.
+"""Vectors of 16 floats inside numba-compiled functions, lowered to LLVM vector instructions.
 
-LLVM's own vectoriser gives up on loops with early exits, or guards their 16 iterations with checks
-that cost more than the loop. Values of the type made here stay in registers. LLVM cuts the
-operations to what the machine has (two instructions each on AVX2, four on SSE or NEON for float32).
-Importing this module needs numba; only the modules that numba compiles do so.
+LLVM does not vectorise loops with early exits by itself. Values of the type defined here stay in
+registers, and LLVM splits each operation into the instructions that the machine has (for float32
+two on AVX2, four on SSE or NEON). Needs numba.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def _llvm_vector(bits: int) -> ir.VectorType:
 
 
 def _call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-    """Calls an LLVM intrinsic, whose name ends in the type of the vectors it takes."""
+    """Calls an LLVM intrinsic by its full name, which ends in the type of its vectors."""
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name)
     if function is None:
@@ -76,9 +75,9 @@ def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
 
 @intrinsic
 def pointer(typing_context: Any, array: Any) -> Any:
-    """The address of a contiguous array's data, which the caller keeps alive.
+    """Returns the address of a contiguous array's data. The caller keeps the array alive.
 
-    An array inside a loop costs reference counts, whose calls spill every vector.
+    Arrays used inside a loop are reference counted, and those calls spill every vector register.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -89,7 +88,7 @@ def pointer(typing_context: Any, array: Any) -> Any:
 
 @intrinsic
 def element(typing_context: Any, data: Any, at: Any) -> Any:
-    """data[at]."""
+    """Returns data[at]."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(builder.gep(arguments[0], [arguments[1]]))
@@ -99,7 +98,7 @@ def element(typing_context: Any, data: Any, at: Any) -> Any:
 
 @intrinsic
 def put(typing_context: Any, data: Any, at: Any, value: Any) -> Any:
-    """data[at] = value."""
+    """Sets data[at] to a value."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
@@ -114,7 +113,7 @@ def _vector_at(builder: ir.IRBuilder, data: ir.Value, at: ir.Value, vector: Any)
 
 @intrinsic
 def load(typing_context: Any, data: Any, at: Any) -> Any:
-    """data[at : at + 16]."""
+    """Returns data[at : at + 16]."""
     vector = _OF_SCALAR[data.dtype]
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -127,7 +126,7 @@ def load(typing_context: Any, data: Any, at: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, data: Any, at: Any, vector: Any) -> Any:
-    """data[at : at + 16] = vector."""
+    """Sets data[at : at + 16] to a vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(
@@ -142,7 +141,7 @@ def store(typing_context: Any, data: Any, at: Any, vector: Any) -> Any:
 
 @intrinsic
 def splat(typing_context: Any, scalar: Any) -> Any:
-    """The vector of 16 copies of a scalar."""
+    """Returns the vector of 16 copies of a scalar."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _splat(builder, arguments[0], _llvm_vector(signature.return_type.bits))
@@ -152,7 +151,7 @@ def splat(typing_context: Any, scalar: Any) -> Any:
 
 @intrinsic
 def zeros(typing_context: Any, data: Any) -> Any:
-    """The vector of zeros of the dtype that a pointer points to."""
+    """Returns the vector of zeros of the dtype that `data` points to."""
     vector = _OF_SCALAR[data.dtype]
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -174,7 +173,7 @@ def _binary(emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any
 add = _binary(lambda builder, first, second: builder.fadd(first, second))
 subtract = _binary(lambda builder, first, second: builder.fsub(first, second))
 multiply = _binary(lambda builder, first, second: builder.fmul(first, second))
-# No NaN reaches these: the comparison is one instruction where maxnum is three.
+# A comparison is one instruction, maxnum three; no argument is NaN.
 maximum = _binary(
     lambda builder, first, second: builder.select(
         builder.fcmp_ordered(">", first, second), first, second
@@ -188,14 +187,14 @@ minimum = _binary(
 
 
 def _fused(builder: ir.IRBuilder, first: ir.Value, second: ir.Value, third: ir.Value) -> ir.Value:
-    """first * second + third, fused where the machine can."""
+    """Emits first * second + third, fused where the machine can."""
     of = first.type
     return _call(builder, f"llvm.fmuladd.{_suffix(of)}", of, first, second, third)
 
 
 @intrinsic
 def multiply_add(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
-    """first * second + third."""
+    """Returns first * second + third, fused where the machine can."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _fused(builder, *arguments)
@@ -205,7 +204,7 @@ def multiply_add(typing_context: Any, first: Any, second: Any, third: Any) -> An
 
 @intrinsic
 def less(typing_context: Any, first: Any, second: Any) -> Any:
-    """Bit j of the answer says whether first[j] < second[j]; false where one is NaN."""
+    """Returns an integer whose bit j says whether first[j] < second[j] (not so if one is NaN)."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(builder.fcmp_ordered("<", *arguments), _MASK)
@@ -216,7 +215,7 @@ def less(typing_context: Any, first: Any, second: Any) -> Any:
 
 @intrinsic
 def any_less(typing_context: Any, first: Any, second: Any) -> Any:
-    """1 where first[j] < second[j] for some j, else 0."""
+    """Returns 1 if first[j] < second[j] for some j, else 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(builder.fcmp_ordered("<", *arguments), _MASK)
@@ -227,19 +226,8 @@ def any_less(typing_context: Any, first: Any, second: Any) -> Any:
 
 
 @intrinsic
-def where_less(typing_context: Any, first: Any, second: Any, chosen: Any, other: Any) -> Any:
-    """chosen[j] where first[j] < second[j], else other[j]."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first, second, chosen, other = arguments
-        return builder.select(builder.fcmp_ordered("<", first, second), chosen, other)
-
-    return chosen(first, second, chosen, other), codegen
-
-
-@intrinsic
 def lowest_bit(typing_context: Any, mask: Any) -> Any:
-    """The position of the lowest bit set in a mask that is not zero."""
+    """Returns the position of the lowest bit set in a mask that is not zero."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -249,7 +237,7 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:
 
 @intrinsic
 def widen(typing_context: Any, vector: Any) -> Any:
-    """The vector in float64."""
+    """Returns the vector in float64."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if signature.args[0] == _FLOAT64:
@@ -261,7 +249,7 @@ def widen(typing_context: Any, vector: Any) -> Any:
 
 @intrinsic
 def narrow(typing_context: Any, vector: Any, like: Any) -> Any:
-    """A float64 vector in the dtype that `like` points to."""
+    """Returns a float64 vector in the dtype that `like` points to."""
     result = _OF_SCALAR[like.dtype]
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -277,10 +265,9 @@ def _reduction(name: str, initial: float | None) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             of = arguments[0].type
             start = [] if initial is None else [ir.Constant(of.element, initial)]
-            # The vector last: _call takes the result's type from it.
             function = f"llvm.vector.reduce.{name}.{_suffix(of)}"
             result = _call(builder, function, of.element, *start, arguments[0])
-            # Lets LLVM add in pairs.
+            # Allows LLVM to add in pairs.
             result.fastmath.add("reassoc")
             return result
 
@@ -294,16 +281,16 @@ total = _reduction("fadd", -0.0)
 
 
 _MANTISSA = {32: 23, 64: 52}
-# The smallest x of a 2^x that is not taken for zero: the power of two is a normal number.
+# The smallest x whose 2^x is a normal number; for smaller x, `exp2` returns zero.
 _LOWEST = {32: -125.0, 64: -1021.0}
 LOWEST = min(_LOWEST.values())
 
 
 def _polynomial(bits: int) -> list[float]:
-    """Coefficients of 2^r for |r| <= 1/2, lowest order first.
+    """Returns coefficients of 2^r for |r| <= 1/2, lowest order first.
 
-    Interpolation at Chebyshev points: off by 1.1e-7 at most for float32. For float64 the Taylor
-    series, whose remainder is below (log(2) / 2)^14 / 14!.
+    For float32 they interpolate at Chebyshev points, with an error of at most 1.1e-7. For float64
+    they are the Taylor series, whose remainder is below (log(2) / 2)^14 / 14!.
     """
     if bits == 64:
         return [math.log(2) ** n / math.factorial(n) for n in range(14)]
@@ -320,7 +307,7 @@ def _integers(bits: int) -> ir.VectorType:
 
 @intrinsic
 def exp2(typing_context: Any, vector: Any) -> Any:
-    """2^x for x up to 100; zero below -125 (float32) or -1021 (float64).
+    """Returns 2^x for x up to 100; zero below -125 (float32) or -1021 (float64).
 
     The relative error is at most 2^-21 for float32, 2^-50 for float64.
     """
@@ -333,7 +320,7 @@ def exp2(typing_context: Any, vector: Any) -> Any:
         x = builder.select(inside, x, lowest)
         k = _call(builder, f"llvm.rint.{_suffix(of)}", of, x)
         r = builder.fsub(x, k)
-        # Pairs, pairs of pairs and so on: fewer steps wait for one another than by Horner's rule.
+        # Sums pairs of terms, then pairs of pairs: a shorter chain than that of Horner's rule.
         terms = [_constant(of, c) for c in _POLYNOMIAL[bits]]
         power = r
         while len(terms) > 1:
@@ -342,7 +329,7 @@ def exp2(typing_context: Any, vector: Any) -> Any:
             terms = [_fused(builder, odd, power, even) for odd, even in pairs] + alone
             power = builder.fmul(power, power)
         integers = _integers(bits)
-        # The polynomial is between 0.7 and 1.5: k is added to its exponent.
+        # The polynomial is between 0.7 and 1.5, so that k can be added to its exponent.
         shift = ir.Constant(integers, [_MANTISSA[bits]] * WIDTH)
         exponent = builder.shl(builder.fptosi(k, integers), shift)
         power = builder.bitcast(builder.add(builder.bitcast(terms[0], integers), exponent), of)
@@ -353,7 +340,7 @@ def exp2(typing_context: Any, vector: Any) -> Any:
 
 @intrinsic
 def without_lane(typing_context: Any, vector: Any, lane: Any) -> Any:
-    """The vector with -inf in one lane."""
+    """Returns the vector with -inf in one lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         of = arguments[0].type
