@@ -25,7 +25,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test test-slow check format build-files bazel-test bazel-found lock clean
+.PHONY: help venv demo bench test test-slow check format bazel-test bazel-found lock clean
 
 help: ## lists the targets
 	@echo 'usage: make TARGET [PYTHON=/path/to/python3]'
@@ -63,18 +63,14 @@ test: $(PACKAGE_INSTALLED) ## runs the fast tests
 test-slow: $(PACKAGE_INSTALLED) ## runs the slow tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow
 
-check: $(PACKAGE_INSTALLED) ## lints, checks the format, the types and the BUILD files
+check: $(PACKAGE_INSTALLED) ## lints, checks the format and the types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m tools.bazel_targets --check
 
 format: $(PACKAGE_INSTALLED) ## formats the code and mends what the linter can mend
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-
-build-files: $(PACKAGE_INSTALLED) ## writes the BUILD files from the imports
-	$(BIN)/python -m tools.bazel_targets --write
 
 bazel-test: bazel-found $(PACKAGE_INSTALLED) ## runs the fast tests with Bazel
 	PATH="$(CURDIR)/$(BIN):$$PATH" bazel test $(BAZEL_TARGETS)

@@ -39,3 +39,8 @@ __all__ = [
     "Result",
     "ScoredDraws",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__

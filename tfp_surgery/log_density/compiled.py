@@ -30,20 +30,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
       The function, compiled when it is first called.
     """
 
-    # XLA makes a program for each shape, and TensorFlow warns of one function traced for all.
     @functools.cache
-    def program(jit_compile: bool | None, *_shapes: Any) -> Callable[..., Any]:
-        @tf.function(jit_compile=jit_compile, autograph=False)
-        def of_these_shapes(*arguments: Any) -> Any:
-            return function(*arguments)
-
-        return of_these_shapes  # type: ignore[no-any-return]
+    def program(jit_compile: bool | None) -> Any:
+        return tf.function(function, jit_compile=jit_compile, autograph=False)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        shapes = (getattr(part, "shape", None) for part in tf.nest.flatten(arguments))
         # None: it is still compiled as a part of what its caller compiles.
-        return program(True if threads_are_safe() else None, *shapes)(*arguments)
+        traced = program(True if threads_are_safe() else None)
+        if tf.executing_eagerly():
+            # XLA makes a program for each shape. TensorFlow warns of many tracings in calls only.
+            traced.get_concrete_function(*arguments)
+        return traced(*arguments)
 
     return call
 
