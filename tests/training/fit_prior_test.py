@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing import oracles, small_aggregates
 from tests.testing.learned_priors import DiagonalMixturePrior, GaussianPrior
+from tfp_surgery import seeds
 from tfp_surgery.priors.base import Prior, StandardNormalPrior
 from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
@@ -191,7 +192,9 @@ class TestValidation:
         assert fit.num_steps < 2000
         assert 0 < fit.best_step == 20 * np.argmax(values) == fit.num_steps - 60
         # The fixed draw again: the weights are those of the best look.
-        codes = validation.components_distribution.sample(seed=tf.constant([2, 7]))
+        codes = validation.components_distribution.sample(
+            seed=seeds.key(2, "fit_prior/validation_codes")
+        )
         restored = np.mean(prior().log_prob(codes), dtype=np.float64)
         np.testing.assert_allclose(restored, values.max(), rtol=1e-6)
         assert values[-1] < values.max() - 0.01

@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 import tfp_surgery as tfs
 from tests.testing import small_aggregates
 from tests.testing.learned_priors import GaussianPrior
+from tfp_surgery import seeds
 from tfp_surgery.training.fit_prior import fit_prior
 from tfp_surgery.training.prior_fit import PriorFit
 from tfp_surgery.training.prior_looks import FixedCodes
@@ -72,7 +73,7 @@ def test_the_best_look_is_restored_and_all_steps_are_taken() -> None:
     assert np.any(np.diff(values) < 0)
     assert (fit.num_steps, fit.stopped_early) == (200, False)
     assert fit.best_step == 20 * np.argmax(values)
-    codes = q_z.sample(10_000, seed=tf.constant([4, 10], tf.int32))
+    codes = q_z.sample(10_000, seed=seeds.key(4, "fit_prior/looks"))
     np.testing.assert_allclose(
         np.mean(prior().log_prob(codes), dtype=np.float64), values.max(), rtol=1e-6
     )
