@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from absl import flags
 
-from experiments import elbo_surgery
-from experiments.common import training, workdir
+from experiments.common import training
 from experiments.common.config import Config
+from experiments.common.workdir import Run
 from tfp_surgery import datasets
 
 
@@ -44,10 +44,10 @@ def error_line(capsys: pytest.CaptureFixture[str], run: Callable[[], int]) -> st
 
 
 def run_command(experiment: ModuleType, *arguments: str) -> int:
-    """Runs the command of an experiment that defines its flags by a function, in this process."""
+    """Runs the command of an experiment in this process."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    experiment.define_flags(values)
-    code: int = experiment.main(values([experiment.__name__, *arguments]), values)
+    experiment.COMMAND.define_flags(values)
+    code: int = experiment.COMMAND.main(values([experiment.__name__, *arguments]), values)
     return code
 
 
@@ -56,7 +56,7 @@ def trained_run(folder: pathlib.Path, config: Config) -> pathlib.Path:
     train_set = datasets.load(
         config.dataset, "train", binarization=config.binarization, seed=config.seed
     )
-    workdir.begin(folder, elbo_surgery._EXPERIMENT, config.to_dict(), {})
+    Run(folder, "elbo_surgery", config.to_dict()).begin({}, "a run for tests")
     latent_size = config.latent_sizes[0]
     own_folder = folder / f"latent_{latent_size:02d}"
     own_folder.mkdir()
