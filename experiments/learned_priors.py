@@ -223,7 +223,6 @@ class _PriorsOfSize:
             )
 
         folder = self._folder / _file_name(JOINT, name)
-        folder.mkdir(parents=True, exist_ok=True)
         trained = train(self._config, self._latent_size, self._evaluation.train, folder, make_prior)
         return EncodedModel(trained.model, self._evaluation), trained.seconds
 

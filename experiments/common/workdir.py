@@ -151,7 +151,7 @@ class Run:
                 _raise_damaged(path)
             print(f"{label}: done before.", flush=True)
             return record
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         record = make()
         write_json(path, record)  # where it is, this part is done
         return record
