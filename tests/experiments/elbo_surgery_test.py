@@ -20,8 +20,16 @@ import tensorflow as tf
 from experiments import elbo_surgery
 from experiments.common import training
 from experiments.common.config import Config
-from tests.testing.runs import error_line, run_command, snapshot, strict_json
+from tests.testing.runs import (
+    Counts,
+    error_line,
+    run_command,
+    snapshot,
+    strict_json,
+    with_checkpoint,
+)
 from tfp_surgery import datasets
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery as surgery_of
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.training.checkpoint import load_checkpoint
@@ -229,6 +237,21 @@ def test_a_run_stopped_after_its_training_is_not_trained_again(
     elbo_surgery.run(config, folder)
     assert checkpoint.stat().st_mtime_ns == before
     assert estimates(folder) == estimates(finished)[:1]
+
+
+def test_every_observation_is_encoded_once_and_the_prior_built_once(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, latent_sizes=(2,))
+    checkpoint = finished / "latent_02" / "checkpoint.keras"
+    with_checkpoint(tmp_path, "elbo_surgery", config, checkpoint)
+    counts = Counts(monkeypatch, StandardNormalPrior)
+    counts.start_after(elbo_surgery, "train")
+    elbo_surgery.run(config, tmp_path)
+    (encoded,) = counts.encoded
+    assert 1797 <= encoded <= 1797 + 16
+    assert counts.built == [1]
+    assert estimates(tmp_path) == estimates(finished)[:1]
 
 
 def test_a_foreign_checkpoint_is_not_gone_on_with(

@@ -16,9 +16,18 @@ from experiments import learned_priors
 from experiments.priors import audit
 from experiments.priors.config import PriorsConfig
 from experiments.priors.families import FAMILIES
-from tests.testing.runs import error_line, run_command, snapshot, strict_json
+from tests.testing.runs import (
+    Counts,
+    error_line,
+    run_command,
+    snapshot,
+    strict_json,
+    with_checkpoint,
+)
 from tfp_surgery import datasets
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.priors.base import StandardNormalPrior
+from tfp_surgery.priors.mixture import MixturePrior
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 STANDARD_ERRORS = 4.5
@@ -197,6 +206,23 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
     records, whole = records_of(folder), records_of(finished)
     assert list(records) == ["joint standard", "posthoc mog:20", "posthoc aggregate"]
     assert all(records[name] == whole[name] for name in records)
+
+
+def test_a_model_is_encoded_once_and_each_prior_built_once(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(POSTHOC, priors=("mog:20",))
+    checkpoint = finished / "latent_02" / "joint_standard" / "checkpoint.keras"
+    with_checkpoint(tmp_path, "learned_priors", config, checkpoint)
+    counts = Counts(monkeypatch, StandardNormalPrior, MixturePrior)
+    counts.start_after(learned_priors, "train")
+    counts.start_after(learned_priors, "fit_prior")
+    learned_priors.run(config, tmp_path)
+    before_fit, after_fit = counts.encoded
+    assert 1797 <= before_fit <= 1797 + 16
+    assert before_fit + after_fit <= 1797 + 16
+    assert counts.built == [1, 1]
+    assert records_of(tmp_path)["posthoc mog:20"] == records_of(finished)["posthoc mog:20"]
 
 
 @pytest.mark.slow
