@@ -106,8 +106,8 @@ def run(
 
     results: dict[str, Any]
     _check(config)
-    state = workdir.find_state(folder, _EXPERIMENT, config)
-    if state is workdir.State.FINISHED:
+    work = workdir.Run(folder, _EXPERIMENT, config)
+    if work.is_finished:
         print(f"{folder} holds the finished run of these settings; nothing was changed.\n")
         results = workdir.read_json(folder / workdir.RESULTS_FILE)
         return results
@@ -115,9 +115,7 @@ def run(
     if codes_run is not None:
         _make_codes_run(codes_run, config, data_dir, manual_dir)
     about = _about_codes(codes_run, config)
-    warning = workdir.begin(folder, _EXPERIMENT, config, {"codes": about})
-    if warning:
-        print(f"Warning: {warning}", flush=True)
+    work.begin({"codes": about}, about)
     setting, gpu = _setting(folder, codes_run, config, data_dir, manual_dir)
     rows = []
     for name in config["sections"]:

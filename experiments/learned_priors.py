@@ -16,26 +16,26 @@ same command is given again; a finished one is shown again and left as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 import tensorflow_probability as tfp
-from absl import app, flags, logging
 
-from experiments.common import command, workdir
-from experiments.common.trained_model import load_dataset
+from experiments.common.command import Command
+from experiments.common.trained_model import choose_images, latent_folder, load_dataset
 from experiments.common.training import train
+from experiments.common.workdir import Record, Run
 from experiments.priors import audit, families
-from experiments.priors import config as priors_config
-from experiments.priors.audit import Evaluation
-from experiments.priors.config import STANDARD, PriorsConfig, config_from_flags, define_flags
+from experiments.priors.audit import EncodedModel, Evaluation
+from experiments.priors.config import STANDARD, PriorsConfig
 from experiments.priors.families import (
     EM_FAMILIES,
     FAMILIES,
@@ -45,9 +45,8 @@ from experiments.priors.families import (
     PriorName,
 )
 from experiments.priors.table import csv_rows, text_table
+from tfp_surgery import seeds
 from tfp_surgery.datasets import Dataset
-from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.files import replaced_when_whole
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.priors.base import Prior
@@ -56,9 +55,8 @@ from tfp_surgery.training.fit_prior import fit_prior
 
 tfd = tfp.distributions
 
-_EXPERIMENT = "learned_priors"
+_FIELDS = ("latent_size", "mode", "prior", "train", "test", "log_evidence")
 _HELD_OUT_SHARE = 12  # one in so many training observations stops the fits early
-_IMAGES_STREAM, _CODES_STREAM = 8, 9  # of the seed
 _TOLERANCE = 1e-4  # nats, of log q(z) in the report of a fit
 
 
@@ -67,7 +65,7 @@ def run(
     folder: Path,
     data_dir: str | None = None,
     manual_dir: str | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Brings the run in `folder` to its end, whatever of it is there already.
 
     Args:
@@ -83,206 +81,211 @@ def run(
       OSError: if the folder or the data cannot be used.
       ValueError: if the folder holds something else, or a setting does not go with the data.
     """
-    state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
-    if state is workdir.State.FINISHED:
-        records = workdir.finished_records(folder / workdir.RESULTS_FILE, _is_record)
-        workdir.show_finished(folder, text_table(records))
-        return records
+    work = Run(folder, "learned_priors", config.to_dict(), _FIELDS)
+    if work.is_finished:
+        return work.show(text_table)
 
     train_set, test_set = (
         load_dataset(config.to_dict(), split, data_dir, manual_dir) for split in ("train", "test")
     )
-    evaluation = _evaluation(config, train_set, test_set)
-    dataset = {"train": train_set.to_dict(), "test": test_set.to_dict()}
-    warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), dataset)
-    workdir.announce(folder, state, f"{train_set.describe()}; {test_set.describe()}", warning)
-
+    _check_sizes(config, train_set)
+    evaluation = Evaluation(
+        train=train_set,
+        test=test_set,
+        images=choose_images(
+            test_set,
+            config.num_images,
+            seeds.generator(config.seed, "experiments/learned_priors/images"),
+        ),
+        num_importance_samples=config.num_importance_samples,
+        num_samples=config.num_samples,
+        seed=config.seed,
+    )
+    work.begin(
+        {"train": train_set.to_dict(), "test": test_set.to_dict()},
+        f"{train_set.describe()}; {test_set.describe()}",
+    )
     records = []
     for latent_size in config.latent_sizes:
-        own_folder = folder / f"latent_{latent_size:02d}"
-        own_folder.mkdir(exist_ok=True)
-        of_size = _run_latent_size(config, latent_size, evaluation, own_folder)
-        _draw_figures(config, of_size, own_folder, folder / "figures")
-        records.extend(of_size)
-    workdir.write_csv(folder / "results.csv", csv_rows(records))
-    # Written last: where it is, the run is finished.
-    workdir.write_json(
-        folder / workdir.RESULTS_FILE,
-        {
-            "dataset": dataset,
-            "config": config.to_dict(),
-            "versions": workdir.versions(),
-            "results": records,
-        },
-    )
-    print(f"\n{text_table(records)}\n\nWritten to {folder}", flush=True)
-    return records
+        records += _PriorsOfSize(config, latent_size, evaluation, work).records()
+    return work.finish(records, csv_rows(records), text_table)
 
 
-def _evaluation(config: PriorsConfig, train_set: Dataset, test_set: Dataset) -> Evaluation:
-    if config.num_images > len(test_set):
-        raise ValueError(
-            f"--num_images={config.num_images} exceeds the {len(test_set)} images of "
-            f"{test_set.name}/test."
-        )
+def _check_sizes(config: PriorsConfig, train_set: Dataset) -> None:
     for mode, name in config.plan:
         # A layer that is fitted afterwards is made from what the fit does not hold out.
         fitted = mode == POSTHOC and name.family not in ("aggregate", *EM_FAMILIES)
-        available = len(train_set) - (_num_held_out(train_set) if fitted else 0)
+        available = len(train_set) - (_num_held_out(len(train_set)) if fitted else 0)
         if name.num_components is not None and name.num_components > available:
             share = f", of which it is fitted to {available}" if fitted else ""
             raise ValueError(
                 f"--priors={name} has more components than {train_set.describe()}{share}."
             )
-    rng = np.random.default_rng([config.seed, _IMAGES_STREAM])
-    chosen = np.sort(rng.choice(len(test_set), config.num_images, replace=False))
-    return Evaluation(
-        train=train_set,
-        test=test_set,
-        images=test_set.observations()[chosen],
-        num_importance_samples=config.num_importance_samples,
-        num_samples=config.num_samples,
-        seed=config.seed,
-    )
 
 
-def _num_held_out(x: Sized) -> int:
+def _num_held_out(num_observations: int) -> int:
     """How many observations, the last of the training set, stop a fit early."""
-    return -(-len(x) // _HELD_OUT_SHARE)
+    return -(-num_observations // _HELD_OUT_SHARE)
 
 
-def _run_latent_size(
-    config: PriorsConfig, latent_size: int, evaluation: Evaluation, folder: Path
-) -> list[dict[str, Any]]:
-    """Trains, fits and measures all priors of one latent size, but for what is done."""
-    records: list[dict[str, Any]] = []
-    for mode, name in config.plan:
-        own_folder = _folder_of(folder, mode, name)
-        own_folder.mkdir(exist_ok=True)
-        path = own_folder / "record.json"
-        label = f"D = {latent_size}, {mode} {name}"
-        if path.exists():
-            print(f"{label}: done before.", flush=True)
-            record = workdir.read_json(path)
-            if not _is_record(record):
-                raise ValueError(f"{path} is damaged: delete it to have it made anew.")
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """A prior of a finished model.
+
+    Attributes:
+      prior: p(z).
+      num_parameters: of p(z) alone.
+      layer: what builds p(z), if anything does.
+      report: of the fit, if there was one, in types that JSON knows.
+      own_components: see `audit.audit`.
+    """
+
+    prior: tfd.Distribution
+    num_parameters: int
+    layer: Prior | None = None
+    report: dict[str, Any] | None = None
+    own_components: Any = None
+
+
+class _PriorsOfSize:
+    """All priors of one latent size."""
+
+    def __init__(
+        self, config: PriorsConfig, latent_size: int, evaluation: Evaluation, work: Run
+    ) -> None:
+        self._config = config
+        self._latent_size = latent_size
+        self._evaluation = evaluation
+        self._work = work
+        self._folder = work.folder / latent_folder(latent_size)
+        # The model that priors are fitted to stays, encoded, while they are.
+        self._model = functools.lru_cache(maxsize=1)(self._trained)
+
+    def records(self) -> list[Record]:
+        """Trains, fits and measures what is not done yet, and draws the figures."""
+        records = []
+        for mode, name in self._config.plan:
+            path = f"{latent_folder(self._latent_size)}/{_file_name(mode, name)}/record"
+            label = f"D = {self._latent_size}, {mode} {name}"
+            records.append(self._work.part(path, label, partial(self._record, mode, name, label)))
+        records = [
+            {**record, "log_evidence_gain": audit.compare_evidence(record, records[0])}
+            for record in records
+        ]
+        self._draw_figures(records)
+        return records
+
+    def _record(self, mode: str, name: PriorName, label: str) -> Record:
+        print(f"\n{label} ...", flush=True)
+        model, seconds = self._model(name if mode == JOINT else STANDARD)
+        if mode == JOINT:
+            layer = model.vae.prior
+            fitted = _Fitted(
+                layer(), _num_parameters(layer), own_components=self._own_components(layer)
+            )
         else:
-            print(f"\n{label} ...", flush=True)
-            make = _train_jointly if mode == JOINT else _fit_afterwards
-            record = {
-                "latent_size": latent_size,
-                "mode": mode,
-                "prior": str(name),
-                "family": name.family,
-                "num_components": name.num_components,
-                **make(config, latent_size, name, evaluation, folder),
-            }
-            workdir.write_json(path, record)  # where it is, this prior is done
-            print(f"{label}: {_summary(record)}", flush=True)
-        records.append(record)
-    return [
-        {
-            **record,
-            "log_evidence_gain": audit.compare_evidence(record, records[0]),
+            start = time.monotonic()
+            fitted = self._fitted(name, model)
+            seconds = time.monotonic() - start
+        folder = self._folder / _file_name(mode, name)
+        if fitted.layer is not None:
+            saved = VAE(model.vae.encoder, model.vae.decoder, fitted.layer, seed=self._config.seed)
+            saved.build((None, *self._evaluation.train.event_shape))
+            with replaced_when_whole(folder / "model.keras") as unfinished:
+                saved.save(unfinished)
+        images = audit.decoded_samples(model.vae, fitted.prior, self._config.seed)
+        with (
+            replaced_when_whole(folder / "samples.npy") as unfinished,
+            unfinished.open("wb") as file,
+        ):
+            np.save(file, images)
+        record = {
+            "latent_size": self._latent_size,
+            "mode": mode,
+            "prior": str(name),
+            "family": name.family,
+            "num_components": name.num_components,
+            "num_parameters": fitted.num_parameters,
+            "seconds": round(seconds, 2),
+            "fit": fitted.report,
+            **audit.audit(model, fitted.prior, self._evaluation, fitted.own_components),
         }
-        for record in records
-    ]
+        print(f"{label}: {_summary(record)}", flush=True)
+        return record
 
+    def _trained(self, name: PriorName) -> tuple[EncodedModel, float]:
+        """The VAE trained with a prior, and the seconds it took."""
 
-def _train_jointly(
-    config: PriorsConfig, latent_size: int, name: PriorName, evaluation: Evaluation, folder: Path
-) -> dict[str, Any]:
-    own_folder = _folder_of(folder, JOINT, name)
+        def make_prior(encoder: Any) -> Prior:
+            x = self._evaluation.train.observations()
+            return families.build(
+                name, Ingredients(encoder, self._latent_size, x, self._config.seed)
+            )
 
-    def make_prior(encoder: Any) -> Prior:
-        x = evaluation.train.observations()
-        return families.build(name, Ingredients(encoder, latent_size, x, config.seed))
+        folder = self._folder / _file_name(JOINT, name)
+        trained = train(self._config, self._latent_size, self._evaluation.train, folder, make_prior)
+        return EncodedModel(trained.model, self._evaluation), trained.seconds
 
-    trained = train(config.training, latent_size, evaluation.train, own_folder, make_prior)
-    vae = trained.model
-    return {
-        "num_parameters": _num_parameters(vae.prior),
-        "seconds": round(trained.seconds, 2),
-        "fit": None,
-        **_measured(
-            vae, vae.prior(), getattr(vae.prior, "leave_one_out", None), evaluation, own_folder
-        ),
-    }
-
-
-def _fit_afterwards(
-    config: PriorsConfig, latent_size: int, name: PriorName, evaluation: Evaluation, folder: Path
-) -> dict[str, Any]:
-    vae = train(
-        config.training, latent_size, evaluation.train, _folder_of(folder, JOINT, STANDARD)
-    ).model
-    own_folder = _folder_of(folder, POSTHOC, name)
-    x = evaluation.train.observations()
-    start = time.monotonic()
-    leave_one_out: Callable[[Any], tfd.Distribution] | None = None
-    fitted: dict[str, Any] | None = None
-    if name.family == "aggregate":
-        prior = AggregatePosterior.from_encoder(vae.encoder, x)
-        leave_one_out = functools.partial(LeaveOneOut, prior)
-        num_parameters = 0
-    elif name.family in EM_FAMILIES:
-        posteriors = AggregatePosterior.from_encoder(vae.encoder, x).components_distribution
-        seed = tf.constant([config.seed, _CODES_STREAM], tf.int32)
-        prior, num_parameters = families.em_mixture(
-            posteriors.sample(seed=seed).numpy(), name, config.seed
+    def _fitted(self, name: PriorName, model: EncodedModel) -> _Fitted:
+        """A prior fitted to the finished model."""
+        seed = self._config.seed
+        num_observations = len(self._evaluation.train)
+        if name.family == "aggregate":
+            return _Fitted(model.train, 0, own_components=np.arange(num_observations))
+        if name.family in EM_FAMILIES:
+            codes = model.train.components_distribution.sample(
+                seed=seeds.key(seed, "experiments/learned_priors/codes")
+            )
+            return _Fitted(*families.em_mixture(codes.numpy(), name, seed))
+        fitted_to, held_out = np.split(
+            np.arange(num_observations), [num_observations - _num_held_out(num_observations)]
         )
-    else:
-        held_out = _num_held_out(x)
-        given = Ingredients(vae.encoder, latent_size, x[:-held_out], config.seed)
-        keras.utils.set_random_seed(config.seed)  # the layer's first weights
-        layer = families.build(name, given)
+        x = self._evaluation.train.observations()[fitted_to]
+        keras.utils.set_random_seed(seed)  # the layer's first weights
+        layer = families.build(name, Ingredients(model.vae.encoder, self._latent_size, x, seed))
         settings = FAMILIES[name.family].fit
-        num_steps = settings.num_steps
-        if config.fit_steps is not None:
-            num_steps = min(num_steps, config.fit_steps)
-        fitted = fit_prior(
-            AggregatePosterior.from_encoder(vae.encoder, x[:-held_out]),
+        report = fit_prior(
+            audit.part_of(model.train, fitted_to),
             layer,
-            validation=AggregatePosterior.from_encoder(vae.encoder, x[-held_out:]),
-            num_steps=num_steps,
+            validation=audit.part_of(model.train, held_out),
+            num_steps=min(settings.num_steps, self._config.fit_steps or settings.num_steps),
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             tolerance=_TOLERANCE,
-            seed=config.seed,
-        ).to_dict()
-        prior, num_parameters = layer(), _num_parameters(layer)
-        leave_one_out = getattr(layer, "leave_one_out", None)
-        model = VAE(vae.encoder, vae.decoder, layer, seed=config.seed)
-        model.build((None, *x.shape[1:]))
-        with replaced_when_whole(own_folder / "model.keras") as unfinished:
-            model.save(unfinished)
-    return {
-        "num_parameters": num_parameters,
-        "seconds": round(time.monotonic() - start, 2),
-        "fit": fitted,
-        **_measured(vae, prior, leave_one_out, evaluation, own_folder),
-    }
+            seed=seed,
+        )
+        return _Fitted(
+            layer(), _num_parameters(layer), layer, report.to_dict(), self._own_components(layer)
+        )
+
+    def _own_components(self, layer: Any) -> Any:
+        """See `audit.audit`."""
+        places: Callable[[Any], Any] | None = getattr(layer, "places", None)
+        return None if places is None else places(np.arange(len(self._evaluation.train)))
+
+    def _draw_figures(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Draws the figures from the records and the decoded images beside them."""
+        config, name = self._config, latent_folder(self._latent_size)
+        data = records[0]["train"]["data"]
+        title = f"VAEs with latent size D = {self._latent_size}, {config.epochs} epochs\n{data}"
+        panels = {
+            f"z from p(z): {prior}, {mode}": np.load(
+                self._folder / _file_name(mode, prior) / "samples.npy"
+            )
+            for mode, prior in config.plan
+        }
+        self._work.write_figure(f"samples_{name}", figures.samples_figure(panels, title))
+        self._work.write_figure(
+            f"marginal_kl_{name}", prior_figures.marginal_kl_figure(records, title)
+        )
 
 
-def _measured(
-    vae: VAE,
-    prior: tfd.Distribution,
-    leave_one_out: Callable[[Any], tfd.Distribution] | None,
-    evaluation: Evaluation,
-    folder: Path,
-) -> dict[str, Any]:
-    images = audit.decoded_samples(vae, prior, evaluation.seed)
-    with replaced_when_whole(folder / "samples.npy") as unfinished, unfinished.open("wb") as file:
-        np.save(file, images)
-    return audit.audit(vae, prior, evaluation, leave_one_out)
+def _file_name(mode: str, name: PriorName) -> str:
+    return f"{mode}_{name.file_name}"
 
 
 def _num_parameters(prior: Prior) -> int:
     return sum(math.prod(variable.shape) for variable in prior.fitted_variables)
-
-
-def _folder_of(folder: Path, mode: str, name: PriorName) -> Path:
-    return folder / f"{mode}_{name.file_name}"
 
 
 def _summary(record: Mapping[str, Any]) -> str:
@@ -293,52 +296,7 @@ def _summary(record: Mapping[str, Any]) -> str:
     )
 
 
-def _draw_figures(
-    config: PriorsConfig, records: Sequence[Mapping[str, Any]], folder: Path, target: Path
-) -> None:
-    """Draws the figures of one latent size from its records and the decoded images beside them."""
-    latent_size, data = records[0]["latent_size"], records[0]["train"]["data"]
-    title = f"VAEs with latent size D = {latent_size}, {config.epochs} epochs\n{data}"
-    panels = {}
-    for mode, name in config.plan:
-        images = np.load(_folder_of(folder, mode, name) / "samples.npy")
-        panels[f"z from p(z): {name}, {mode}"] = images
-    workdir.write_figure(
-        target / f"samples_latent_{latent_size:02d}.png", figures.samples_figure(panels, title)
-    )
-    workdir.write_figure(
-        target / f"marginal_kl_latent_{latent_size:02d}.png",
-        prior_figures.marginal_kl_figure(records, title),
-    )
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() >= {
-        "latent_size",
-        "mode",
-        "prior",
-        "train",
-        "test",
-        "log_evidence",
-    }
-
-
-def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
-    """Runs the experiment that the flags describe."""
-
-    def work() -> None:
-        run(
-            config_from_flags(flag_values),
-            Path(flag_values.workdir),
-            flag_values.data_dir,
-            flag_values.manual_dir,
-        )
-
-    return command.exit_code(argv, work, "with the prior it was at")
-
+COMMAND = Command(PriorsConfig, run, "with the prior it was at")
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(priors_config)  # --helpshort shows them
-    logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
-    app.run(main)
+    COMMAND.start()

@@ -20,16 +20,20 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 
-from experiments.common import command, workdir
-from experiments.common.trained_model import TrainedModel, load_trained_model
-from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.estimate import Estimate
+from experiments.common.command import Command
+from experiments.common.settings import setting
+from experiments.common.trained_model import (
+    TrainedModel,
+    TrainedModelSettings,
+    load_trained_model,
+)
+from experiments.common.workdir import Record, Run
+from tfp_surgery import seeds
 from tfp_surgery.evidence.annealed_importance_sampling import (
     log_evidence_by_annealed_importance_sampling,
 )
@@ -39,9 +43,8 @@ from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_el
 from tfp_surgery.evidence.inference_gaps import inference_gaps
 from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.evidence.refined_posteriors import refined_posteriors
-from tfp_surgery.seeds import MAX_SEED
-
-_EXPERIMENT = "log_evidence"
+from tfp_surgery.measurement.result import aligned_rows
+from tfp_surgery.reporting.tables import format_estimate
 
 # The small bounds are averaged over so many draws an image as to have small errors too.
 _SMALL_BOUNDS = {"elbo": 1, "iw_5": 5, "iw_50": 50}
@@ -63,61 +66,24 @@ _LABELS = {
     "simulated_gap": "simulated data: upper - lower",
 }
 
-_INTEGER_FLAGS = {
-    "latent_size": (10, "which VAE of that run"),
-    "num_images": (100, "test images, drawn at random"),
-    "num_importance_samples": (5000, "draws an image of the largest importance-weighted bound"),
-    "num_temperatures": (300, "of AIS"),
-    "num_chains": (8, "of AIS, an image"),
-    "num_leapfrog_steps": (5, "of AIS, a temperature"),
-    "num_simulated": (50, "images that the model simulates"),
-    "num_refinement_steps": (300, "of Adam on q(z) of each image"),
-    "seed": (0, "of the choice of images and of all draws"),
-}
-_FOLDER_FLAGS = {
-    "run": "folder of a run of experiments.elbo_surgery",
-    "workdir": "folder of the results",
-    "data_dir": "folder of prepared TFDS data; TFDS's own if none",
-    "manual_dir": "folder with the data set's original files, for machines without network",
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """All that the numbers depend on.
+class Config(TrainedModelSettings):
+    """Of the bounds."""
 
-    Raises:
-      ValueError: if a setting is out of range.
-    """
-
-    run: str
-    latent_size: int
-    num_images: int
-    num_importance_samples: int
-    num_temperatures: int
-    num_chains: int
-    num_leapfrog_steps: int
-    num_simulated: int
-    num_refinement_steps: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        """Checks the settings."""
-        least = {"seed": 0, "num_chains": 2, "num_simulated": 2, "num_importance_samples": 2}
-        for field in dataclasses.fields(self):
-            if field.name != "run":
-                maximum = MAX_SEED if field.name == "seed" else None
-                minimum = least.get(field.name, 1)
-                checked_integer(f"--{field.name}", getattr(self, field.name), minimum, maximum)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings in types that JSON knows."""
-        return dataclasses.asdict(self)
+    num_importance_samples: int = setting(
+        5000, "draws an image of the largest importance-weighted bound", minimum=2
+    )
+    num_temperatures: int = setting(300, "of AIS")
+    num_chains: int = setting(8, "of AIS, an image", minimum=2)
+    num_leapfrog_steps: int = setting(5, "of AIS, a temperature")
+    num_simulated: int = setting(50, "images that the model simulates", minimum=2)
+    num_refinement_steps: int = setting(300, "of Adam on q(z) of each image")
 
 
 def run(
     config: Config, folder: Path, data_dir: str | None = None, manual_dir: str | None = None
-) -> dict[str, Any]:
+) -> list[Record]:
     """Brings the measurement in `folder` to its end, whatever of it is there already.
 
     Args:
@@ -127,58 +93,35 @@ def run(
       manual_dir: likewise.
 
     Returns:
-      The content of `results.json`.
+      The records of all measurements.
 
     Raises:
       OSError: if a folder or the data cannot be used.
       ValueError: if a folder holds something else.
     """
-    state = workdir.find_state(folder, _EXPERIMENT, config.to_dict())
-    results: dict[str, Any]
-    if state is workdir.State.FINISHED:
-        results = workdir.read_json(folder / workdir.RESULTS_FILE)
-        if not (isinstance(results, dict) and {"data", "estimates"} <= results.keys()):
-            raise ValueError(f"{folder / workdir.RESULTS_FILE} is damaged: delete it.")
-        workdir.show_finished(folder, text_table(config, results))
-        return results
-
-    subject = load_trained_model(
-        config.run, config.latent_size, config.num_images, config.seed, data_dir, manual_dir
+    work = Run(
+        folder, "log_evidence", config.to_dict(), fields=("measurement", "images", "seconds")
     )
-    warning = workdir.begin(folder, _EXPERIMENT, config.to_dict(), subject.dataset)
-    name = f"{config.run}, latent size {config.latent_size}; {subject.data}"
-    workdir.announce(folder, state, name, warning)
+    table = partial(text_table, config)
+    if work.is_finished:
+        return work.show(table)
 
-    parts: dict[str, dict[str, Any]] = {}
-    for name, measure in _MEASUREMENTS.items():
-        parts[name] = _measured(folder / f"{name}.json", name, measure, config, subject, parts)
-    results = {
-        "data": subject.data,
-        "config": config.to_dict(),
-        "versions": workdir.versions(),
-        "seconds": {name: part["seconds"] for name, part in parts.items()},
-        "estimates": estimates(parts),
-        "parts": parts,
-    }
-    rows = [{"quantity": name, **entry} for name, entry in results["estimates"].items()]
-    workdir.write_csv(folder / "results.csv", rows)
-    # Written last: where it is, the run is finished.
-    workdir.write_json(folder / workdir.RESULTS_FILE, results)
-    print(f"\n{text_table(config, results)}\n\nWritten to {folder}", flush=True)
-    return results
+    subject = load_trained_model(config, data_dir, manual_dir)
+    work.begin(subject.dataset, f"{config.run}, latent size {config.latent_size}; {subject.data}")
+    records: list[Record] = []
+    for name in _MEASUREMENTS:
+        make = partial(_measured, name, config, subject, by_name(records))
+        records.append(work.part(name, name.replace("_", " "), make))
+    found = estimates(records)
+    rows = [{"quantity": name, **entry} for name, entry in found.items()]
+    return work.finish(records, rows, table, data=subject.data, estimates=found)
 
 
-def measure_small_bounds(
-    config: Config, subject: TrainedModel, _: Mapping[str, Any]
-) -> dict[str, Any]:
+def measure_small_bounds(config: Config, subject: TrainedModel, _: Mapping[str, Record]) -> Record:
     """ELBO, IW_5 and IW_50, each averaged over draws of its own."""
-    vae = subject.vae
     return {
         name: importance_weighted_elbo(
-            subject.x,
-            vae.encoder,
-            vae.decoder,
-            vae.prior,
+            *subject.arguments,
             num_importance_samples=m,
             num_samples=_DRAWS_OF_SMALL_BOUNDS // m,
             seed=config.seed,
@@ -188,51 +131,42 @@ def measure_small_bounds(
 
 
 def measure_importance_sampling(
-    config: Config, subject: TrainedModel, _: Mapping[str, Any]
-) -> dict[str, Any]:
+    config: Config, subject: TrainedModel, _: Mapping[str, Record]
+) -> Record:
     """The largest importance-weighted bound."""
-    vae = subject.vae
     return log_evidence_by_importance_sampling(
-        subject.x,
-        vae.encoder,
-        vae.decoder,
-        vae.prior,
+        *subject.arguments,
         num_importance_samples=config.num_importance_samples,
         seed=config.seed,
     ).to_dict()
 
 
-def measure_refined(config: Config, subject: TrainedModel, _: Mapping[str, Any]) -> dict[str, Any]:
+def measure_refined(config: Config, subject: TrainedModel, _: Mapping[str, Record]) -> Record:
     """The largest importance-weighted bound, with q(z) refined for each image as proposal."""
-    vae = subject.vae
     proposals = refined_posteriors(
-        subject.x,
-        vae.encoder,
-        vae.decoder,
-        vae.prior,
+        *subject.arguments,
         num_steps=config.num_refinement_steps,
         seed=config.seed,
     )
     return log_evidence_by_importance_sampling(
         subject.x,
         proposals,
-        vae.decoder,
-        vae.prior,
+        subject.vae.decoder,
+        subject.prior,
         num_importance_samples=config.num_importance_samples,
-        seed=config.seed,
+        seed=seeds.key(config.seed, "experiments/log_evidence/refined"),
     ).to_dict()
 
 
-def measure_annealed(config: Config, subject: TrainedModel, _: Mapping[str, Any]) -> dict[str, Any]:
+def measure_annealed(config: Config, subject: TrainedModel, _: Mapping[str, Record]) -> Record:
     """Annealed importance sampling from the prior."""
     return log_evidence_by_annealed_importance_sampling(
-        subject.x, subject.vae.decoder, subject.vae.prior, **_chains(config)
+        subject.x, subject.vae.decoder, subject.prior, **_chains(config)
     ).to_dict()
 
 
-def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]) -> dict[str, Any]:
+def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Record]) -> Record:
     """The two gaps, from the largest of the bounds on the log evidence."""
-    vae = subject.vae
     best = max(
         (parts[name] for name in _LOG_EVIDENCE),
         key=lambda part: float(part["estimate"]["value"]),
@@ -249,10 +183,7 @@ def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]
         seed=best["seed"],
     )
     gaps = inference_gaps(
-        subject.x,
-        vae.encoder,
-        vae.decoder,
-        vae.prior,
+        *subject.arguments,
         log_evidence=log_evidence,
         num_steps=config.num_refinement_steps,
         seed=config.seed,
@@ -260,19 +191,17 @@ def measure_gaps(config: Config, subject: TrainedModel, parts: Mapping[str, Any]
     return {**gaps.to_dict(), "method_of_log_evidence": log_evidence.method}
 
 
-def measure_both_sides(
-    config: Config, subject: TrainedModel, _: Mapping[str, Any]
-) -> dict[str, Any]:
+def measure_both_sides(config: Config, subject: TrainedModel, _: Mapping[str, Record]) -> Record:
     """AIS and reverse AIS on data that the model simulates."""
     return bidirectional_monte_carlo(
         subject.vae.decoder,
-        subject.vae.prior,
+        subject.prior,
         num_observations=config.num_simulated,
         **_chains(config),
     ).to_dict()
 
 
-_MEASUREMENTS: dict[str, Callable[[Config, TrainedModel, Mapping[str, Any]], dict[str, Any]]] = {
+_MEASUREMENTS: dict[str, Callable[[Config, TrainedModel, Mapping[str, Record]], Record]] = {
     "small_bounds": measure_small_bounds,
     "importance_sampling": measure_importance_sampling,
     "annealed": measure_annealed,
@@ -294,45 +223,40 @@ def _chains(config: Config) -> dict[str, int]:
 
 
 def _measured(
-    path: Path,
-    name: str,
-    measure: Callable[[Config, TrainedModel, Mapping[str, Any]], dict[str, Any]],
-    config: Config,
-    subject: TrainedModel,
-    parts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A part of the results: as it was written, or measured and written now."""
-    label = name.replace("_", " ")
-    if path.exists():
-        print(f"{label}: done before.", flush=True)
-        part: dict[str, Any] = workdir.read_json(path)
-        if not isinstance(part, dict) or "seconds" not in part:
-            raise ValueError(f"{path} is damaged: delete it to have it made anew.")
-        return part
-    print(f"{label} ...", end=" ", flush=True)
+    name: str, config: Config, subject: TrainedModel, parts: Mapping[str, Record]
+) -> Record:
+    """A measurement, with its time and what it warned of; both are printed."""
+    print(f"{name.replace('_', ' ')} ...", end=" ", flush=True)
     start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        part = measure(config, subject, parts)
-    part["seconds"] = round(time.monotonic() - start, 2)
-    part["warnings"] = [str(w.message) for w in caught if w.category is UserWarning]
-    workdir.write_json(path, part)
-    print(f"{part['seconds']:.0f} s", flush=True)
-    for message in part["warnings"]:
+        record = _MEASUREMENTS[name](config, subject, parts)
+    record["measurement"] = name
+    record["images"] = subject.data
+    record["seconds"] = round(time.monotonic() - start, 2)
+    record["warnings"] = [str(w.message) for w in caught if w.category is UserWarning]
+    print(f"{record['seconds']:.0f} s", flush=True)
+    for message in record["warnings"]:
         print(f"  Warning: {message}", flush=True)
-    return part
+    return record
 
 
-def estimates(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def by_name(records: Sequence[Record]) -> dict[str, Record]:
+    """The records by the names of the measurements."""
+    return {record["measurement"]: record for record in records}
+
+
+def estimates(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """All estimates by name, in the order of the table.
 
     Args:
-      parts: what was measured.
+      records: of all measurements.
 
     Returns:
       `{"value", "standard_error"}` of each.
     """
-    iw, ais, refined = (parts[name]["estimate"] for name in _LOG_EVIDENCE)
+    parts = by_name(records)
+    iw, ais, refined = (parts[name]["log_evidence"] for name in _LOG_EVIDENCE)
 
     def difference(larger: Mapping[str, float], smaller: Mapping[str, float]) -> dict[str, float]:
         return {
@@ -353,29 +277,29 @@ def estimates(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     }
 
 
-def text_table(config: Config, results: Mapping[str, Any]) -> str:
+def text_table(config: Config, records: Sequence[Record]) -> str:
     """The table of a finished run.
 
     Args:
       config: settings of the run.
-      results: content of `results.json`.
+      records: of all measurements.
 
     Returns:
       Lines of text.
     """
-    labels = {name: label.format(**config.to_dict()) for name, label in _LABELS.items()}
-    width = max(map(len, labels.values()))
+    found, parts = estimates(records), by_name(records)
     lines = [
         f"Log evidence, VAE with latent size {config.latent_size} of {config.run}",
-        f"{results['data']}",
+        records[0]["images"],
         "nats per image ± standard error (of the draws; for simulated data, over the images)",
         "",
+        *aligned_rows(
+            [
+                (label.format(**config.to_dict()), format_estimate(found[name]))
+                for name, label in _LABELS.items()
+            ]
+        ),
     ]
-    for name, label in labels.items():
-        entry = results["estimates"][name]
-        estimate = Estimate(entry["value"], entry["standard_error"], 0)
-        lines.append(f"  {label:<{width}}  {estimate!s:>18}")
-    parts = results["parts"]
     for name in _LOG_EVIDENCE:
         sizes = np.array(parts[name]["effective_sample_sizes"])
         refined = ", q refined" if name == "refined" else ""
@@ -387,42 +311,7 @@ def text_table(config: Config, results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags: not on import, since other experiments have flags of the same names.
-
-    Args:
-      values: where to define them.
-    """
-    for name, (default, text) in _INTEGER_FLAGS.items():
-        flags.DEFINE_integer(name, default, text, flag_values=values)
-    for name, text in _FOLDER_FLAGS.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-
-
-def config_from_flags(values: flags.FlagValues) -> Config:
-    """The settings that the parsed flags state.
-
-    Raises:
-      ValueError: if one is missing or out of range.
-    """
-    for name in ("run", "workdir"):
-        if not values[name].value:
-            raise ValueError(f"--{name} must name a folder.")
-    integers: dict[str, Any] = {name: values[name].value for name in _INTEGER_FLAGS}
-    return Config(run=values.run, **integers)
-
-
-def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
-    """Runs the experiment that the flags describe."""
-
-    def work() -> None:
-        config = config_from_flags(values)
-        run(config, Path(values.workdir), values.data_dir, values.manual_dir)
-
-    return command.exit_code(argv, work, "from the last measurement")
-
+COMMAND = Command(Config, run, "from the last measurement")
 
 if __name__ == "__main__":
-    define_flags(flags.FLAGS)
-    logging.set_verbosity(logging.WARNING)  # TFDS tells every step otherwise
-    app.run(main)
+    COMMAND.start()

@@ -14,7 +14,8 @@ import pytest
 from absl import flags
 
 import tfp_surgery
-from experiments.priors import config
+from experiments import learned_priors
+from experiments.priors.config import PriorsConfig
 from tests.testing.mnist import mnist_dir
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -87,9 +88,9 @@ def test_the_priors_it_names_exist() -> None:
     assert len(commands) >= 3
     for command in commands:
         values = flags.FlagValues()  # type: ignore[no-untyped-call]
-        config.define_flags(values)
+        learned_priors.COMMAND.define_flags(values)
         values(shlex.split(command.replace("\\\n", " "))[2:])
-        assert config.config_from_flags(values).plan
+        assert PriorsConfig.from_flags(values).plan
 
 
 @pytest.mark.slow

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_probability as tfp
 
+import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
 from experiments.common import workdir
-from tfp_surgery import datasets
+from experiments.common.settings import Settings, seed_setting, setting
+from tfp_surgery import datasets, seeds
 from tfp_surgery.datasets import Dataset
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.training.checkpoint import load_checkpoint
+
+tfd = tfp.distributions
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModelSettings(Settings):
+    """Which model is measured, and on which images."""
+
+    run: str = setting(dataclasses.MISSING, "folder of a run of experiments.elbo_surgery")
+    latent_size: int = setting(10, "which VAE of that run")
+    num_images: int = setting(100, "test images, drawn at random")
+    seed: int = seed_setting("of the choice of images and of all draws")
+
+    def __post_init__(self) -> None:
+        """Checks the settings; the folder is named alike wherever the command is given."""
+        super().__post_init__()
+        object.__setattr__(self, "run", str(Path(self.run).resolve()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +53,26 @@ class TrainedModel:
     x: np.ndarray
     data: str
     dataset: dict[str, Any]
+
+    @functools.cached_property
+    def posteriors(self) -> AggregatePosterior:
+        """q(z) over the images, encoded when it is first asked for."""
+        return AggregatePosterior.from_encoder(self.vae.encoder, self.x)
+
+    @functools.cached_property
+    def prior(self) -> tfd.Distribution:
+        """p(z), built when it is first asked for."""
+        return self.vae.prior()
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What a measurement takes first: images, their posteriors, decoder, prior."""
+        return self.x, self.posteriors, self.vae.decoder, self.prior
+
+
+def latent_folder(latent_size: int) -> str:
+    """The name of the folder of a latent size in a run."""
+    return f"latent_{latent_size:02d}"
 
 
 def load_dataset(
@@ -61,21 +103,35 @@ def load_dataset(
     )
 
 
+def choose_images(dataset: Dataset, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of some images, drawn without replacement, in the order of the data set.
+
+    Args:
+      dataset: the data set.
+      number: how many.
+      rng: random numbers.
+
+    Returns:
+      The indices, `[number]`.
+
+    Raises:
+      ValueError: if there are too few images.
+    """
+    if number > len(dataset):
+        raise ValueError(
+            f"--num_images={number} exceeds the {len(dataset)} images of "
+            f"{dataset.name}/{dataset.split}."
+        )
+    return np.sort(rng.choice(len(dataset), number, replace=False))
+
+
 def load_trained_model(
-    run: str,
-    latent_size: int,
-    num_images: int,
-    seed: int,
-    data_dir: str | None = None,
-    manual_dir: str | None = None,
+    config: TrainedModelSettings, data_dir: str | None = None, manual_dir: str | None = None
 ) -> TrainedModel:
     """Loads a trained VAE and draws test images of the data set it was trained on.
 
     Args:
-      run: folder of a run of `experiments.elbo_surgery`.
-      latent_size: which of its VAEs.
-      num_images: how many images, drawn at random without replacement.
-      seed: of the choice of images; the same seed and number give the same images.
+      config: which VAE and how many images; the same seed and number give the same images.
       data_dir: see `tfp_surgery.datasets.load`, as for `manual_dir`.
       manual_dir: likewise.
 
@@ -87,20 +143,20 @@ def load_trained_model(
       ValueError: if the folder holds no such run, the VAE is missing or not trained to its end, or
         there are too few images.
     """
-    source = Path(run)
+    source = Path(config.run)
     path = source / workdir.CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"--run={run} holds no run of experiments.elbo_surgery.")
+        raise ValueError(f"--run={source} holds no run of experiments.elbo_surgery.")
     description = workdir.read_json(path)
     if not isinstance(description, dict) or description.get("experiment") != "elbo_surgery":
-        raise ValueError(f"--run={run} holds something other than a run of elbo_surgery.")
+        raise ValueError(f"--run={source} holds something other than a run of elbo_surgery.")
     settings = description["config"]
-    if latent_size not in settings["latent_sizes"]:
+    if config.latent_size not in settings["latent_sizes"]:
         raise ValueError(
-            f"--run={run} has VAEs of latent size {settings['latent_sizes']}, none of "
-            f"--latent_size={latent_size}."
+            f"--run={source} has VAEs of latent size {settings['latent_sizes']}, none of "
+            f"--latent_size={config.latent_size}."
         )
-    own_folder = source / f"latent_{latent_size:02d}"
+    own_folder = source / latent_folder(config.latent_size)
     checkpoint = load_checkpoint(own_folder / "checkpoint.keras")
     if checkpoint.num_epochs != settings["epochs"]:
         raise ValueError(
@@ -108,16 +164,15 @@ def load_trained_model(
             f"{settings['epochs']} epochs: finish that run first."
         )
     test_set = load_dataset(settings, "test", data_dir, manual_dir)
-    if num_images > len(test_set):
-        raise ValueError(
-            f"--num_images={num_images} exceeds the {len(test_set)} images of {test_set.name}/test."
-        )
-    rng = np.random.default_rng([seed, 0])
-    chosen = np.sort(rng.choice(len(test_set), num_images, replace=False))
+    chosen = choose_images(
+        test_set,
+        config.num_images,
+        seeds.generator(config.seed, "experiments/trained_model/images"),
+    )
     draw_seed = settings["seed"] if test_set.binarization == "stochastic" else None
     return TrainedModel(
         vae=checkpoint.model,
         x=test_set.observations(draw_seed=draw_seed)[chosen],
-        data=f"{num_images} random images of {test_set.describe(draw_seed=draw_seed)}",
+        data=f"{len(chosen)} random images of {test_set.describe(draw_seed=draw_seed)}",
         dataset=test_set.to_dict(),
     )

@@ -172,7 +172,7 @@ def _check_checkpoint(
     if (
         not isinstance(model, VAE)
         or model.event_shape != dataset.event_shape
-        or model.prior().event_shape != [latent_size]
+        or model.prior.event_size != latent_size
     ):
         raise ValueError(
             f"{path} holds another model than the VAE of latent size {latent_size} for "

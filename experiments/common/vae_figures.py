@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from matplotlib.figure import Figure
 
+from tfp_surgery import seeds
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.reporting import figures
@@ -17,15 +18,14 @@ _NUM_RECONSTRUCTIONS = 12
 _NUM_SAMPLES = 64
 _NUM_CODES = 10_000
 _GRID_SIZE = 160
-# Tells the draws for the figures from each other and from those of the surgery.
-_PRIOR_STREAM, _AGGREGATE_STREAM = 2, 3
 
 
-def reconstructions(vae: VAE, x: np.ndarray, title: str) -> Figure:
+def reconstructions(vae: VAE, aggregate: AggregatePosterior, x: np.ndarray, title: str) -> Figure:
     """Observations at even distances through `x`, and their reconstructions.
 
     Args:
       vae: the trained model.
+      aggregate: q(z) over `x`.
       x: observations `[N, height, width, channels]`.
       title: of the figure.
 
@@ -33,14 +33,18 @@ def reconstructions(vae: VAE, x: np.ndarray, title: str) -> Figure:
       The figure.
     """
     chosen = np.linspace(0, len(x) - 1, min(_NUM_RECONSTRUCTIONS, len(x))).astype(int)
-    return figures.reconstructions_figure(x[chosen], vae(tf.constant(x[chosen])).numpy(), title)
+    z = tf.gather(aggregate.components_distribution.mean(), chosen)
+    return figures.reconstructions_figure(x[chosen], vae.decoder(z).mean().numpy(), title)
 
 
-def samples(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> Figure:
+def samples(
+    vae: VAE, prior: tfd.Distribution, aggregate: AggregatePosterior, seed: int, title: str
+) -> Figure:
     """Images decoded from the prior, beside those decoded from q(z).
 
     Args:
       vae: the trained model.
+      prior: p(z).
       aggregate: q(z) over the training set.
       seed: of the draws.
       title: of the figure.
@@ -48,8 +52,12 @@ def samples(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> F
     Returns:
       The figure.
     """
-    prior_codes = vae.prior().sample(_NUM_SAMPLES, seed=tf.constant([seed, _PRIOR_STREAM]))
-    codes = aggregate.sample(_NUM_SAMPLES, seed=tf.constant([seed, _AGGREGATE_STREAM]))
+    prior_codes = prior.sample(
+        _NUM_SAMPLES, seed=seeds.key(seed, "experiments/vae_figures/prior_codes")
+    )
+    codes = aggregate.sample(
+        _NUM_SAMPLES, seed=seeds.key(seed, "experiments/vae_figures/aggregate_codes")
+    )
     panels = {
         "z from the prior p(z)": vae.decoder(prior_codes).mean().numpy(),
         "z from the aggregate posterior q(z)": vae.decoder(codes).mean().numpy(),
@@ -57,11 +65,11 @@ def samples(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> F
     return figures.samples_figure(panels, title)
 
 
-def codes(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> Figure:
+def codes(prior: tfd.Distribution, aggregate: AggregatePosterior, seed: int, title: str) -> Figure:
     """The plane of two-dimensional codes: posteriors, q(z), and q(z) against the prior.
 
     Args:
-      vae: the trained model, of latent size 2.
+      prior: p(z).
       aggregate: q(z) over the training set.
       seed: of the random subset of codes that is shown of a large data set.
       title: of the figure.
@@ -69,11 +77,12 @@ def codes(vae: VAE, aggregate: AggregatePosterior, seed: int, title: str) -> Fig
     Returns:
       The figure.
     """
-    posteriors, prior = aggregate.components_distribution, vae.prior()
+    posteriors = aggregate.components_distribution
     means = posteriors.mean().numpy()
     kl = tfd.kl_divergence(posteriors, prior).numpy()
     number = min(_NUM_CODES, len(means))
-    chosen = np.random.default_rng([seed, 0]).choice(len(means), number, replace=False)
+    rng = seeds.generator(seed, "experiments/vae_figures/subset")
+    chosen = rng.choice(len(means), number, replace=False)
     reach = max(3.5, 1.05 * float(np.quantile(np.abs(means), 0.999)))
     grid = np.linspace(-reach, reach, _GRID_SIZE, dtype=np.float32)
     points = tf.constant(np.stack(np.meshgrid(grid, grid), axis=-1))  # [G, G, 2]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import enum
 import importlib.metadata
 import io
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from matplotlib.figure import Figure
 
@@ -20,138 +18,223 @@ from tfp_surgery.files import UNFINISHED, replaced_when_whole
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
-
+# Raised when parts that were made before do not go with those made now: other fields or draws.
+_FORMAT = 2
 _PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy", "tfp-surgery")
 
-
-class State(enum.Enum):
-    """How far the run of a folder has come."""
-
-    NEW = "new"
-    BEGUN = "begun"
-    FINISHED = "finished"
+Record = dict[str, Any]
 
 
-def find_state(folder: Path, experiment: str, config: Mapping[str, Any]) -> State:
-    """Looks at the folder of a run, and changes nothing.
+class Run:
+    """A run of an experiment in a folder of its own, which goes on where it was stopped.
 
-    Args:
-      folder: the folder, which need not exist.
-      experiment: name of the experiment.
-      config: its settings, in types that JSON knows.
+    The folder holds the settings (`config.json`), a JSON file for each finished part, and at the
+    end the records of all parts (`results.json`, `results.csv`). What is there is never written
+    over.
 
-    Returns:
-      Whether the run with these settings has begun there, and is finished.
-
-    Raises:
-      OSError: if `folder` is no folder, or cannot be written to.
-      ValueError: if it holds something else: other files, or a run with other settings.
+    Attributes:
+      folder: the folder.
+      is_finished: whether the run with these settings was finished before.
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--workdir={folder} is a file, not a folder.")
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"--workdir={folder}: {nearest} is a file, not a folder.")
-    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-        raise PermissionError(f"--workdir={folder}: there is no permission to write in {nearest}.")
-    if not folder.exists() or all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
-        return State.NEW
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(
-            f"--workdir={folder} is not empty and holds no run of {experiment} (there is no "
-            f"{CONFIG_FILE}): name an empty or new folder. Nothing was changed."
+
+    def __init__(
+        self, folder: Path, experiment: str, config: Mapping[str, Any], fields: Collection[str] = ()
+    ) -> None:
+        """Looks at the folder, and changes nothing.
+
+        Args:
+          folder: the folder, which need not exist.
+          experiment: name of the experiment.
+          config: its settings, in types that JSON knows.
+          fields: what the record of a part has at least.
+
+        Raises:
+          OSError: if `folder` is no folder, or cannot be written to.
+          ValueError: if it holds something else: other files, or a run with other settings.
+        """
+        self.folder = folder
+        self._experiment = experiment
+        self._config = dict(config)
+        self._fields = set(fields)
+        self._dataset: Any = None
+        _check_writable(folder)
+        is_new = not folder.exists() or all(
+            path.name.startswith(UNFINISHED) for path in folder.iterdir()
         )
-    _check_same_run(folder, experiment, config)
-    return State.FINISHED if (folder / RESULTS_FILE).is_file() else State.BEGUN
+        if not is_new:
+            self._check_same_run()
+        self._goes_on = not is_new
+        self.is_finished = (folder / RESULTS_FILE).is_file()
 
+    def show(self, table: Callable[[list[Record]], str]) -> list[Record]:
+        """Prints the results of a run that was finished before.
 
-def begin(
-    folder: Path, experiment: str, config: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> str | None:
-    """Makes the folder and its `config.json`, or clears what a killed run left half written.
+        Args:
+          table: makes the table of the records.
 
-    Args:
-      folder: the folder, whose state is NEW or BEGUN.
-      experiment: name of the experiment.
-      config: its settings, in types that JSON knows.
-      dataset: what names the data set.
+        Returns:
+          The records of all parts.
 
-    Returns:
-      A warning where the run was begun with other versions of the software, which may not give
-      the same numbers bit for bit.
+        Raises:
+          ValueError: if the file of the results is damaged.
+        """
+        path = self.folder / RESULTS_FILE
+        content = read_json(path)
+        records = content.get("results") if isinstance(content, dict) else None
+        if not (isinstance(records, list) and records and all(map(self._is_record, records))):
+            _raise_damaged(path)
+        print(
+            f"{self.folder} holds the finished run of these settings; nothing was changed.\n\n"
+            f"{table(records)}",
+            flush=True,
+        )
+        return records
 
-    Raises:
-      OSError: if the folder cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.rglob(f"{UNFINISHED}*"):
-            path.unlink()
-        if not (folder / CONFIG_FILE).exists():
-            description = {
-                "experiment": experiment,
-                "config": config,
-                "dataset": dataset,
+    def begin(self, dataset: Mapping[str, Any], subject: str) -> None:
+        """Makes the folder, or clears what a killed run left half written; says what is to be done.
+
+        Args:
+          dataset: what names the data set, in types that JSON knows.
+          subject: what is measured.
+
+        Raises:
+          OSError: if the folder cannot be made or written to.
+        """
+        self._dataset = dict(dataset)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.rglob(f"{UNFINISHED}*"):
+                path.unlink()
+            if not self._goes_on:
+                description = {
+                    "experiment": self._experiment,
+                    "format": _FORMAT,
+                    "config": self._config,
+                    "dataset": self._dataset,
+                    "versions": versions(),
+                }
+                write_json(self.folder / CONFIG_FILE, description)
+        except OSError as error:
+            raise OSError(f"--workdir={self.folder} cannot be written to: {error}") from error
+        print(f"{'Going on with' if self._goes_on else 'New run in'} {self.folder}\n{subject}")
+        before = read_json(self.folder / CONFIG_FILE)["versions"]
+        changed = [
+            f"{name} {before.get(name)} -> {version}"
+            for name, version in versions().items()
+            if before.get(name) != version
+        ]
+        if changed:
+            print(
+                f"Warning: this run was begun with other versions ({', '.join(changed)}): numbers "
+                "may differ."
+            )
+        print(end="", flush=True)
+
+    def part(self, name: str, label: str, make: Callable[[], Record]) -> Record:
+        """The record of a part: as it was written, or made and written now.
+
+        Args:
+          name: of its file, without the ending, below the folder of the run.
+          label: what is printed of it.
+          make: makes the record, in types that JSON knows.
+
+        Returns:
+          The record.
+
+        Raises:
+          ValueError: if there is a record, and it is damaged.
+        """
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            record: Record = read_json(path)
+            if not self._is_record(record):
+                _raise_damaged(path)
+            print(f"{label}: done before.", flush=True)
+            return record
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = make()
+        write_json(path, record)  # where it is, this part is done
+        return record
+
+    def finish(
+        self,
+        records: list[Record],
+        rows: Sequence[Mapping[str, Any]],
+        table: Callable[[list[Record]], str],
+        **summary: Any,
+    ) -> list[Record]:
+        """Writes the results of all parts and prints them.
+
+        Args:
+          records: of all parts.
+          rows: of `results.csv`; see `write_csv`.
+          table: makes the table of the records.
+          **summary: what else `results.json` has, in types that JSON knows.
+
+        Returns:
+          The records.
+        """
+        write_csv(self.folder / "results.csv", rows)
+        # Written last: where it is, the run is finished.
+        write_json(
+            self.folder / RESULTS_FILE,
+            {
+                "dataset": self._dataset,
+                "config": self._config,
                 "versions": versions(),
-            }
-            write_json(folder / CONFIG_FILE, description)
-    except OSError as error:
-        raise OSError(f"--workdir={folder} cannot be written to: {error}") from error
-    before = read_json(folder / CONFIG_FILE).get("versions", {})
-    changed = [
-        f"{name} {before.get(name)} -> {version}"
-        for name, version in versions().items()
-        if before.get(name) != version
-    ]
-    if not changed:
-        return None
-    return f"this run was begun with other versions ({', '.join(changed)}): numbers may differ."
+                **summary,
+                "results": records,
+            },
+        )
+        print(f"\n{table(records)}\n\nWritten to {self.folder}", flush=True)
+        return records
 
+    def write_figure(self, name: str, figure: Figure) -> None:
+        """Writes a figure into the folder of figures, whole or not at all.
 
-def announce(folder: Path, state: State, subject: str, warning: str | None) -> None:
-    """Prints what is about to be done.
+        Args:
+          name: of its file, without the ending.
+          figure: the figure.
+        """
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        with replaced_when_whole(path) as unfinished:
+            figure.savefig(unfinished, dpi=150, format="png")
 
-    Args:
-      folder: the folder of the run.
-      state: what it was found to be.
-      subject: what is measured.
-      warning: what `begin` returned.
-    """
-    print(f"{'Going on with' if state is State.BEGUN else 'New run in'} {folder}\n{subject}")
-    if warning:
-        print(f"Warning: {warning}")
-    sys.stdout.flush()
+    def _is_record(self, value: Any) -> bool:
+        return isinstance(value, dict) and self._fields <= value.keys()
 
-
-def show_finished(folder: Path, table: str) -> None:
-    """Prints the results of a run that was finished before.
-
-    Args:
-      folder: the folder of the run.
-      table: its results.
-    """
-    print(f"{folder} holds the finished run of these settings; nothing was changed.\n\n{table}")
-    sys.stdout.flush()
-
-
-def finished_records(path: Path, is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """The records in a results file.
-
-    Args:
-      path: the file.
-      is_record: whether a value read from JSON can be a record.
-
-    Returns:
-      The records, at least one, in order.
-
-    Raises:
-      ValueError: if the file is damaged.
-    """
-    results = read_json(path)
-    records = results.get("results") if isinstance(results, dict) else None
-    if not (isinstance(records, list) and records and all(map(is_record, records))):
-        raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")
-    return records
+    def _check_same_run(self) -> None:
+        path, where = self.folder / CONFIG_FILE, f"--workdir={self.folder}"
+        if not path.is_file():
+            raise ValueError(
+                f"{where} is not empty and holds no run of {self._experiment} (there is no "
+                f"{CONFIG_FILE}): name an empty or new folder. Nothing was changed."
+            )
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("experiment") != self._experiment:
+            raise ValueError(
+                f"{where} holds something other than a run of {self._experiment}: name an empty "
+                "or new folder. Nothing was changed."
+            )
+        if found.get("format") != _FORMAT:
+            raise ValueError(
+                f"{where} holds a run of another version of {self._experiment}, whose parts do not "
+                "go with those of this one: name an empty or new folder. Nothing was changed."
+            )
+        before = found.get("config")
+        if not (isinstance(before, dict) and isinstance(found.get("versions"), dict)):
+            raise ValueError(f"{path} is damaged: the run cannot go on from it.")
+        differing = [
+            f"{name} was {before.get(name)!r}, is {self._config.get(name)!r}"
+            for name in {**before, **self._config}
+            if before.get(name) != self._config.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{where} holds a run with other settings ({'; '.join(differing)}): give the same "
+                "settings to go on with it, or name another folder. Nothing was changed."
+            )
 
 
 def versions() -> dict[str, str]:
@@ -188,19 +271,30 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows that have the same keys as CSV, whole or not at all."""
+    """Writes CSV, whole or not at all.
+
+    Args:
+      path: the file.
+      rows: with the same keys. `{"value", "standard_error"}` of an estimate becomes two columns,
+        a list one text, None an empty cell.
+    """
+    estimates = {name for row in rows for name, value in row.items() if isinstance(value, Mapping)}
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        cells: dict[str, Any] = {}
+        for name, value in row.items():
+            if name in estimates:
+                entry = value or {}
+                cells[name] = entry.get("value")
+                cells[f"{name}_standard_error"] = entry.get("standard_error")
+            else:
+                cells[name] = " ".join(map(str, value)) if isinstance(value, list) else value
+        if writer is None:
+            writer = csv.DictWriter(buffer, fieldnames=list(cells), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(cells)
     _write_text(path, buffer.getvalue())
-
-
-def write_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG, whole or not at all; makes its folder."""
-    path.parent.mkdir(exist_ok=True)
-    with replaced_when_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -208,23 +302,13 @@ def _write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def _check_same_run(folder: Path, experiment: str, config: Mapping[str, Any]) -> None:
-    found = read_json(folder / CONFIG_FILE)
-    if not isinstance(found, dict) or found.get("experiment") != experiment:
-        raise ValueError(
-            f"--workdir={folder} holds something other than a run of {experiment}: name an empty "
-            "or new folder. Nothing was changed."
-        )
-    before = found.get("config")
-    if not (isinstance(before, dict) and isinstance(found.get("versions"), dict)):
-        raise ValueError(f"{folder / CONFIG_FILE} is damaged: the run cannot go on from it.")
-    differing = [
-        f"{name} was {before.get(name)!r}, is {config.get(name)!r}"
-        for name in {**before, **config}
-        if before.get(name) != config.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"--workdir={folder} holds a run with other settings ({'; '.join(differing)}): give "
-            "the same settings to go on with it, or name another folder. Nothing was changed."
-        )
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"--workdir={folder}: {nearest} is a file, not a folder.")
+    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(f"--workdir={folder}: there is no permission to write in {nearest}.")
+
+
+def _raise_damaged(path: Path) -> NoReturn:
+    raise ValueError(f"{path} is damaged, it holds no results: delete it to have it made anew.")

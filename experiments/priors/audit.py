@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
+from tfp_surgery.components import components as components_lib
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.distributions.resampled import Resampled
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
@@ -23,9 +26,9 @@ from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 tfd = tfp.distributions
 
 NUM_DECODED = 36
+SPLITS = ("train", "test")
 _NUM_DRAWS = 2  # an observation
 _BLOCK = 10_000  # codes scored at a time
-_CODES_STREAM, _DECODED_STREAM = 6, 7  # of the seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,8 +38,8 @@ class Evaluation:
     Attributes:
       train: the training set.
       test: held-out data.
-      images: some test images, `[M, *event_shape]`.
-      num_importance_samples: of the log evidence of the images.
+      images: indices of the test images whose log evidence is estimated, `[M]`.
+      num_importance_samples: of the log evidence of an image.
       num_samples: draws of the code an observation in the surgery.
       seed: of all draws.
     """
@@ -49,20 +52,49 @@ class Evaluation:
     seed: int
 
 
+class EncodedModel:
+    """A VAE with all that it is measured on, encoded once.
+
+    Attributes:
+      vae: the model; its own prior is not used.
+      train: q(z) over the training set.
+      test: q(z) over the held-out data.
+    """
+
+    def __init__(self, vae: VAE, evaluation: Evaluation) -> None:
+        """Encodes the data.
+
+        Args:
+          vae: the model.
+          evaluation: what it is measured on.
+        """
+        self.vae = vae
+        self.train = AggregatePosterior.from_encoder(vae.encoder, evaluation.train)
+        self.test = AggregatePosterior.from_encoder(vae.encoder, evaluation.test)
+
+
+def part_of(aggregate: AggregatePosterior, indices: np.ndarray) -> AggregatePosterior:
+    """q(z) over some of the observations, which are named by their indices."""
+    return AggregatePosterior(
+        components_lib.gather(aggregate.components_distribution, tf.constant(indices, tf.int32))
+    )
+
+
 def audit(
-    vae: VAE,
+    model: EncodedModel,
     prior: tfd.Distribution,
     evaluation: Evaluation,
-    leave_one_out: Callable[[np.ndarray], tfd.Distribution] | None = None,
+    own_components: Any = None,
 ) -> dict[str, Any]:
     """Measures a model whose prior is `prior`.
 
     Args:
-      vae: gives encoder and decoder; its own prior is not used.
+      model: the model.
       prior: p(z).
       evaluation: what on.
-      leave_one_out: from indices of training observations `[B]` to the prior without the component
-        of each, batch `[B]`; None where the prior has no such components.
+      own_components: integer `[N]`: which component of the prior is that of a training
+        observation, -1 for those without one. None where components are not those of observations;
+        the prior is an `AggregatePosterior` otherwise.
 
     Returns:
       The surgery of both sets, the gap between their marginal KLs, the marginal KL with each
@@ -70,23 +102,30 @@ def audit(
       exceeds that of N(0, I) in E[log p(z)], each in types that JSON knows.
     """
     start = time.monotonic()
-    seed = evaluation.seed
-    record: dict[str, Any] = {}
-    for split, dataset in (("train", evaluation.train), ("test", evaluation.test)):
+    seed, decoder = evaluation.seed, model.vae.decoder
+    record: dict[str, Any] = {"leave_one_out_marginal_kl": None}
+    for split in SPLITS:
+        aggregate: AggregatePosterior = getattr(model, split)
         surgery = elbo_surgery(
-            dataset, vae.encoder, vae.decoder, prior, num_samples=evaluation.num_samples, seed=seed
+            getattr(evaluation, split),
+            aggregate,
+            decoder,
+            prior,
+            num_samples=evaluation.num_samples,
+            seed=seeds.key(seed, "experiments/priors/audit/surgery", SPLITS.index(split)),
         )
+        z = codes(aggregate, split, seed)
         record[split] = surgery.to_dict()
-        record[f"{split}_gain"] = gain(vae, dataset, prior, seed).to_dict()
-        if split == "train" and leave_one_out is not None:
-            held_out = leave_one_out_marginal_kl(vae, dataset, leave_one_out, seed)
+        record[f"{split}_gain"] = gain(prior, z).to_dict()
+        if split == "train" and own_components is not None:
+            left_out = LeaveOneOut(prior, own_components)
+            held_out = leave_one_out_marginal_kl(aggregate, left_out, z)
             record["leave_one_out_marginal_kl"] = held_out.to_dict()
-        if split == "test":
-            record["memorisation_gap"] = _difference(record, "marginal_kl").to_dict()
+    record["memorisation_gap"] = _difference(record, "marginal_kl").to_dict()
     evidence = log_evidence_by_importance_sampling(
-        evaluation.images,
-        vae.encoder,
-        vae.decoder,
+        evaluation.test.observations()[evaluation.images],
+        part_of(model.test, evaluation.images).components_distribution,
+        decoder,
         prior,
         num_importance_samples=evaluation.num_importance_samples,
         seed=seed,
@@ -97,79 +136,69 @@ def audit(
         "median_effective_sample_size": float(np.median(evidence.effective_sample_sizes)),
         "least_effective_sample_size": float(np.min(evidence.effective_sample_sizes)),
     }
-    record["normalizer_error"] = normalizer_error(vae, prior, evaluation.test, seed)
+    record["normalizer_error"] = normalizer_error(prior, z)
     record["num_importance_samples"] = evaluation.num_importance_samples
     record["audit_seconds"] = round(time.monotonic() - start, 2)
-    return {"leave_one_out_marginal_kl": None, **record}
+    return record
 
 
-def gain(vae: VAE, dataset: Dataset, prior: tfd.Distribution, seed: int) -> Estimate:
+def codes(aggregate: AggregatePosterior, split: str, seed: int) -> tf.Tensor:
+    """Draws of q(z|x_n) of every observation of a split, `[S, N, D]`."""
+    return aggregate.components_distribution.sample(
+        _NUM_DRAWS, seed=seeds.key(seed, "experiments/priors/audit/codes", SPLITS.index(split))
+    )
+
+
+def gain(prior: tfd.Distribution, z: tf.Tensor) -> Estimate:
     """E_q(z)[log p(z) - log N(z; 0, I)]: how far `prior` lies nearer to q(z) than N(0, I).
 
     The marginal KL falls, and the ELBO rises, by as much. The two densities are compared on the
     same draws, hence the standard error is that of the difference.
 
     Args:
-      vae: gives the encoder.
-      dataset: whose aggregate posterior q(z) is.
       prior: p(z).
-      seed: of the draws.
+      z: from `codes`.
 
     Returns:
       The `Estimate`, in nats.
     """
-    z = _codes(vae, dataset, seed)
     standard = tfd.MultivariateNormalDiag(tf.zeros([z.shape[-1]], z.dtype))
-    return stratified_estimate([_scored(prior, z), -_scored(standard, z)], len(dataset))
+    return stratified_estimate([_scored(prior, z), -_scored(standard, z)], z.shape[1])
 
 
 def leave_one_out_marginal_kl(
-    vae: VAE,
-    dataset: Dataset,
-    leave_one_out: Callable[[np.ndarray], tfd.Distribution],
-    seed: int,
+    aggregate: AggregatePosterior, left_out: LeaveOneOut, z: tf.Tensor
 ) -> Estimate:
     """1/N sum_n E_q(z|x_n)[log q(z) - log p_{-n}(z)] over the training set.
 
     Args:
-      vae: gives the encoder.
-      dataset: the training set.
-      leave_one_out: see `audit`.
-      seed: of the draws.
+      aggregate: q(z).
+      left_out: the priors p_{-n}, batch `[N]`.
+      z: from `codes`.
 
     Returns:
       The `Estimate`, in nats. It is what the marginal KL would be if the prior could not have
       learned the observation that is coded; it is no divergence, and may be below the plain one.
     """
-    aggregate = AggregatePosterior.from_encoder(vae.encoder, dataset)
-    z = _draws(aggregate, seed)
-    # Of one shape, so that kernels compile once: what repeats the end is cut off.
-    block = min(len(dataset), _BLOCK // _NUM_DRAWS)
-    left_out = np.empty(z.shape[:2], z.dtype.as_numpy_dtype)
-    for start in range(0, len(dataset), block):
-        rows = slice(max(0, min(start, len(dataset) - block)), min(start + block, len(dataset)))
-        index = np.arange(rows.start, rows.stop, dtype=np.int32)
-        left_out[:, rows] = leave_one_out(index).log_prob(z[:, rows])
-    return stratified_estimate([_scored(aggregate, z), -left_out], len(dataset))
+    terms = [_scored(aggregate, z), -left_out.log_prob(z).numpy()]
+    return stratified_estimate(terms, z.shape[1])
 
 
-def normalizer_error(vae: VAE, prior: tfd.Distribution, dataset: Dataset, seed: int) -> float:
+def normalizer_error(prior: tfd.Distribution, z: tf.Tensor) -> float:
     """The standard error of E_q(z)[log p(z)] that a prior's estimated normaliser has part in.
 
     All codes share one normaliser, so that averaging over them leaves its error as it is.
 
     Args:
-      vae: gives the encoder.
       prior: p(z).
-      dataset: whose aggregate posterior q(z) is.
-      seed: of the draws.
+      z: from `codes`.
 
     Returns:
       The standard error in nats, 0 for a prior whose normaliser is exact.
     """
     if not isinstance(prior, Resampled):
         return 0.0
-    sensitivity = np.mean(prior.normalizer_sensitivity(_codes(vae, dataset, seed)[0]))
+    sensitivity = np.mean(prior.normalizer_sensitivity(z[0]))
     return float(abs(sensitivity) * prior.log_normalizer_standard_error)
 
 
@@ -195,27 +224,16 @@ def compare_evidence(
 
 def decoded_samples(vae: VAE, prior: tfd.Distribution, seed: int) -> np.ndarray:
     """Means of p(x|z) at draws of the prior, `[NUM_DECODED, *event_shape]`."""
-    z = prior.sample(NUM_DECODED, seed=tf.constant([seed, _DECODED_STREAM], tf.int32))
+    z = prior.sample(NUM_DECODED, seed=seeds.key(seed, "experiments/priors/audit/decoded"))
     images: np.ndarray = vae.decoder(z).mean().numpy()
     return images
-
-
-def _codes(vae: VAE, dataset: Dataset, seed: int) -> tf.Tensor:
-    """Draws of q(z|x_n), `[S, N, D]`."""
-    return _draws(AggregatePosterior.from_encoder(vae.encoder, dataset), seed)
-
-
-def _draws(aggregate: AggregatePosterior, seed: int) -> tf.Tensor:
-    """Draws of the components of q(z), `[S, N, D]`."""
-    posteriors = aggregate.components_distribution
-    return posteriors.sample(_NUM_DRAWS, seed=tf.constant([seed, _CODES_STREAM], tf.int32))
 
 
 def _scored(distribution: tfd.Distribution, z: tf.Tensor) -> np.ndarray:
     """log p(z) of codes `[S, N, D]`, `[S, N]`, a block at a time."""
     flat = tf.reshape(z, [-1, z.shape[-1]])  # [S N, D]
     if isinstance(distribution, AggregatePosterior):  # streams on its own
-        parts: Sequence[Any] = [distribution.log_prob(flat)]
+        parts = [distribution.log_prob(flat)]
     else:
         parts = [
             distribution.log_prob(flat[start : start + _BLOCK])

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from sklearn import mixture
 
+from tfp_surgery import seeds
 from tfp_surgery.priors.aggregate import AggregatePrior
 from tfp_surgery.priors.autoregressive import AutoregressivePrior
 from tfp_surgery.priors.base import Prior, StandardNormalPrior
@@ -25,7 +26,6 @@ tfd = tfp.distributions
 JOINT, POSTHOC = "joint", "posthoc"
 EM_FAMILIES = ("sklearn", "sklearn_full")
 MODES = (JOINT, POSTHOC)
-_STREAM = 5  # of the seed: which observations a prior starts from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Ingredients:
 
     def some_observations(self, number: int) -> np.ndarray:
         """Observations of the training set, drawn without replacement."""
-        rng = np.random.default_rng([self.seed, _STREAM])
+        rng = seeds.generator(self.seed, "experiments/priors/families/observations")
         return self.x[np.sort(rng.choice(len(self.x), number, replace=False))]
 
 

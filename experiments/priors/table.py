@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.priors.families import POSTHOC
-from tfp_surgery.estimate import Estimate
-from tfp_surgery.reporting.tables import aligned_lines, format_estimate
+from tfp_surgery.measurement.result import aligned_rows
+from tfp_surgery.reporting.tables import format_estimate
 
 _TERMS = {
     "elbo": "ELBO",
@@ -16,6 +15,11 @@ _TERMS = {
     "index_code_mutual_information": "(2) index-code MI",
     "marginal_kl": "(3) marginal KL",
 }
+_OF_TEST_DATA = ("memorisation_gap", "log_evidence", "log_evidence_gain")
+_MODEL = (
+    *("latent_size", "mode", "prior", "family", "num_components", "num_parameters", "seconds"),
+    *("num_importance_samples", "normalizer_error"),
+)
 _READING = """\
 Nats per observation, ± the Monte Carlo standard error given model and data. Each split is carved
 with its own aggregate posterior q(z). gain: E_q(z)[log p(z) - log N(z; 0, I)], by how much
@@ -35,41 +39,23 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     Returns:
       The data sets, two rows for each record, how to read them.
     """
-    rows = [
-        [
-            "D",
-            "mode",
-            "prior",
-            "split",
-            *_TERMS.values(),
-            "gain",
-            "(3) left out",
-            "gap",
-            "log evidence",
-            "against standard",
-            "parameters",
-            "seconds",
-        ]
-    ]
+    header = (
+        *("D", "mode", "prior", "split", *_TERMS.values(), "gain", "(3) left out", "gap"),
+        *("log evidence", "against standard", "parameters", "seconds"),
+    )
+    rows = []
     for record in records:
         for split in ("train", "test"):
-            is_train = split == "train"
-            rows.append(
-                [
-                    str(record["latent_size"]),
-                    record["mode"],
-                    record["prior"],
-                    split,
-                    *(format_estimate(record[split], name) for name in _TERMS),
-                    _text(record[f"{split}_gain"] if record["mode"] == POSTHOC else None),
-                    _text(record["leave_one_out_marginal_kl"]) if is_train else "",
-                    "" if is_train else _text(record["memorisation_gap"]),
-                    "" if is_train else _text(record["log_evidence"]),
-                    "" if is_train else _text(record["log_evidence_gain"]),
-                    str(record["num_parameters"]) if is_train else "",
-                    f"{record['seconds']:.0f}" if is_train else "",
-                ]
-            )
+            is_train, is_fitted = split == "train", record["mode"] == POSTHOC
+            row = [record[name] for name in ("latent_size", "mode", "prior")]
+            row += [split, *(format_estimate(record[split][name]) for name in _TERMS)]
+            row.append(format_estimate(record[f"{split}_gain"] if is_fitted else None))
+            if is_train:
+                left_out = format_estimate(record["leave_one_out_marginal_kl"])
+                row += [left_out, "", "", "", record["num_parameters"], f"{record['seconds']:.0f}"]
+            else:
+                row += ["", *(format_estimate(record[name]) for name in _OF_TEST_DATA), "", ""]
+            rows.append(row)
     first = records[0]
     data = [first[split]["data"] for split in ("train", "test")]
     reading = _READING.format(
@@ -82,57 +68,26 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
         for record in records
         if record["normalizer_error"] > 0
     ]
-    return "\n".join([*data, "", *aligned_lines(rows), "", reading, *estimated])
+    return "\n".join([*data, "", *aligned_rows(rows, header), "", reading, *estimated])
 
 
 def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each record, each estimate with its standard error.
+    """A row for each record.
 
     Args:
       records: of all latent sizes, modes and priors.
 
     Returns:
-      Rows with the same keys; what a record does not have is empty.
+      Rows with the same keys; what a record does not have is None.
     """
     rows = []
     for record in records:
-        row = {
-            name: record[name]
-            for name in (
-                "latent_size",
-                "mode",
-                "prior",
-                "family",
-                "num_components",
-                "num_parameters",
-                "seconds",
-                "num_importance_samples",
-                "normalizer_error",
-            )
-        }
+        row = {name: record[name] for name in _MODEL}
         for split in ("train", "test"):
-            row[f"{split}_data"] = record[split]["data"]
-            for name in (*_TERMS, "average_kl"):
-                _add(row, f"{split}_{name}", record[split][name])
-            _add(row, f"{split}_gain", record[f"{split}_gain"])
-        for name in (
-            "leave_one_out_marginal_kl",
-            "memorisation_gap",
-            "log_evidence",
-            "log_evidence_gain",
-        ):
-            _add(row, name, record[name])
+            for name in ("data", *_TERMS, "average_kl"):
+                row[f"{split}_{name}"] = record[split][name]
+            row[f"{split}_gain"] = record[f"{split}_gain"]
+        for name in ("leave_one_out_marginal_kl", *_OF_TEST_DATA):
+            row[name] = record[name]
         rows.append(row)
     return rows
-
-
-def _add(row: dict[str, Any], name: str, entry: Mapping[str, Any] | None) -> None:
-    row[name] = "" if entry is None else entry["value"]
-    row[f"{name}_standard_error"] = "" if entry is None else entry["standard_error"]
-
-
-def _text(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "-"
-    error = entry["standard_error"]
-    return str(Estimate(entry["value"], math.nan if error is None else error, 0))

@@ -11,20 +11,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 
 from experiments import elbo_surgery
 from experiments.common import training
 from experiments.common.config import Config
-from tests.testing.runs import error_line, snapshot, strict_json
+from tests.testing.runs import (
+    Counts,
+    error_line,
+    run_command,
+    snapshot,
+    strict_json,
+    with_checkpoint,
+)
 from tfp_surgery import datasets
+from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery as surgery_of
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.training.checkpoint import load_checkpoint
@@ -48,13 +53,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     elbo_surgery.run(CONFIG, folder)
     return folder
-
-
-@pytest.fixture
-def restored_flags() -> Iterator[None]:
-    with flagsaver.flagsaver():
-        yield
-    flags.FLAGS.unparse_flags()
 
 
 def estimates(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -241,6 +239,21 @@ def test_a_run_stopped_after_its_training_is_not_trained_again(
     assert estimates(folder) == estimates(finished)[:1]
 
 
+def test_every_observation_is_encoded_once_and_the_prior_built_once(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, latent_sizes=(2,))
+    checkpoint = finished / "latent_02" / "checkpoint.keras"
+    with_checkpoint(tmp_path, "elbo_surgery", config, checkpoint)
+    counts = Counts(monkeypatch, StandardNormalPrior)
+    counts.start_after(elbo_surgery, "train")
+    elbo_surgery.run(config, tmp_path)
+    (encoded,) = counts.encoded
+    assert 1797 <= encoded <= 1797 + 16
+    assert counts.built == [1]
+    assert estimates(tmp_path) == estimates(finished)[:1]
+
+
 def test_a_foreign_checkpoint_is_not_gone_on_with(
     finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -254,11 +267,9 @@ def test_a_foreign_checkpoint_is_not_gone_on_with(
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs the command in this process and returns its one line of error."""
-    rest = flags.FLAGS(["elbo_surgery", *arguments])
-    return error_line(capsys, lambda: elbo_surgery.main(rest))
+    return error_line(capsys, lambda: run_command(elbo_surgery, *arguments))
 
 
-@pytest.mark.usefixtures("restored_flags")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,7 +292,6 @@ def test_wrong_input_is_one_message_before_the_work(
     assert not folder.exists()
 
 
-@pytest.mark.usefixtures("restored_flags")
 def test_a_foreign_or_impossible_workdir_is_one_message(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +301,6 @@ def test_a_foreign_or_impossible_workdir_is_one_message(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.usefixtures("restored_flags")
 @pytest.mark.parametrize("content", ["{}", '{"results": []}', '{"results": [{}]}', "[1]", "{"])
 def test_a_damaged_result_is_one_message(
     content: str,
@@ -308,7 +317,7 @@ def test_a_damaged_result_is_one_message(
 
 _WITH_FREQUENT_CHECKPOINTS = """
 import runpy
-from experiments import training
+from experiments.common import training
 training.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 runpy.run_module("experiments.elbo_surgery", run_name="__main__")
 """

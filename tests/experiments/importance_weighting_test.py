@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from experiments import importance_weighting
-from experiments.common.config import Config
+from experiments.common.config import Config as TrainingConfig
 from experiments.common.trained_model import load_trained_model
-from experiments.importance_weighting import LadderConfig
+from experiments.importance_weighting import Config
 from tests.testing.runs import error_line, run_command, snapshot, trained_run
 from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
 
-TRAINING = Config(
+TRAINING = TrainingConfig(
     dataset="digits",
     latent_sizes=(2,),
     binarization="fixed",
@@ -39,8 +39,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def config(trained: pathlib.Path) -> LadderConfig:
-    return LadderConfig(
+def config(trained: pathlib.Path) -> Config:
+    return Config(
         run=str(trained),
         latent_size=2,
         num_images=20,
@@ -51,7 +51,7 @@ def config(trained: pathlib.Path) -> LadderConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(config: LadderConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("runs") / "ladder"
     importance_weighting.run(config, folder)
     return folder
@@ -65,7 +65,7 @@ def records_of(folder: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_leaves_its_files(finished: pathlib.Path, config: LadderConfig) -> None:
+def test_leaves_its_files(finished: pathlib.Path, config: Config) -> None:
     assert {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()} == {
         "config.json",
         "results.json",
@@ -90,8 +90,8 @@ def test_the_rungs_rise(finished: pathlib.Path) -> None:
         assert upper["value"] - lower["value"] > STANDARD_ERRORS * error
 
 
-def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, trained: pathlib.Path) -> None:
-    model = load_trained_model(str(trained), latent_size=2, num_images=20, seed=2)
+def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, config: Config) -> None:
+    model = load_trained_model(config)
     bound = importance_weighted_elbo(
         model.x,
         model.vae.encoder,
@@ -119,7 +119,7 @@ def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
 
 
 def test_a_finished_run_is_shown_and_left_alone(
-    finished: pathlib.Path, config: LadderConfig, capsys: pytest.CaptureFixture[str]
+    finished: pathlib.Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(finished)
     importance_weighting.run(config, finished)
@@ -133,7 +133,7 @@ def test_a_finished_run_is_shown_and_left_alone(
 
 def test_a_stopped_run_goes_on_with_the_rung_it_was_in(
     finished: pathlib.Path,
-    config: LadderConfig,
+    config: Config,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -163,12 +163,12 @@ def main_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "message"),
     [
         (["--num_importance_samples=5,x"], "takes integers"),
-        (["--num_importance_samples=5,0"], "at least 1 each, got 5,0"),
+        (["--num_importance_samples=5,0"], "--num_importance_samples must be at least 1, got 0"),
         (["--num_importance_samples=5,5"], "names one twice"),
         (["--num_images=0"], "--num_images must be at least 1"),
         (["--num_images=298"], "exceeds the 297 images of digits/test"),
         (["--seed=-1"], "--seed must be at least 0"),
-        (["--seed=2147483648"], "--seed must be below 2**31"),
+        (["--seed=2147483648"], "--seed must be at least 0 and at most 2147483647"),
         (["--run=/no/such/folder"], "holds no run of experiments.elbo_surgery"),
         (["5"], "unexpected arguments: 5"),
     ],
@@ -191,7 +191,7 @@ def test_wrong_input_is_one_message_before_the_work(
 def test_folders_of_something_else_are_refused(
     finished: pathlib.Path,
     trained: pathlib.Path,
-    config: LadderConfig,
+    config: Config,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -16,8 +16,18 @@ from experiments import learned_priors
 from experiments.priors import audit
 from experiments.priors.config import PriorsConfig
 from experiments.priors.families import FAMILIES
-from tests.testing.runs import error_line, run_command, snapshot, strict_json
+from tests.testing.runs import (
+    Counts,
+    error_line,
+    run_command,
+    snapshot,
+    strict_json,
+    with_checkpoint,
+)
 from tfp_surgery import datasets
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.priors.base import StandardNormalPrior
+from tfp_surgery.priors.mixture import MixturePrior
 from tfp_surgery.training.checkpoint import load_checkpoint
 
 STANDARD_ERRORS = 4.5
@@ -152,7 +162,8 @@ def test_the_saved_model_has_the_fitted_prior(finished: pathlib.Path) -> None:
     model = keras.saving.load_model(folder / "posthoc_mog_full_10" / "model.keras", compile=False)
     standard = load_checkpoint(folder / "joint_standard" / "checkpoint.keras").model
     test_set = datasets.load("digits", "test", binarization="fixed", seed=CONFIG.seed)
-    gain = audit.gain(standard, test_set, model.prior(), CONFIG.seed)
+    aggregate = AggregatePosterior.from_encoder(standard.encoder, test_set)
+    gain = audit.gain(model.prior(), audit.codes(aggregate, "test", CONFIG.seed))
     assert gain.to_dict() == records_of(finished)["posthoc mog_full:10"]["test_gain"]
 
 
@@ -197,6 +208,23 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
     assert all(records[name] == whole[name] for name in records)
 
 
+def test_a_model_is_encoded_once_and_each_prior_built_once(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(POSTHOC, priors=("mog:20",))
+    checkpoint = finished / "latent_02" / "joint_standard" / "checkpoint.keras"
+    with_checkpoint(tmp_path, "learned_priors", config, checkpoint)
+    counts = Counts(monkeypatch, StandardNormalPrior, MixturePrior)
+    counts.start_after(learned_priors, "train")
+    counts.start_after(learned_priors, "fit_prior")
+    learned_priors.run(config, tmp_path)
+    before_fit, after_fit = counts.encoded
+    assert 1797 <= before_fit <= 1797 + 16
+    assert before_fit + after_fit <= 1797 + 16
+    assert counts.built == [1, 1]
+    assert records_of(tmp_path)["posthoc mog:20"] == records_of(finished)["posthoc mog:20"]
+
+
 @pytest.mark.slow
 def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
     priors = tuple(
@@ -224,7 +252,7 @@ def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
         (["--priors=gaussian"], "none of standard, mog"),
         (["--priors=mog:3,mog:3"], "names one twice"),
         (["--priors=sklearn", "--mode=joint"], "--mode leaves nothing to do"),
-        (["--mode=both"], "--mode must be joint, posthoc or both"),
+        (["--mode=both"], "--mode must be one of joint, posthoc, got both"),
         (["--latent_sizes=2,x"], "--latent_sizes takes integers"),
         (["--latent_sizes=0"], "--latent_sizes must be at least 1"),
         (
@@ -240,7 +268,7 @@ def test_every_family_in_both_modes(tmp_path: pathlib.Path) -> None:
         (["--priors=vamp:1501"], "more components than digits/train"),
         (["--fit_steps=0"], "--fit_steps must be at least 1"),
         (["--num_samples=1"], "--num_samples must be at least 2"),
-        (["--seed=2147483648"], "--seed must be below 2**31"),
+        (["--seed=2147483648"], "--seed must be at least 0 and at most 2147483647"),
         (["5"], "unexpected arguments: 5"),
     ],
 )

@@ -27,6 +27,25 @@ def test_rows_are_aligned_at_the_decimal_point() -> None:
     ]
 
 
+def test_a_table_with_a_header_has_a_rule() -> None:
+    lines = aligned_rows(
+        [
+            (2, "train", Estimate(-100.25, 0.011, 10), ""),
+            (10, "test", Estimate(2.5, math.nan, 10), 1234),
+            (3, "t", "-", 5),
+        ],
+        header=("D", "split", "ELBO", "n"),
+    )
+    assert lines == [
+        "   D  split                 ELBO     n",
+        "  --  -----  -------------------  ----",
+        "   2  train  -100.250 ± 0.011",
+        "  10  test      2.5000 ± unknown  1234",
+        "   3  t         -                    5",
+    ]
+    assert aligned_rows([]) == []
+
+
 def test_draws_in_words() -> None:
     assert describe_draws(10, 10, 1) == "nats per observation; N = 10, 1 draw an observation"
     assert describe_draws(10, 3, 2).endswith("2 draws an observation of a random 3")

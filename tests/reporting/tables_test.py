@@ -53,7 +53,7 @@ def test_text_table_names_the_data_and_has_a_row_for_each_latent_size_and_split(
     assert [row.split()[:2] for row in rows] == [
         ["2", "train"], ["2", "test"], ["10", "train"], ["10", "test"]
     ]  # fmt: skip
-    assert len({len(line) for line in (header, rule, *rows)}) == 1
+    assert all(len(line) == len(rule) for line in (header, *rows))
     assert rows[0].split()[-1] == "11.002"
     assert rows[1].split()[-1] == "9.210"
     assert "nats" in " ".join(lines[9:]).lower()
@@ -75,41 +75,28 @@ def test_cross_term_stands_in_the_test_row_alone() -> None:
 def test_without_held_out_data_there_is_neither_split_nor_cross_term() -> None:
     alone = record(10)
     del alone["test"]
-    for text in (tables.text_table([alone]), tables.markdown_table([alone])):
-        assert "split" not in text
-        assert "cross term" not in text
-        assert "8.351 ± 0.010" in text
-
-
-def test_markdown_table_has_the_cells_of_the_text_table() -> None:
-    lines = tables.markdown_table([record(2), record(10)]).splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    header, rule, *cells = rows
-    assert header[0] == "D"
-    assert set("".join(rule)) <= set("-:")
-    assert len({len(row) for row in rows}) == 1
-    assert cells[2][:3] == ["10", "train", "-88.951 ± 0.012"]
-    assert lines[0] == "- mnist/train, N = 60000, binarization fixed (seed 0)"
+    text = tables.text_table([alone])
+    assert "split" not in text
+    assert "cross term" not in text
+    assert "8.351 ± 0.010" in text
 
 
 def test_unknown_error_is_said_to_be_unknown() -> None:
     unknown = dataclasses.replace(surgery(5, "five"), elbo=Estimate(-1.0, float("nan"), 5))
-    text = tables.format_estimate(unknown.to_dict(), "elbo")
-    assert text == "-1.0000 ± unknown"
+    assert tables.format_estimate(unknown.to_dict()["elbo"]) == "-1.0000 ± unknown"
+    assert tables.format_estimate(None) == "-"
 
 
-@pytest.mark.parametrize("table", [tables.text_table, tables.markdown_table])
-def test_a_table_of_nothing_is_an_error(table: Any) -> None:
+def test_a_table_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one record"):
-        table([])
+        tables.text_table([])
 
 
-@pytest.mark.parametrize("table", [tables.text_table, tables.markdown_table])
-def test_what_a_surgery_warned_of_stands_below_the_table(table: Any) -> None:
+def test_what_a_surgery_warned_of_stands_below_the_table() -> None:
     doubtful = record(2)
     doubtful["test"]["warnings"] = ["Marginal KL = -1 ± 0.01 lies below 0."]
-    last = table([doubtful, record(10)]).splitlines()[-1]
+    last = tables.text_table([doubtful, record(10)]).splitlines()[-1]
     assert last == "WARNING, D = 2, test: Marginal KL = -1 ± 0.01 lies below 0."
     old = record(2)
     del old["warnings"], old["test"]["warnings"]  # of a run that was made before
-    assert "WARNING" not in table([old])
+    assert "WARNING" not in tables.text_table([old])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,19 +57,47 @@ class Result:
         return [f"  ({', '.join(names[reason])}: {reason})" for reason in names]
 
 
-def aligned_rows(rows: Iterable[tuple[str, Estimate | Bound | str | None]]) -> list[str]:
-    """Lines of labels and values, aligned at the decimal point; rows of None are left out."""
-    texts = [(label, str(value)) for label, value in rows if value is not None]
-    if not texts:
-        return []
-    width = max(len(label) for label, _ in texts)
-    before = max(_point(text) for _, text in texts)
-    return [f"  {label:<{width}}  {' ' * (before - _point(text))}{text}" for label, text in texts]
+def aligned_rows(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> list[str]:
+    """Lines of a table: words are aligned at the left, numbers at the decimal point.
+
+    Args:
+      rows: Cells of each row, of as many cells each; a number may have words behind it, as an
+        `Estimate` has. Rows with None are left out.
+      header: The name of each column, for a table with a rule below; none for one without.
+
+    Returns:
+      The lines, indented.
+    """
+    texts = [[str(cell) for cell in row] for row in rows if not any(cell is None for cell in row)]
+    columns = []
+    for number, cells in enumerate(zip(*texts, strict=True)):
+        is_numeric = any(map(_is_number, cells))
+        before = max(map(_point, cells)) if is_numeric else 0
+        column = (
+            [" " * (before - _point(cell)) + cell for cell in cells] if is_numeric else [*cells]
+        )
+        if header:
+            name, width = header[number], max(map(len, column))
+            if is_numeric:
+                indent = " " * (len(name) - width)
+                name, column = name.rjust(width), [indent + cell for cell in column]
+            column = [name, "-" * max(len(name), width), *column]
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) for cell in column])
+    return [f"  {'  '.join(cells)}".rstrip() for cells in zip(*columns, strict=True)]
 
 
-def _point(text: str) -> int:
-    """Where the decimal point of the value is, or would be."""
-    value = text.split(" ", 1)[0]
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.split(" ", 1)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _point(cell: str) -> int:
+    """Where the decimal point of a number is, or would be."""
+    value = cell.split(" ", 1)[0]
     return value.index(".") if "." in value else len(value)
 
 

@@ -194,6 +194,20 @@ class ObservationPrior(EncoderPrior):
         """M, the number of observations that have a component."""
         return int(self.indices.shape[0])
 
+    def places(self, index: Any) -> tf.Tensor:
+        """Which components are those of some observations.
+
+        Args:
+          index: integer `[B]`: which observations of the data set they are.
+
+        Returns:
+          int32 `[B]`; -1 for observations without a component.
+        """
+        indices = tf.convert_to_tensor(self.indices)
+        index = tf.cast(index, indices.dtype)
+        place = tf.minimum(tf.searchsorted(indices, index), self.num_components - 1)
+        return tf.where(tf.equal(tf.gather(indices, place), index), place, -1)
+
     def leave_one_out(self, index: Any) -> LeaveOneOut:
         """The prior of a training step: that of an observation is without its own component.
 
@@ -204,11 +218,7 @@ class ObservationPrior(EncoderPrior):
         Returns:
           B priors, batch shape `[B]`, event shape `[D]`.
         """
-        indices = tf.convert_to_tensor(self.indices)
-        index = tf.cast(index, indices.dtype)
-        place = tf.minimum(tf.searchsorted(indices, index), self.num_components - 1)
-        is_component = tf.equal(tf.gather(indices, place), index)
-        return LeaveOneOut(self(), tf.where(is_component, place, -1))
+        return LeaveOneOut(self(), self.places(index))
 
     def call(self, condition: Any = None) -> AggregatePosterior:
         """The mixture of all components; see the subclasses."""

@@ -1,4 +1,4 @@
-"""Tables of the terms of the ELBO, as plain text and as Markdown."""
+"""The table of the terms of the ELBO, for several models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.measurement.result import aligned_rows
 
 _TERMS = {
     "elbo": "ELBO",
@@ -40,64 +41,28 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     Raises:
       ValueError: If there are no records.
     """
-    lines = aligned_lines(_rows(records))
+    header, *rows = _rows(records)
+    lines = aligned_rows(rows, header)
     return "\n".join(
         [*_data_lines(records), "", *lines, "", *_reading(records), *warning_lines(records)]
     )
 
 
-def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table of `text_table` in Markdown.
+def format_estimate(entry: Mapping[str, Any] | None) -> str:
+    """An estimate as value ± standard error, with as many digits as that allows.
 
     Args:
-      records: As for `text_table`.
+      entry: `Estimate.to_dict()`, or None.
 
     Returns:
-      Markdown text.
-
-    Raises:
-      ValueError: If there are no records.
+      The text, or a dash where there is no such quantity.
     """
-    header, *rows = _rows(records)
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---:"] * len(header), *rows)]
-    data = [f"- {line}" for line in _data_lines(records)]
-    return "\n".join([*data, "", *lines, "", *_reading(records), *warning_lines(records)])
-
-
-def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose columns are aligned at the right, with a rule below the header.
-
-    Args:
-      rows: The header and the rows, of as many cells each.
-
-    Returns:
-      The lines.
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    header, *others = rows
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in (header, ["-" * width for width in widths], *others)
-    ]
-
-
-def format_estimate(record: Mapping[str, Any], name: str) -> str:
-    """One estimate of a record as value ± standard error, with as many digits as that allows.
-
-    Args:
-      record: `ElboSurgery.to_dict()`.
-      name: Field name of the estimate.
-
-    Returns:
-      The text, or a dash where the model has no such quantity.
-    """
-    entry = record.get(name)
     if entry is None:
         return "-"
     value, error = (
         math.nan if entry[key] is None else entry[key] for key in ("value", "standard_error")
     )
-    return str(Estimate(value, error, record["num_query"] * record["num_samples"]))
+    return str(Estimate(value, error, 0))
 
 
 def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -130,7 +95,7 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 [
                     str(record["latent_size"]),
                     *([split] if held_out else []),
-                    *(format_estimate(surgery, name) for name in terms),
+                    *(format_estimate(surgery.get(name)) for name in terms),
                     f"{surgery['log_num_observations']:.3f}",
                 ]
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.common.config import Config
-from experiments.common.trained_model import load_trained_model
+from experiments.common.trained_model import TrainedModelSettings, load_trained_model
 from tests.testing.runs import trained_run
 from tfp_surgery import datasets
 from tfp_surgery.training.checkpoint import load_checkpoint
@@ -31,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_the_images_are_drawn_from_the_test_set(trained: pathlib.Path) -> None:
-    model = load_trained_model(str(trained), latent_size=2, num_images=297, seed=0)
+    settings = TrainedModelSettings(run=str(trained), latent_size=2, num_images=297, seed=0)
+    model = load_trained_model(settings)
     test_set = datasets.load("digits", "test", binarization="stochastic", seed=TRAINING.seed)
     everything = test_set.observations(draw_seed=TRAINING.seed)
     np.testing.assert_array_equal(model.x, everything)
@@ -39,7 +41,7 @@ def test_the_images_are_drawn_from_the_test_set(trained: pathlib.Path) -> None:
     assert model.dataset == test_set.to_dict()
 
     few, again, other = (
-        load_trained_model(str(trained), latent_size=2, num_images=20, seed=seed).x
+        load_trained_model(dataclasses.replace(settings, num_images=20, seed=seed)).x
         for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(few, again)
@@ -54,7 +56,7 @@ def test_the_images_are_drawn_from_the_test_set(trained: pathlib.Path) -> None:
 
 def test_what_is_no_finished_run_is_refused(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     def load(run: object, latent_size: int = 2, num_images: int = 1) -> None:
-        load_trained_model(str(run), latent_size, num_images, seed=0)
+        load_trained_model(TrainedModelSettings(str(run), latent_size, num_images, seed=0))
 
     with pytest.raises(ValueError, match=r"holds no run of experiments\.elbo_surgery"):
         load(tmp_path)

@@ -59,7 +59,7 @@ def test_two_rows_a_prior_and_how_to_read_them() -> None:
     assert "1.500 ± 0.010" in lines[5]
     assert "3.500 ± 0.010" not in lines[5]
     assert "3.500 ± 0.010" in lines[7]
-    assert lines[5].endswith("17       12")
+    assert lines[5].split()[-2:] == ["17", "12"]
     assert "0.750 ± 0.010" in lines[6]
     assert "0.4000 ± unknown" in lines[6]
     assert "of 3 test images by 20 importance" in " ".join(lines)
@@ -82,9 +82,8 @@ def test_gain_is_of_priors_fitted_afterwards() -> None:
 def test_rows_of_csv_have_the_same_keys() -> None:
     first, second = csv_rows(RECORDS)
     assert first.keys() == second.keys()
-    assert first["leave_one_out_marginal_kl"] == ""
-    assert second["leave_one_out_marginal_kl"] == 3.5
-    assert second["leave_one_out_marginal_kl_standard_error"] == 0.01
-    assert first["test_marginal_kl"] == 2.25
-    assert first["train_average_kl"] == 5.5
-    assert first["log_evidence"] == -29.0
+    assert first["leave_one_out_marginal_kl"] is None
+    assert second["leave_one_out_marginal_kl"] == estimate(3.5)
+    assert first["test_marginal_kl"] == estimate(2.25)
+    assert first["train_average_kl"] == estimate(5.5)
+    assert first["log_evidence"]["value"] == -29.0
