@@ -1,1 +1,1 @@
-"""Checks of what a caller hands in: arguments, arrays, networks, support."""
+"""Checks of user input: arguments, arrays, networks and supports."""

@@ -1,4 +1,4 @@
-"""Checks of arguments: a data set as one array, numbers of things, seeds."""
+"""Checks of arguments: data sets given as one array, and integers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from tfp_surgery.checks.arrays import checked_numbers
 
 
 def check_observations(x: Any, name: str = "x") -> np.ndarray:
-    """Checks that `x` can be a data set: one array of numbers, whole, not empty, finite.
+    """Checks that `x` is one non-empty array of finite numbers.
 
     Args:
       x: Array-like of shape `[N, *event_shape]` (NumPy array, eager Tensor, nested lists).
-      name: What it is called, for the message.
+      name: Name of the argument, for error messages.
 
     Returns:
-      `x` as a NumPy array, not copied where it already is one.
+      `x` as a NumPy array, without a copy if it already is one.
 
     Raises:
-      TypeError: If `x` is no array of numbers; see `arrays.checked_numbers`.
-      ValueError: If `x` is a scalar, has no elements, has masked or missing values, or holds NaN
-        or infinity.
+      TypeError: If `x` is not an array of numbers; see `arrays.checked_numbers`.
+      ValueError: If `x` is a scalar, is empty, or contains masked, missing, NaN or infinite values.
     """
     array = checked_numbers(name, x)
     if array.ndim == 0:
@@ -32,7 +31,7 @@ def check_observations(x: Any, name: str = "x") -> np.ndarray:
         )
     if array.size == 0:
         raise ValueError(f"{name} holds no observations: its shape is {list(array.shape)}.")
-    # The extremes carry NaN and infinity, and cost no mask of the size of x.
+    # min and max propagate NaN and infinity, and need no mask of the size of x.
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
         finite = np.isfinite(array)
         bad = np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))  # [N, size of event]
@@ -44,20 +43,20 @@ def check_observations(x: Any, name: str = "x") -> np.ndarray:
 
 
 def checked_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Checks that a number of things, or a seed, is an integer within its bounds.
+    """Checks that a value is an integer within bounds.
 
     Args:
-      name: What the number is, for the message.
-      value: The number.
-      minimum: The least that is allowed.
-      maximum: The most that is allowed, if there is such a bound.
+      name: Name of the argument, for error messages.
+      value: The value.
+      minimum: Smallest value allowed.
+      maximum: Largest value allowed; None for no upper bound.
 
     Returns:
-      The number as a Python int.
+      The value as a Python int.
 
     Raises:
-      TypeError: If `value` is no integer.
-      ValueError: If it is out of bounds.
+      TypeError: If `value` is not an integer.
+      ValueError: If `value` is out of bounds.
     """
     try:
         integer = operator.index(value)

@@ -1,4 +1,4 @@
-"""Arrays that a caller hands in: whole, of numbers, and one array rather than several."""
+"""Checks of input arrays: a single array of numbers, with no missing entries."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import tensorflow as tf
 
 
 def checked_numbers(name: str, value: Any, shape: str = "[N, ...]") -> np.ndarray:
-    """Checks that `value` is one array of numbers, none of them masked or missing.
+    """Checks that `value` is one array of numbers without masked or missing entries.
 
-    Nested lists and tuples of Python numbers are an array; a list or tuple of arrays is none: it
-    may as well be data with their labels as observations that have yet to be stacked.
+    Accepts nested lists and tuples of Python numbers. Rejects a list or tuple of arrays, which is
+    ambiguous: it may hold data and labels, or observations that are not stacked yet.
 
     Args:
-      name: What it is called, for the message.
-      value: Array-like (NumPy array, eager Tensor, nested lists, what has `__array__`).
-      shape: The shape that is expected, for the message.
+      name: Name of the argument, for error messages.
+      value: Array-like (NumPy array, eager Tensor, nested lists, objects with `__array__`).
+      shape: Expected shape, for error messages.
 
     Returns:
-      A NumPy array of floats, integers or booleans: `value` itself where it is one, float32 of
-      nested lists.
+      A NumPy array of floats, integers or booleans: `value` itself if it is one, a float32 array
+      for nested lists.
 
     Raises:
-      TypeError: If it is no array of real numbers: several arrays, a `tf.data.Dataset`, a sparse
-        or ragged matrix, text, dates, complex numbers, records, Python objects.
+      TypeError: If `value` is not one array of real numbers, for example several arrays, a
+        `tf.data.Dataset`, a sparse or ragged matrix, text, dates, complex numbers, records or
+        Python objects.
       ValueError: If an entry is masked or missing.
     """
     expected = f"{name} must be an array of numbers of shape {shape}, got a {type(value).__name__}"
@@ -39,27 +40,27 @@ def checked_numbers(name: str, value: Any, shape: str = "[N, ...]") -> np.ndarra
     if is_list and any(entry is np.ma.masked for entry in _entries(value)):
         raise ValueError(_missing(name, "some"))
     try:
-        # What __array__ gives may be masked: np.asarray would drop the mask.
+        # __array__ may return a masked array, and np.asarray would drop the mask.
         array: np.ndarray = np.asanyarray(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise TypeError(f"{expected}: {error}") from error
     if not _are_numbers(array.dtype):
         raise TypeError(f"{expected} of dtype {array.dtype}.{_as_numbers(name, value, array)}")
     reject_missing(name, array)
-    if is_list:  # as TensorFlow makes them
+    if is_list:  # TensorFlow's default dtype for lists
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     return np.asarray(array)
 
 
 def reject_missing(name: str, value: Any) -> None:
-    """Raises where an array has masked entries, or a frame or series of pandas missing ones.
+    """Checks that an array has no masked entries and a pandas object has no missing ones.
 
-    NumPy and TensorFlow drop a mask without a word, and what lies under it counts as data.
+    NumPy and TensorFlow drop masks silently, so that masked entries would count as data.
 
     Args:
-      name: What it is called, for the message.
-      value: Anything.
+      name: Name of the argument, for error messages.
+      value: Any object.
 
     Raises:
       ValueError: If an entry is masked or missing.
@@ -82,14 +83,14 @@ def reject_missing(name: str, value: Any) -> None:
 
 
 def way_out(name: str, value: Any) -> str:
-    """What to hand in instead of something that is no single array; empty for everything else.
+    """Suggests a replacement for an argument that is not a single array.
 
     Args:
-      name: What it is called, for the message.
-      value: Anything.
+      name: Name of the argument.
+      value: Any object.
 
     Returns:
-      A sentence, or an empty string.
+      A suggestion for an error message; an empty string if there is none to make.
     """
     if isinstance(value, tf.data.Dataset):
         labels = (
@@ -121,7 +122,7 @@ def way_out(name: str, value: Any) -> str:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    """What nested lists hold apart from Python's own numbers."""
+    """Yields the entries of nested lists that are not Python numbers."""
     for entry in value:
         if isinstance(entry, list | tuple):
             yield from _entries(entry)
@@ -142,7 +143,7 @@ def _are_numbers(dtype: np.dtype) -> bool:
 
 
 def _as_numbers(name: str, value: Any, array: np.ndarray) -> str:
-    """How an array of something else can become one of numbers, where there is a way."""
+    """Suggests how to convert an array of another dtype to numbers; may be empty."""
     if array.dtype.names:
         function = "np.lib.recfunctions.structured_to_unstructured"
         return f" Records whose fields are numbers become an array by {function}({name})."

@@ -1,4 +1,4 @@
-"""Checks that log densities have what optimisers and chains ask of them: a graph and gradients."""
+"""Checks that log densities can be traced, compiled and differentiated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ _PYTHON_OPERATIONS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 
 def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:
-    """Checks that a log density is a graph of TensorFlow operations.
+    """Checks that a log density consists of TensorFlow operations.
 
-    The graph is traced, neither compiled nor run.
+    The graph is traced, but neither compiled nor run.
 
     Args:
-      message: What needs the graph, of what, and the way out, without a full stop.
-      log_prob: From codes `[B, *code_shape]` to log densities.
-      z: Codes `[B, *code_shape]`.
+      message: Start of the error message: which method needs the graph of which function, and
+        the alternatives, without a final period.
+      log_prob: Callable from codes `[B, *code_shape]` to log densities.
+      z: Codes of shape `[B, *code_shape]`.
 
     Raises:
-      TypeError: If it cannot be traced (`z.numpy()`), or runs Python code (`tf.numpy_function`).
+      TypeError: If `log_prob` cannot be traced (`z.numpy()`) or runs Python code
+        (`tf.numpy_function`).
     """
     graphs = []
 
@@ -35,7 +37,7 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
         tf.function(seen, autograph=False).get_concrete_function(tf.TensorSpec(z.shape, z.dtype))
     except Exception as error:
         failure = error
-    # Where tracing failed for want of a shape, Python code is often the reason of that.
+    # Python code is looked for first: it often is why a shape was missing and tracing failed.
     found = sorted({name for graph in graphs for name in _operations(graph)} & _PYTHON_OPERATIONS)
     if found:
         raise TypeError(
@@ -49,25 +51,26 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
 
 
 def _operations(graph: tf.Graph) -> set[str]:
-    """The kinds of operations in a graph and in the functions that it calls."""
+    """Returns the types of the operations in a graph and in the functions that it calls."""
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
     return {node.op for node in nodes}
 
 
 def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:
-    """Checks that a log density that changes with the codes has a gradient to them.
+    """Checks that a log density that depends on the codes has a gradient with respect to them.
 
-    One that does not look at the codes needs none: what counts is whether its value changes.
+    A log density whose value is the same for all codes needs no gradient.
 
     Args:
-      message: What needs the gradient, of what, and the way out, without a full stop.
-      log_prob: From codes `[S, *shape]` to log densities `[S, ...]`; those of one place along the
-        other dimensions differ by the codes alone.
-      z: Codes `[S, *shape]` that differ, S at least 2.
+      message: Start of the error message: which method needs the gradient of which function, and
+        the alternatives, without a final period.
+      log_prob: Callable from codes `[S, *shape]` to log densities `[S, ...]`. Entries that differ
+        in the first axis alone must differ through the codes alone.
+      z: Distinct codes of shape `[S, *shape]`, S at least 2.
 
     Raises:
-      TypeError: If its value changes, and there is no gradient.
+      TypeError: If the value changes with the codes and there is no gradient.
     """
     with tf.GradientTape() as tape, compiled(message):
         tape.watch(z)
@@ -86,13 +89,17 @@ def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: 
 
 @contextlib.contextmanager
 def compiled(message: str) -> Iterator[None]:
-    """Says what it is about that a program with gradients cannot be made, where it first runs.
+    """Explains why a compiled program with gradients fails on its first run.
 
     Args:
-      message: What needs the program, of what, and the way out, without a full stop.
+      message: Start of the error message: which method needs the program of which function, and
+        the alternatives, without a final period.
+
+    Yields:
+      Nothing.
 
     Raises:
-      TypeError: If XLA cannot compile what runs inside, or an operation has no gradient.
+      TypeError: If XLA cannot compile the body of the context, or an operation has no gradient.
     """
     try:
         yield

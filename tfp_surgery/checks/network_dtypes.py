@@ -1,4 +1,4 @@
-"""Why a network failed: it computes in another dtype than that of what it was given."""
+"""Diagnosis of networks that fail because of the dtype of their inputs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ _FLOATS = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
 
 def other_dtype(network: Callable[[Any], Any], inputs: tf.Tensor) -> tf.DType | None:
-    """The first floating dtype in which a network takes inputs on which it has failed.
+    """Finds a floating dtype that a failed network accepts.
 
     Args:
       network: The encoder or decoder.
-      inputs: Eager, `[B, ...]`.
+      inputs: Inputs on which the network failed, shape `[B, ...]`.
 
     Returns:
-      The dtype; None where the dtype was not what it failed of.
+      The first dtype in which the network accepts the inputs; None if there is none or the inputs
+      are symbolic.
     """
     if tf.is_symbolic_tensor(inputs):
         return None
@@ -26,22 +27,22 @@ def other_dtype(network: Callable[[Any], Any], inputs: tf.Tensor) -> tf.DType | 
         if dtype != inputs.dtype:
             try:
                 network(tf.cast(inputs, dtype))
-            except Exception:  # whatever a network of the user's own raises
+            except Exception:  # a user's network may raise anything
                 continue
             return dtype
     return None
 
 
 def dtype_hint(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> str:
-    """What to do where a network that failed takes other floats; an empty string elsewhere.
+    """Suggests a cast if a failed network accepts inputs of another floating dtype.
 
     Args:
       name: "encoder" or "decoder".
       network: The network.
-      inputs: Eager, `[B, ...]`.
+      inputs: Inputs on which the network failed, shape `[B, ...]`.
 
     Returns:
-      A sentence, or an empty string.
+      A suggestion for an error message; an empty string if no other dtype works.
     """
     dtype = other_dtype(network, inputs)
     if dtype is None:

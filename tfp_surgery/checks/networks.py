@@ -1,4 +1,4 @@
-"""Checks of what an encoder, a decoder and a prior give."""
+"""Checks of the distributions returned by encoders, decoders and priors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ tfd = tfp.distributions
 
 
 def plain_class(kind: Any) -> Any:
-    """The class that instances have whose parts are no `CompositeTensor`s, a base of `kind`."""
+    """Returns the base class of `kind` whose parts need not be `CompositeTensor`s."""
     return kind.__mro__[1]
 
 
@@ -24,16 +24,16 @@ MIXTURES = plain_class(tfd.MixtureSameFamily)
 
 
 def unwrap(distribution: Any) -> tfd.Distribution:
-    """The plain distribution inside a coercible one that a layer of `tfp.layers` returned.
+    """Returns the plain distribution inside a coercible one, as returned by `tfp.layers`.
 
     Args:
       distribution: A `tfd.Distribution`, coercible to a Tensor or not.
 
     Returns:
-      `distribution.tensor_distribution` where there is one, `distribution` otherwise.
+      The innermost `tensor_distribution` if there is one, otherwise `distribution`.
 
     Raises:
-      TypeError: If `distribution` is no `tfd.Distribution`.
+      TypeError: If `distribution` is not a `tfd.Distribution`.
     """
     if not isinstance(distribution, tfd.Distribution):
         kind = type(distribution).__name__
@@ -46,17 +46,17 @@ def unwrap(distribution: Any) -> tfd.Distribution:
 def build_prior(
     prior: tfd.Distribution | Callable[[], tfd.Distribution], training: bool = False
 ) -> tfd.Distribution:
-    """The prior p(z) as a distribution, built anew if `prior` is a layer or function.
+    """Returns the prior p(z) as a distribution, calling `prior` if it is a layer or function.
 
     Args:
       prior: A `tfd.Distribution`, or a callable without arguments that returns one.
-      training: Whether it is for a training step, which a Keras layer is told.
+      training: Whether to call a Keras layer with `training=True`.
 
     Returns:
-      The distribution, unwrapped.
+      The unwrapped distribution.
 
     Raises:
-      TypeError: If `prior` is neither.
+      TypeError: If `prior` is neither, or does not return a distribution.
     """
     if isinstance(prior, tfd.Distribution):
         return unwrap(prior)
@@ -74,17 +74,17 @@ def build_prior(
 
 
 def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
-    """Checks that an encoder gave one posterior an observation.
+    """Checks that an encoder returned one posterior per observation.
 
     Args:
-      posterior: What `encoder(x)` returned for `x` of shape `[B, *event_shape]`.
+      posterior: Value of `encoder(x)` for `x` of shape `[B, *event_shape]`.
       batch_size: B.
 
     Returns:
-      The posterior q(z|x), unwrapped, with batch shape `[B]`.
+      The unwrapped posterior q(z|x), with batch shape `[B]`.
 
     Raises:
-      TypeError: If `posterior` is no `tfd.Distribution`.
+      TypeError: If `posterior` is not a `tfd.Distribution`.
       ValueError: If its batch shape is not `[B]`.
     """
     posterior = _unwrap_output(posterior, "encoder")
@@ -95,19 +95,19 @@ def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
 def check_decoder_output(
     likelihood: Any, batch_size: int, event_shape: tuple[int, ...]
 ) -> tfd.Distribution:
-    """Checks that a decoder gave one distribution over observations a code.
+    """Checks that a decoder returned one distribution over observations per code.
 
     Args:
-      likelihood: What `decoder(z)` returned for `z` of shape `[B, *code_shape]`.
+      likelihood: Value of `decoder(z)` for `z` of shape `[B, *code_shape]`.
       batch_size: B.
-      event_shape: The shape of one observation.
+      event_shape: Shape of one observation.
 
     Returns:
-      The likelihood p(x|z), unwrapped, with batch shape `[B]` and the given event shape.
+      The unwrapped likelihood p(x|z), with batch shape `[B]` and event shape `event_shape`.
 
     Raises:
-      TypeError: If `likelihood` is no `tfd.Distribution`.
-      ValueError: If its batch shape is not `[B]` or its event shape is another.
+      TypeError: If `likelihood` is not a `tfd.Distribution`.
+      ValueError: If its batch shape is not `[B]` or its event shape is not `event_shape`.
     """
     likelihood = _unwrap_output(likelihood, "decoder")
     found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
@@ -133,8 +133,8 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
       `prior`.
 
     Raises:
-      ValueError: If the prior has a batch shape, or another event shape or dtype than the
-        posterior, or if one puts probability on points and the other has a density.
+      ValueError: If the prior has a batch shape, if event shapes or dtypes differ, or if one is
+        discrete and the other has a density.
     """
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
@@ -194,7 +194,7 @@ def _check_batch_shape(
 
 
 def _static_shape(shape: Any, shape_tensor: Callable[[], tf.Tensor]) -> Any:
-    """The shape as a tuple of ints; as TFP gives it for a joint distribution's structure."""
+    """Returns a shape as a tuple of ints; leaves the structure of a joint distribution as it is."""
     if not isinstance(shape, tf.TensorShape):
         return shape
     if shape.is_fully_defined():

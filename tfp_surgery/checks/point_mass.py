@@ -1,7 +1,8 @@
-"""Whether posterior and prior put probability on points or have densities.
+"""Checks that posterior and prior are both probability masses or both densities.
 
-TFP calls the logarithms of both log_prob, and they have no common unit. A posterior that puts mass
-on a point has an infinite KL to a prior with a density, whatever the difference of the two says.
+TFP's `log_prob` is the logarithm of either, and the two have no common unit. The KL from a
+posterior with point masses to a prior with a density is infinite, although the difference of their
+`log_prob`s is finite.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MASSES = (
     tfd.VectorDeterministic,
     tfd.PoissonLogNormalQuadratureCompound,
 )
-# The attributes that hold the distributions of the events.
+# Attributes that hold the distributions of the events.
 _CONTENTS = (
     "components_distribution",
     "components",
@@ -33,7 +34,7 @@ _CONTENTS = (
     "aggregate_posterior",
     "observation_distribution",
 )
-# They are what a function makes of them.
+# Their event distributions are returned by functions, and not inspected.
 _UNKNOWN = (tfd.Autoregressive, tfd.JointDistribution, tfd.MarkovChain, tfd.PixelCNN)
 _OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 _ABSTRACT = {*tfd.Distribution.__mro__, *tfd.AutoCompositeTensorDistribution.__mro__}
@@ -42,14 +43,14 @@ _TRIANGULAR = (tf.linalg.LinearOperatorDiag, tf.linalg.LinearOperatorLowerTriang
 
 
 def measures(distribution: Any) -> frozenset[str]:
-    """What log_prob of a distribution is the logarithm of.
+    """Returns whether `log_prob` of a distribution is a log mass or a log density.
 
     Args:
       distribution: A `tfd.Distribution`.
 
     Returns:
-      Of "mass" and "density" those that occur in it: both for a mixture or a product of both, and
-      neither where it is not known, for a class of the user's own above all.
+      A subset of {"mass", "density"}: both for a mixture or product of both kinds, empty if
+      unknown, as for most classes defined by the user.
     """
     while hasattr(distribution, "tensor_distribution"):  # of tfp.layers
         distribution = distribution.tensor_distribution
@@ -71,15 +72,15 @@ def measures(distribution: Any) -> frozenset[str]:
 
 
 def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> None:
-    """Checks that KL(q(z|x) || p(z)) is not infinite by the kind of the two distributions.
+    """Checks that posterior and prior are of one kind, mass or density, so that the KL is finite.
 
     Args:
       prior: p(z).
-      posterior: q(z|x), or an aggregate of such.
+      posterior: q(z|x), or a mixture of posteriors.
 
     Raises:
-      ValueError: If one puts probability on points where the other has a density, or if the scale
-        of either is exactly 0 somewhere.
+      ValueError: If one has point masses and the other a density, if the posterior mixes both, or
+        if a scale of either is exactly 0.
     """
     of_prior, of_posterior = measures(prior), measures(posterior)
     if of_prior and "mass" in of_posterior - of_prior:
@@ -97,7 +98,8 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
             "probability on points alone: KL(q(z|x) || p(z)) is infinite and the ELBO -inf. Let "
             "both be probability masses, or both densities."
         )
-    # Its draws at the points are scored there; those of a density never meet the points of a prior.
+    # Only the posterior is checked: its draws hit its own points, but a density's draws never hit
+    # the points of a prior.
     if _adds_masses_to_densities(posterior):
         raise ValueError(
             f"the posterior {_name(posterior)} mixes distributions that put probability on points "
@@ -109,7 +111,7 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
 
 
 def _adds_masses_to_densities(distribution: Any) -> bool:
-    """Whether a mixture in a distribution has components of both kinds."""
+    """Returns whether a distribution contains a mixture of masses and densities."""
     while hasattr(distribution, "tensor_distribution"):
         distribution = distribution.tensor_distribution
     for name in _CONTENTS:
@@ -123,14 +125,14 @@ def _adds_masses_to_densities(distribution: Any) -> bool:
 
 
 def check_not_singular(distribution: tfd.Distribution, what: str) -> None:
-    """Checks that no scale of a density is exactly 0, as far as values are known.
+    """Checks that no scale of a density is exactly 0; skips scales without static values.
 
     Args:
       distribution: A distribution.
-      what: What it is, for the message.
+      what: Role of the distribution, for error messages.
 
     Raises:
-      ValueError: If a scale is 0: the distribution is a point there, and has no density.
+      ValueError: If a scale is 0, which makes the distribution a point mass.
     """
     problem = _zero_scale(distribution) if "density" in measures(distribution) else ""
     if problem:
@@ -142,7 +144,7 @@ def check_not_singular(distribution: tfd.Distribution, what: str) -> None:
 
 
 def _zero_scale(node: Any) -> str:
-    """Which scale in a distribution or bijector is 0, in words; an empty string if none is."""
+    """Describes the first scale of a distribution or bijector that is 0; empty if none is."""
     for name, value in node.parameters.items():
         for part in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(part, tfd.Distribution | tfb.Bijector):
@@ -159,7 +161,7 @@ def _zero_scale(node: Any) -> str:
 
 
 def _scale(name: str, value: Any) -> np.ndarray | None:
-    """The scales in a parameter, which of a triangle are its diagonal; None where unknown."""
+    """Returns the scales in a parameter, the diagonal of a triangular one; None if unknown."""
     if isinstance(value, tf.linalg.LinearOperator):
         if not isinstance(value, _TRIANGULAR):
             return None

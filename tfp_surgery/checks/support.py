@@ -12,24 +12,23 @@ from tfp_surgery.checks.networks import MIXTURES, WRAPPERS, unwrap
 
 tfd = tfp.distributions
 
-# Rows of x that one call of check_support looks at together.
+# Rows of x checked at a time.
 _SUPPORT_BLOCK = 8192
 
 
 def check_support(likelihood: tfd.Distribution, x: Any) -> None:
     """Checks that every value of `x` lies in the support of the likelihood.
 
-    The base of `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast` is asked, by the assertions
-    that TFP itself makes under `validate_args=True`. Of mixtures only those of Bernoullis are
-    checked; families for which TFP has no assertions (transformed distributions) are not.
+    Runs TFP's own assertions under `validate_args=True`, on the distribution inside
+    `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
+    Bernoullis, nor families without assertions in TFP (transformed distributions).
 
     Args:
-      likelihood: p(x|z) with batch shape `[1]` or `[B]`, B the number of rows of `x`.
-      x: Array-like of shape `[N, *event_shape]`, finite.
+      likelihood: p(x|z) with batch shape `[1]` or `[N]`.
+      x: Finite array-like of shape `[N, *event_shape]`.
 
     Raises:
-      ValueError: Naming the distribution, the range of `x` and what was expected; or if TFP
-        refuses the parameters that the decoder gave.
+      ValueError: If `x` leaves the support, or if TFP rejects the parameters of the likelihood.
     """
     base = unwrap(likelihood)
     in_mixture = False
@@ -38,7 +37,7 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
             base = unwrap(base.distribution)
         elif isinstance(base, MIXTURES):
             base, in_mixture = unwrap(base.components_distribution), True
-        elif in_mixture:  # its batch does not line up with that of x
+        elif in_mixture:  # the batch of components does not align with the rows of x
             return
         else:
             break
@@ -56,7 +55,7 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
 
 
 def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
-    """What `base` expects instead of `x`, or an empty string where `x` is in its support."""
+    """Describes the values that `base` expects; empty if `x` is in its support."""
     if isinstance(base, tfd.Bernoulli):
         if bool(tf.reduce_all((x == 0) | (x == 1))):
             return ""
@@ -64,7 +63,7 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
             "0 or 1. Binarize the data (stochastic, fixed or threshold), or decode to a likelihood "
             "for real-valued pixels (Gaussian, discretized logistic)."
         )
-    if isinstance(base, tfd.Categorical):  # TFP's own check admits the number of categories
+    if isinstance(base, tfd.Categorical):  # TFP's check accepts x = num_categories
         num_categories = base.logits_parameter().shape[-1]
         if bool(tf.reduce_all((x == tf.round(x)) & (x >= 0) & (x < num_categories))):
             return ""
@@ -72,7 +71,7 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
     if isinstance(base, tfd.FiniteDiscrete):  # TFP has no check
         outcomes = np.sort(base.outcomes.numpy())
         values = np.unique(x.numpy())
-        # The first outcome that is not below the value, less the tolerance.
+        # The smallest outcome of at least the value minus the tolerance.
         above = np.searchsorted(outcomes, values - 1e-6)
         nearest = outcomes[np.minimum(above, outcomes.size - 1)]
         if np.allclose(values, nearest, rtol=0.0, atol=1e-6):

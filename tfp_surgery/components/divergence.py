@@ -13,10 +13,17 @@ _LIBRARIES = ("tensorflow_probability.", "tfp_surgery.")
 
 
 def closed_form_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
-    """KL(q || p) in nats, shape `[B]`, or None where TFP registers no formula for the pair.
+    """Returns KL(q || p) in closed form, or None if TFP registers no formula for the pair.
 
-    TFP finds the formula of a base class too. For a class with a log_prob of its own that is
-    another divergence, and none is returned, unless a formula was registered for the class itself.
+    TFP falls back to the formula of a base class, which is wrong for a class that overrides
+    `log_prob`: such a class needs a formula registered for itself, otherwise None is returned.
+
+    Args:
+      posterior: q, with batch shape `[B]`.
+      prior: p.
+
+    Returns:
+      Floating `Tensor`, shape `[B]`, in nats, or None.
     """
     if any(map(_has_density_of_its_own, (posterior, prior))):
         return None
@@ -27,7 +34,7 @@ def closed_form_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.T
 
 
 def _has_density_of_its_own(distribution: tfd.Distribution) -> bool:
-    """Whether a class in a distribution overrides the density of a base that has formulas."""
+    """Returns whether a distribution or a part of it overrides the density of its TFP base."""
     for kind in type(distribution).__mro__:
         if kind.__module__.startswith(_LIBRARIES):
             break

@@ -1,4 +1,4 @@
-"""Encoding a data set: N posteriors as one batch of distributions."""
+"""Encodes a data set as one batch of N posteriors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     """Encodes a data set batch by batch and joins the N posteriors.
 
     Args:
-      encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
+      encoder: Callable from observations `[B, ...]` to a `tfd.Distribution` with batch shape `[B]`.
       x: The observations; see `AggregatePosterior.from_encoder`.
       batch_size: Number of observations encoded at a time.
 
@@ -32,11 +32,10 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
       A distribution with batch shape `[N]`, every parameter broadcast to it.
 
     Raises:
-      ValueError: If x is empty or not finite, `batch_size` is not positive, or the encoder's
-        batch is not that of the observations it was given; or if it gives an observation another
-        posterior on a second call.
-      TypeError: If the encoder does not return a distribution, or not always of one kind, or one
-        with parameters that it does not declare (see `fidelity`).
+      ValueError: If x is empty or not finite, if `batch_size` is not positive, if the posteriors do
+        not have batch shape `[B]`, or if a second call gives an observation another posterior.
+      TypeError: If the encoder does not return distributions of one kind, or if they hold
+        parameters that they do not declare (see `fidelity`).
     """
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
@@ -47,11 +46,11 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
 def encode_observations(
     encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int
 ) -> tfd.Distribution:
-    """Encodes observations that have been checked; see `encode`.
+    """Encodes observations that are already checked; see `encode`.
 
     Args:
       encoder: See `encode`.
-      x: Array or `Tensor` `[N, *event_shape]`, not empty, finite.
+      x: Non-empty, finite array or `Tensor`, shape `[N, *event_shape]`.
       batch_size: See `encode`.
 
     Returns:
@@ -66,7 +65,7 @@ def encode_observations(
         posterior = check_encoder_output(_encoded(encoder, batch), batch.shape[0])
         posterior = components_lib.prepare(posterior, "The encoder's posterior")
         if has_values:
-            with tf.init_scope():  # a tape would keep what is only compared
+            with tf.init_scope():  # outside of gradient tapes
                 check.note(number, start, posterior)
         parts.append(posterior)
     joined = components_lib.concatenate(parts)
@@ -88,13 +87,13 @@ def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> An
 
 
 def _observations(x: Any) -> Any:
-    """The observations as something that can be sliced, its values checked where there are any."""
+    """Returns the observations as an array or `Tensor`, with their values checked if known."""
     if isinstance(x, Dataset):
         return x.observations()
     if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
         return check_observations(x)
     hint = arrays.way_out("x", x)
-    if hint:  # tensors too are sparse or ragged
+    if hint:  # sparse or ragged
         raise TypeError(f"x must be a dense Tensor, got a {type(x).__name__}. {hint}")
     x = tf.convert_to_tensor(x)
     if not tf.is_symbolic_tensor(x):

@@ -1,10 +1,11 @@
-"""Whether posteriors that are joined and picked by index are those that the encoder gave.
+"""Checks that joined posteriors equal the encoder's, and that the encoder is a function of each x.
 
-Components are handled by the parameters that their distribution declares. What else it holds, a
-function that closes over the observations for one, stays as it is when components are joined or
-picked, and then belongs to others: silently where the shapes coincide. So log densities of a few
-draws are noted while they are encoded, and compared with those of the picked components. An
-encoder must also be a function of each observation alone: two of them are encoded again.
+Components are joined and gathered through the parameters that their distribution declares. Other
+state, such as a function that closes over the observations, is carried along unchanged and then
+belongs to other observations; if the shapes coincide, nothing fails. Therefore the log densities of
+a few draws are recorded during encoding and compared with those of the gathered components.
+Two observations are encoded again to check that the encoder is deterministic and does not depend on
+the rest of a batch.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from tfp_surgery.components import components as components_lib
 
 tfd = tfp.distributions
 
-# Joined and noted log densities agree within this, absolute and relative, beside what moving z by
-# rounding changes: eight units of its dtype, and of the spread of z one unit of bfloat16, in which
-# the networks of a flow may compute.
+# Tolerances of the comparison of log densities. The effect of rounding z is added: z is moved by
+# eight units of its dtype, and by one unit of bfloat16 (a flow's networks may compute in it) times
+# its deviation from the mean.
 _ABSOLUTE, _RELATIVE = 1e-3, 1e-4
 _NETWORK_ROUNDING = 2.0**-8
 
-_SAMPLE_SIZE = 1000  # components that tell the spread of a parameter
+_SAMPLE_SIZE = 1000  # components that estimate the spread of a parameter
 
 _checked: weakref.WeakSet[tfd.Distribution] = weakref.WeakSet()
 
 
 class Witness(NamedTuple):
-    """What the posteriors say of their own draws, as the encoder gave them.
+    """Log densities of the posteriors at their own draws.
 
     Attributes:
-      rows: Which components were looked at, `[R]`.
-      z: A draw of each, `[B..., R, E...]`.
-      log_prob: log q(z|x) of them, float64 `[B..., R]`.
-      slack: How far another evaluation may be from it, float64 `[B..., R]`.
+      rows: Indices of R components, shape `[R]`.
+      z: One draw per component, shape `[B..., R, E...]`.
+      log_prob: log q(z|x) of the draws in nats, float64, shape `[B..., R]`.
+      slack: Largest difference allowed to another evaluation, float64, shape `[B..., R]`.
     """
 
     rows: np.ndarray
@@ -50,20 +51,20 @@ class Witness(NamedTuple):
 
 
 class EncodingCheck:
-    """Notes what the first, a middle and the last batch of posteriors say, then compares."""
+    """Records log densities of the first, a middle and the last batch, and compares them later."""
 
     def __init__(self, num_batches: int) -> None:
-        """Makes the check of so many batches."""
+        """Starts a check of `num_batches` batches."""
         self._watched = {0, num_batches // 2, num_batches - 1}
         self._witnesses: list[Witness] = []
 
     def note(self, number: int, start: int, posterior: tfd.Distribution) -> None:
-        """Looks at a batch of posteriors.
+        """Records log densities of a batch of posteriors if the batch is among those checked.
 
         Args:
-          number: Which batch it is.
-          start: The index of its first observation.
-          posterior: As the encoder gave it, batch shape `[B]`.
+          number: Number of the batch.
+          start: Index of its first observation.
+          posterior: The encoder's output, batch shape `[B]`.
         """
         if number not in self._watched or not components_lib.undeclared(posterior):
             return
@@ -73,23 +74,23 @@ class EncodingCheck:
             self._witnesses.append(witness._replace(rows=witness.rows + start))
 
     def compare(self, joined: tfd.Distribution) -> None:
-        """Raises a TypeError unless the joined posteriors, batch `[N]`, say the same."""
+        """Raises a TypeError unless joined posteriors, batch shape `[N]`, match the records."""
         for witness in self._witnesses:
             _compare(joined, witness)
         _checked.add(joined)
 
 
 def check_components(components: tfd.Distribution) -> None:
-    """Checks that components are the same when they are picked by index, as sampling does.
+    """Checks that components gathered by index, as for sampling, keep their log densities.
 
-    It costs one draw and one density of each component, and nothing where all parameters are
-    declared, in a graph, or where it has been done.
+    Costs one draw and one density per component. Does nothing in a graph, if all parameters are
+    declared, or if the components have been checked before.
 
     Args:
       components: Distribution with batch shape `[B..., N]`.
 
     Raises:
-      TypeError: If they are others.
+      TypeError: If the log densities differ.
     """
     if not tf.executing_eagerly() or components in _checked:
         return
@@ -103,14 +104,14 @@ def check_components(components: tfd.Distribution) -> None:
 
 
 def _witness(components: tfd.Distribution, rows: Sequence[int]) -> Witness | None:
-    """A witness of some components; None where TFP cannot draw from them."""
+    """Returns log densities of the given components at their draws; None if they cannot draw."""
     axis = components_lib.batch_rank(components) - 1
-    # In falling order: picking all of them is not the identity.
+    # In descending order, so that gathering all of them is not the identity.
     chosen = np.unique(rows)[::-1]
-    # Bijectors remember what they made z of, by its identity.
+    # tf.identity defeats the caches of bijectors, which are keyed by the identity of z.
     try:
         z = tf.identity(components.sample(seed=tf.constant([0, 0], tf.int32)))
-    except Exception:  # a class of the user's own may not draw, or not from such a seed
+    except Exception:  # a user's class may not implement sampling, or not with a stateless seed
         return None
     log_prob = np.asarray(components.log_prob(z), np.float64)
     slack = _ABSOLUTE + _RELATIVE * np.abs(log_prob)
@@ -124,7 +125,7 @@ def _witness(components: tfd.Distribution, rows: Sequence[int]) -> Witness | Non
 
 
 def _change(components: tfd.Distribution, moved: tf.Tensor, log_prob: np.ndarray) -> np.ndarray:
-    """How far log densities at moved draws are from those given; 0 outside of the support."""
+    """Returns the change of log densities at moved draws; 0 outside of the support."""
     try:
         moved_log_prob = np.asarray(components.log_prob(moved), np.float64)
     except (ValueError, tf.errors.InvalidArgumentError):  # validate_args
@@ -135,7 +136,7 @@ def _change(components: tfd.Distribution, moved: tf.Tensor, log_prob: np.ndarray
 
 
 def _compare(components: tfd.Distribution, witness: Witness) -> None:
-    """Raises unless components, every parameter broadcast, agree with a witness."""
+    """Raises a TypeError unless components, every parameter broadcast, agree with a witness."""
     axis = components_lib.batch_rank(components) - 1
     try:
         picked = components_lib.gather(components, tf.constant(witness.rows), axis=axis)
@@ -170,22 +171,23 @@ def _undeclared_message(components: tfd.Distribution, how: str) -> str:
 def check_encoder_repeats(
     encoder: Callable[[Any], tfd.Distribution], x: Any, joined: tfd.Distribution
 ) -> None:
-    """Encodes the first and the last observation alone, twice, and compares.
+    """Checks that the encoder is deterministic and treats each observation independently.
+
+    Encodes the first and the last observation alone, twice. Ignores parameters that are not finite.
 
     Args:
       encoder: As for `encode`.
-      x: The observations, `[N, ...]`, with values.
-      joined: What they were encoded to, batch `[N]`, every parameter broadcast to it.
+      x: The observations, shape `[N, ...]`, not symbolic.
+      joined: Their posteriors, batch shape `[N]`, every parameter broadcast to it.
 
     Raises:
       ValueError: If the two calls differ, or differ from `joined` by far more than rounding.
-        Parameters that are not finite are not compared.
     """
     num = x.shape[0]
     rows = [0, num - 1]
     try:
         alone, again = ([_encoded(encoder, x[i : i + 1]) for i in rows] for _ in range(2))
-    except Exception:  # it takes batches of one size
+    except Exception:  # the encoder may accept one batch size only
         return
     leaves = components_lib.leaves(joined)
     if any(len(given) != len(leaves) for given in alone + again):
@@ -216,7 +218,7 @@ def check_encoder_repeats(
 
 
 def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: Any) -> list[np.ndarray]:
-    """The parameters of the posteriors of a batch, float64."""
+    """Returns the parameters of a batch of posteriors as float64."""
     batch = tf.convert_to_tensor(batch)
     posterior = check_encoder_output(encoder(batch), batch.shape[0])
     posterior = components_lib.prepare(posterior, "The encoder's posterior")
@@ -229,6 +231,6 @@ def _root_mean_square(values: np.ndarray) -> float:
 
 
 def _finite(leaf: Any) -> np.ndarray:
-    """Values as float64, NaN for what is infinite."""
+    """Returns values as float64, with NaN in place of infinite ones."""
     values = np.asarray(leaf, np.float64)
     return np.where(np.isfinite(values), values, np.nan)

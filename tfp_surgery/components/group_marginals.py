@@ -21,7 +21,7 @@ _GAUSSIANS = (
 
 
 def has_group_marginals(distribution: tfd.Distribution) -> bool:
-    """Whether `group_marginal` knows the family: Gaussians, and scalars under `Independent`."""
+    """Returns whether `group_marginal` supports the family: Gaussians, or independent scalars."""
     return isinstance(distribution, _GAUSSIANS) or is_factorised(distribution)
 
 
@@ -37,7 +37,7 @@ def group_marginal(components: tfd.Distribution, dimensions: Sequence[int]) -> t
       Distribution with batch shape `[B..., N]` and event shape `[G]`.
 
     Raises:
-      NotImplementedError: If the family's marginals are not known here.
+      NotImplementedError: If the family is not supported.
     """
     if not has_group_marginals(components):
         raise NotImplementedError(
@@ -53,8 +53,8 @@ def group_marginal(components: tfd.Distribution, dimensions: Sequence[int]) -> t
         return tfd.MultivariateNormalDiag(loc, tf.gather(components.stddev(), dimensions, axis=-1))
     if isinstance(components, tfd.MultivariateNormalLinearOperator):
         rows = tf.gather(components.scale.to_dense(), dimensions, axis=-2)  # [B..., N, G, D]
-        # Rows S have covariance S S^T = R^T R, where S^T = Q R: no product is formed, so that the
-        # condition number is not squared.
+        # The covariance of the rows S is S S^T = R^T R with S^T = Q R. QR avoids the product S S^T,
+        # which squares the condition number.
         _, upper = tf.linalg.qr(tf.linalg.matrix_transpose(rows))  # [B..., N, G, G]
         upper *= tf.sign(tf.linalg.diag_part(upper))[..., tf.newaxis]
         return tfd.MultivariateNormalTriL(loc, tf.linalg.matrix_transpose(upper))

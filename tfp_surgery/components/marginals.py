@@ -14,7 +14,7 @@ _INDEPENDENT = plain_class(tfd.Independent)
 
 
 def is_factorised(components: tfd.Distribution) -> bool:
-    """Whether the dimensions of a vector event are independent within every component."""
+    """Returns whether the dimensions of a vector event are independent within each component."""
     return isinstance(components, tfd.MultivariateNormalDiag) or (
         isinstance(components, _INDEPENDENT)
         and components.distribution.event_shape.rank == 0
@@ -34,7 +34,7 @@ def one_dimensional_marginals(components: tfd.Distribution) -> tfd.Distribution:
 
     Raises:
       ValueError: If the events are not vectors.
-      NotImplementedError: If the family's marginals are not known in closed form here.
+      NotImplementedError: If the marginals of the family are not implemented.
     """
     if components_lib.event_rank(components) != 1:
         raise ValueError(

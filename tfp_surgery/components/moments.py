@@ -11,7 +11,7 @@ from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 
-_BLOCK_ELEMENTS = 2**22  # of the [n, D, D] covariances held at a time
+_BLOCK_ELEMENTS = 2**22  # size of the [n, D, D] covariances held at a time
 
 
 def mean(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tensor:
@@ -41,7 +41,7 @@ def variance(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tensor:
     centred = means - tf.expand_dims(_weighted_mean(means, log_weights), log_weights.shape.rank - 1)
     try:
         within = components.variance()
-    except NotImplementedError:  # TFP's spherical families have a covariance alone
+    except NotImplementedError:  # TFP's spherical families implement the covariance only
         within = tf.linalg.diag_part(components.covariance())
     return _weighted_mean(within + centred**2, log_weights)
 
@@ -65,7 +65,7 @@ def covariance(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tenso
 
 
 def _weighted_mean(values: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
-    """sum_n w_n values_n for values `[B..., N, E...]`."""
+    """Returns sum_n w_n values_n for values `[B..., N, E...]`."""
     event_ndims = values.shape.rank - log_weights.shape.rank
     weights = tf.reshape(
         tf.exp(log_weights), ps.concat([ps.shape(log_weights), [1] * event_ndims], axis=0)
@@ -74,7 +74,7 @@ def _weighted_mean(values: tf.Tensor, log_weights: tf.Tensor) -> tf.Tensor:
 
 
 def _mean_covariance(components: tfd.Distribution, log_weights: tf.Tensor) -> tf.Tensor:
-    """sum_n w_n Cov[z|x_n], block by block: `[N, D, D]` is not built."""
+    """Returns sum_n w_n Cov[z|x_n], block by block so that `[N, D, D]` is never built."""
     axis = log_weights.shape.rank - 1
     weights = tf.exp(log_weights)
     num_components = ps.shape(weights)[-1]

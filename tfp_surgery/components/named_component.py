@@ -1,4 +1,4 @@
-"""The components that queries name by index, one each."""
+"""Selects one component per query by index."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ tfd = tfp.distributions
 
 
 def checked_index(index: Any, num_components: Any) -> tf.Tensor:
-    """Returns an index of components as int32.
+    """Checks indices of components and casts them to int32.
 
     Args:
       index: Integer `Tensor`.
-      num_components: N, an `int` where it is known.
+      num_components: N, as an `int` if it is known statically.
 
     Returns:
-      The index.
+      The indices as an int32 `Tensor`.
 
     Raises:
-      TypeError: If it is not of an integer dtype.
-      ValueError: If it is known statically and not in [0, N).
+      TypeError: If `index` does not have an integer dtype.
+      ValueError: If static values are not in [0, N), or entries are masked or missing.
     """
     arrays.reject_missing("index", index)
     index = tf.convert_to_tensor(index)
@@ -47,7 +47,7 @@ def checked_index(index: Any, num_components: Any) -> tf.Tensor:
 
 
 def assertions(index: tf.Tensor, num_components: Any) -> list[Any]:
-    """Run-time checks that an int32 index lies in [0, N)."""
+    """Returns run-time assertions that an int32 index lies in [0, N)."""
     return [
         tf.debugging.assert_non_negative(index, "index must be >= 0."),
         tf.debugging.assert_less(index, tf.cast(num_components, tf.int32), "index must be < N."),
@@ -55,7 +55,7 @@ def assertions(index: tf.Tensor, num_components: Any) -> list[Any]:
 
 
 def log_prob(components: tfd.Distribution, z: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """log q(z|x_i) of the component that each query names.
+    """Returns log q(z|x_i) for the component i selected by each query.
 
     Args:
       components: Components with batch shape `[B..., N]`, every parameter broadcast to it.
@@ -81,7 +81,7 @@ def log_prob(components: tfd.Distribution, z: tf.Tensor, index: tf.Tensor) -> tf
 
 
 def gather(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """The value that each query names.
+    """Returns the value selected by each query.
 
     Args:
       values: `Tensor`, shape `[B..., N]`.
@@ -99,7 +99,7 @@ def gather(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
 
 
 def _transpositions(index: tf.Tensor, batch_ndims: int) -> tuple[Any, Any]:
-    """From `[S..., B...]` to `[B..., S...]`, the layout of a batched gather, and back."""
+    """Returns the axis orders from `[S..., B...]` to `[B..., S...]` (batched gather) and back."""
     ndims = ps.rank(index)
     sample_ndims = ndims - batch_ndims
     return (

@@ -1,4 +1,4 @@
-"""The weights of mixture components: checks, normalised logarithms, and draws of an index."""
+"""Weights of mixture components: checks, normalised logarithms and draws of an index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_LOGIT_GAP = 60.0
 
 
 def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
-    """Raises a ValueError unless weights of a shape broadcast to the components' batch shape."""
+    """Raises a ValueError unless the shape of weights broadcasts to that of the components."""
     try:
         fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
     except ValueError:
@@ -59,11 +59,11 @@ def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.T
 
 
 def weights_from_logits(logits: tf.Tensor) -> tf.Tensor:
-    """Returns the softmax of logits, kept so far from zero that its logarithm has a gradient.
+    """Returns the softmax of logits, bounded away from zero so that its logarithm has a gradient.
 
-    A weight that underflows to zero has an infinite logarithm, and its gradient is NaN. Logits
-    more than 60 below the largest count as 60 below, and get no gradient: what they can add to a
-    sum of weights, e^-60, is below the rounding of float64.
+    The logarithm of a weight that underflows to zero is infinite, and its gradient NaN. Therefore
+    logits more than 60 below the largest are raised to 60 below it, and get no gradient. Their
+    relative weight, e^-60, is below the rounding error of float64.
 
     Args:
       logits: Floating `Tensor`, shape `[..., N]`, in float32 or wider.
@@ -76,14 +76,15 @@ def weights_from_logits(logits: tf.Tensor) -> tf.Tensor:
 
 
 def log_remaining(log_weights: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns log(1 - w_i), the weight of all components but one.
+    """Returns log(1 - w_i), the log weight of all components except i.
 
     Args:
-      log_weights: Floating `Tensor`, shape `[B..., N]`: normalised log weights.
-      index: int32 `Tensor`, shape `[S..., B...]`: i; no component where it is negative.
+      log_weights: Normalised log weights, floating `Tensor`, shape `[B..., N]`.
+      index: The indices i, int32 `Tensor`, shape `[S..., B...]`. A negative index excludes no
+        component.
 
     Returns:
-      Floating `Tensor`, shape `[S..., B...]`: 0 where i is negative.
+      Floating `Tensor`, shape `[S..., B...]`; 0 where the index is negative.
     """
     log_weight = named_component.gather(log_weights, tf.maximum(index, 0))
     return tf.where(index < 0, tf.zeros_like(log_weight), tf.math.log1p(-tf.exp(log_weight)))

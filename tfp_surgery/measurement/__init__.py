@@ -1,1 +1,1 @@
-"""What every measurement shares: the parts of a model, draws, results, bounds, model checks."""
+"""Code shared by all measurements: prepared models, draws, results, bounds and model checks."""

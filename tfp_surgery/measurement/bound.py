@@ -1,4 +1,4 @@
-"""Bound: an estimate, what it bounds, from which side, its bias and its ceiling."""
+"""Bound: an estimate with the quantity it bounds, its side, bias and ceiling."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ _FRACTION = 0.01
 class Bound:
     """An estimate whose expectation lies on a known side of a quantity, in nats.
 
-    The standard error and the interval of `estimate` are those of the bound's own expectation, not
-    of the quantity that is bounded: a biased bound covers the former alone.
+    The standard error and interval of `estimate` refer to the expectation of the bound, not to the
+    bounded quantity: the interval of a biased bound need not cover the quantity.
 
     Attributes:
       estimate: The Monte Carlo estimate of the bound.
-      side: `"lower"` or `"upper"` where its expectation bounds the quantity, `"unbiased"` where it
-        equals it.
-      quantity: What is bounded.
-      bias: Its expectation minus the quantity, in words.
-      ceiling: The most that its expectation can be, whatever the quantity is; None where it has no
-        such limit.
+      side: `"lower"` or `"upper"` if the expectation bounds the quantity, `"unbiased"` if it equals
+        the quantity.
+      quantity: The bounded quantity.
+      bias: The expectation minus the quantity, in words.
+      ceiling: The largest possible expectation, whatever the quantity; None if there is none.
     """
 
     estimate: Estimate
@@ -39,11 +38,11 @@ class Bound:
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the estimate has come to its ceiling; see `at_ceiling`."""
+        """Whether the estimate has reached its ceiling; see `at_ceiling`."""
         return self.ceiling is not None and at_ceiling(self.estimate, self.ceiling)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain, JSON-ready values, the estimate's own among them."""
+        """Returns JSON-ready values, including those of the estimate."""
         return {
             **self.estimate.to_dict(),
             "side": self.side,
@@ -54,7 +53,7 @@ class Bound:
         }
 
     def __str__(self) -> str:
-        """The estimate, its side, its ceiling and whether that is reached."""
+        """Returns the estimate, its side, its ceiling and whether it is reached, as text."""
         text = f"{self.estimate} ({self.side})"
         if self.ceiling is None:
             return text
@@ -63,16 +62,19 @@ class Bound:
 
 
 def at_ceiling(estimate: Estimate, ceiling: float) -> bool:
-    """Whether an estimate says no more than that the quantity is at least about the ceiling.
+    """Returns whether an estimate has reached its ceiling.
 
-    The rule: the estimate lies within two of its standard errors of the ceiling, or within one
-    per cent of it. No high-confidence lower bound from B samples that holds for every distribution
-    is larger than O(log B) (McAllester and Stratos 2020); one that has come to its ceiling has
-    stopped measuring.
+    An estimate has reached its ceiling if it lies within two standard errors or within 1% of it. It
+    then shows only that the quantity is at least about the ceiling. Any distribution-free
+    high-confidence lower bound on mutual information from B samples is at most O(log B)
+    (McAllester and Stratos 2020).
 
     Args:
       estimate: The estimate.
-      ceiling: The most that its expectation can be, in nats.
+      ceiling: The largest possible expectation of the estimate, in nats.
+
+    Returns:
+      A bool.
 
     #### References
 
@@ -85,15 +87,15 @@ def at_ceiling(estimate: Estimate, ceiling: float) -> bool:
 
 
 def batch_estimate(means: np.ndarray, batch_size: int, rounding: float = 0.0) -> Estimate:
-    """Estimates an expectation from independent batches whose draws depend on each other.
+    """Estimates an expectation from independent batches of dependent draws.
 
     Args:
-      means: Floating array, shape `[K]`: the mean of each batch.
-      batch_size: Number of draws in each.
-      rounding: That of the mean, below which no standard error is given.
+      means: Means of the K batches, floating array, shape `[K]`.
+      batch_size: Number of draws in each batch.
+      rounding: Rounding error of the mean, the smallest standard error reported.
 
     Returns:
-      The mean of all draws; its standard error is that of the mean of the K batch means, NaN where
+      The mean of all draws. Its standard error is computed from the K batch means, and is NaN if
       K = 1.
     """
     means = np.asarray(means, np.float64)

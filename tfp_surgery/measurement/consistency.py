@@ -1,4 +1,4 @@
-"""Numbers of one result that cannot all be right: found, put in words, and warned of."""
+"""Detects and reports numbers of one result that contradict each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import scipy.stats
 
 from tfp_surgery.estimate import Estimate
 
-# The probability of a single comparison to be reported by chance: six standard errors, and more
-# where these rest on few draws.
+# Probability that one comparison is reported by chance: six standard errors for many draws.
 _FALSE_ALARM = 1e-9
-# Of differences, relative to the values: below it float32 rounds closed forms.
+# Smallest standard error of a difference, relative to the values: closed forms are float32.
 _ROUNDING = 1e-6
 _ADVICE = (
     "Likely the draws do not follow the density that scores them: float32 rounds them (try "
@@ -27,19 +26,19 @@ _is_silent = contextvars.ContextVar("is_silent", default=False)
 
 
 def standard_errors_above(value: Estimate, limit: Estimate) -> float:
-    """By how many standard errors one estimate exceeds another, 0 unless that is many.
+    """Returns by how many standard errors an estimate exceeds its limit; 0 if not significant.
 
-    Six are many, or as many as have the same probability by chance (1e-9) under Student's t
-    distribution. The error is that of two independent estimates: estimates from common draws mostly
-    rise and fall together, and their difference then has a smaller one.
+    An excess is significant if its probability is below 1e-9 under Student's t distribution, which
+    is six standard errors for many draws. The standard error assumes independent estimates. This
+    is conservative for estimates from common draws, which are mostly positively correlated.
 
     Args:
-      value: What should be at most `limit`.
-      limit: The limit.
+      value: Estimate of a quantity that is at most `limit`.
+      limit: Estimate of the limit.
 
     Returns:
-      The number of standard errors, none of which is taken below rounding; 0 where an error is
-      unknown (NaN).
+      The excess in standard errors, each at least the rounding error; 0 if the excess is not
+      significant or an error is NaN.
     """
     excess = value.value - limit.value
     error = math.hypot(value.standard_error, limit.standard_error)
@@ -52,7 +51,7 @@ def standard_errors_above(value: Estimate, limit: Estimate) -> float:
 
 
 def above(name: str, value: Estimate, limit_name: str, limit: Estimate) -> list[str]:
-    """A sentence where an estimate exceeds what it cannot exceed, in a list."""
+    """Returns a list with a sentence if an estimate exceeds its limit; empty otherwise."""
     errors = standard_errors_above(value, limit)
     if not errors:
         return []
@@ -60,7 +59,7 @@ def above(name: str, value: Estimate, limit_name: str, limit: Estimate) -> list[
 
 
 def negative(name: str, value: Estimate | None) -> list[str]:
-    """A sentence where an estimate of what is at least 0 is negative, in a list."""
+    """Returns a list with a sentence if an estimate lies below its bound of 0; empty otherwise."""
     if value is None:
         return []
     errors = standard_errors_above(_ZERO, value)
@@ -72,18 +71,18 @@ def negative(name: str, value: Estimate | None) -> list[str]:
 def apart(
     name: str, way: str, first: Estimate, other_way: str, second: Estimate, difference: Estimate
 ) -> list[str]:
-    """A sentence where two estimates of one number differ by too much, in a list.
+    """Reports two estimates of one quantity that differ significantly.
 
     Args:
-      name: Of the number.
-      way: How the first was reached.
-      first: An estimate.
-      other_way: How the second was reached.
-      second: Another estimate of the same number.
-      difference: The first less the second, with the error of that.
+      name: Name of the quantity.
+      way: How the first estimate was computed.
+      first: The first estimate.
+      other_way: How the second estimate was computed.
+      second: The second estimate.
+      difference: `first` minus `second`, with its own standard error.
 
     Returns:
-      The sentence, or nothing.
+      A list with a sentence if the estimates differ; empty otherwise.
     """
     distance = dataclasses.replace(difference, value=abs(difference.value))
     errors = standard_errors_above(distance, _ZERO)
@@ -91,20 +90,21 @@ def apart(
         return []
     values = f"{first} {way} and {second} {other_way}"
     printed = math.hypot(first.standard_error, second.standard_error)
-    if printed > 0:  # what a reader divides by
+    if printed > 0:  # the error that a reader computes from the printed ones
         errors = max(errors, distance.value / printed)
     return [f"{name}: {values} estimate one number and lie {errors:.0f} standard errors apart."]
 
 
 def explained(sentences: Iterable[str], cause: str | None = None) -> tuple[str, ...]:
-    """What to warn of: the cause where it is known, what does not fit, else what is likely.
+    """Adds to contradictions their known cause, or else general advice.
 
     Args:
-      sentences: What does not fit.
-      cause: What is known to be wrong, with its cure.
+      sentences: Descriptions of contradictions.
+      cause: A known cause and its remedy; None if unknown.
 
     Returns:
-      The sentences with their cause, or with advice; nothing where nothing is wrong.
+      The cause followed by the sentences, or the sentences followed by advice; empty if there are
+      neither contradictions nor a cause.
     """
     found = tuple(sentences)
     if cause is not None:
@@ -113,11 +113,14 @@ def explained(sentences: Iterable[str], cause: str | None = None) -> tuple[str, 
 
 
 def warn(sentences: tuple[str, ...], stacklevel: int) -> None:
-    """Warns of what `explained` gave, if of anything.
+    """Issues one warning for all sentences from `explained`, unless inside `silent`.
 
     Args:
-      sentences: What to warn of.
-      stacklevel: Of `warnings.warn`, counted from this function.
+      sentences: The sentences; no warning is issued if there are none.
+      stacklevel: Argument of `warnings.warn`, counted from this function.
+
+    Warns:
+      UserWarning: If there are sentences.
     """
     if sentences and not _is_silent.get():
         warnings.warn("\n".join(sentences), stacklevel=stacklevel)
@@ -125,7 +128,7 @@ def warn(sentences: tuple[str, ...], stacklevel: int) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Lets the results that are made inside keep their sentences, and `warn` say nothing."""
+    """Disables `warn` in the body of the context; results still store their sentences."""
     token = _is_silent.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Decoder and prior of a two-variable `tfd.JointDistribution`."""
+"""Splits a two-variable `tfd.JointDistribution` into decoder and prior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ tfd = tfp.distributions
 def decoder_and_prior(
     joint: tfd.JointDistribution, seed: Any = (0, 0)
 ) -> tuple[Callable[[tf.Tensor], tfd.Distribution], tfd.Distribution]:
-    """Splits p(z, x) = p(z) p(x|z) into what `elbo_surgery` takes.
+    """Splits p(z, x) = p(z) p(x|z) into the decoder and prior that `elbo_surgery` takes.
 
     ```python
     joint = tfd.JointDistributionSequential([prior, decoder])
@@ -22,27 +22,27 @@ def decoder_and_prior(
     tfs.elbo_surgery(x, encoder, decoder, prior)
     ```
 
-    TFP runs a joint distribution on single codes `[*code_shape]` as well as on batches, so that its
-    decoder must take both (`tf.linalg.matvec` where a network has a matrix product).
+    TFP calls the decoder of a joint distribution on single codes `[*code_shape]` and on batches, so
+    that the decoder must accept both (use `tf.linalg.matvec` in place of a matrix product).
 
     Args:
-      joint: A `tfd.JointDistribution` of two variables, the code first and the observation second,
+      joint: A `tfd.JointDistribution` of two variables, first the code and then the observation,
         with batch shape `[]`.
-      seed: Stateless seed of the draw that finds the two distributions; it does not enter them.
+      seed: Stateless seed of the draw that reveals the two distributions. It does not affect them.
 
     Returns:
-      decoder: Callable from codes `[B, *code_shape]` to p(x|z), batch `[B]`.
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
       prior: p(z).
 
     Raises:
-      TypeError: If `joint` is no `tfd.JointDistribution`.
-      ValueError: If it has not two variables.
+      TypeError: If `joint` is not a `tfd.JointDistribution`.
+      ValueError: If `joint` does not have two variables.
     """
     if not isinstance(joint, tfd.JointDistribution):
         raise TypeError(f"joint must be a tfd.JointDistribution; got {type(joint).__name__}.")
     seed = tf.constant(seed, tf.int32)
     distributions, _ = joint.sample_distributions(seed=seed)
-    # The order of the model's execution, which the dict of a JointDistributionNamed does not show.
+    # In the order of execution, which the dict of a JointDistributionNamed does not preserve.
     variables = joint._model_flatten(distributions)
     if len(variables) != 2:
         raise ValueError(

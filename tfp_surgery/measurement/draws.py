@@ -1,4 +1,4 @@
-"""Log densities of the draws that estimates are made of."""
+"""Checks of the log densities that estimates average."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ def checked_draws(
     shape: tuple[int, ...] | None = None,
     cause: Callable[[np.ndarray], str] | None = None,
 ) -> np.ndarray:
-    """Returns log densities as an array, once they are known to be finite.
+    """Checks that log densities are finite and returns them as an array.
 
     Args:
-      name: What they are, for the message.
-      values: Array-like of floats, shape `[S, Q, ...]`.
-      shape: The shape that is expected, if there is one.
-      cause: Tells, for a mask of the values that are not finite, why they are not; or nothing.
+      name: Name of the values, for error messages.
+      values: Array-like of floats, shape `[S, Q, ...]`, in nats.
+      shape: Expected shape; None to accept any.
+      cause: Callable from a mask of the values that are not finite to an explanation, which may be
+        empty.
 
     Returns:
-      The values in the dtype they were computed in, which tells their rounding.
+      The values in the floating dtype in which they were computed.
 
     Raises:
-      ValueError: If the shape is another, or a value is masked or not finite.
+      ValueError: If the shape differs, or a value is masked or not finite.
     """
     arrays.reject_missing(name, values)
     draws: np.ndarray = np.asarray(values)

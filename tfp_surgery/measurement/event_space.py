@@ -1,4 +1,4 @@
-"""The map from real numbers, in which chains move, to the codes of a prior."""
+"""The bijector from unconstrained space, in which chains move, to the codes of a prior."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ _MIXTURES = (MIXTURES, AggregatePosterior)
 
 
 def event_space_bijector(prior: tfd.Distribution) -> Any:
-    """The bijector from unconstrained codes to those of the prior.
+    """Returns the bijector from unconstrained codes to codes of the prior.
 
-    Whether it reaches them all is asked by `code_space.check_code_space`.
+    `code_space.check_code_space` checks that its range is the support of the prior.
 
     Args:
       prior: p(z).
 
     Returns:
-      TFP's default bijector for the event space of the prior. TFP has none for mixtures: theirs, at
-      any depth of the prior, is that of their first component.
+      TFP's default bijector for the event space of the prior. TFP has none for mixtures; a mixture
+      at any depth of the prior is replaced by its first component.
 
     Raises:
-      TypeError: If the codes are no single floating tensors, or the prior does not know the
-        bijector.
+      TypeError: If the codes are not single floating tensors, or the prior has no default bijector.
     """
     if tf.nest.is_nested(prior.dtype) or not prior.dtype.is_floating:
         raise TypeError(
@@ -49,7 +48,7 @@ def event_space_bijector(prior: tfd.Distribution) -> Any:
 
 
 def default_bijector(distribution: tfd.Distribution) -> Any:
-    """TFP's default bijector of a distribution, None where there is none."""
+    """Returns TFP's default event space bijector of a distribution, None if there is none."""
     try:
         return distribution.experimental_default_event_space_bijector()
     except NotImplementedError:
@@ -57,7 +56,7 @@ def default_bijector(distribution: tfd.Distribution) -> Any:
 
 
 def num_components(distribution: tfd.Distribution) -> int:
-    """The number of components of the largest mixture in a distribution; 0 without one."""
+    """Returns the number of components of the largest mixture in a distribution; 0 without one."""
     distribution = unwrap(distribution)
     if isinstance(distribution, _LISTED_MIXTURE):
         return max(len(distribution.components), *map(num_components, distribution.components))
@@ -68,14 +67,14 @@ def num_components(distribution: tfd.Distribution) -> int:
 
 
 def with_components(distribution: tfd.Distribution, index: int) -> tfd.Distribution:
-    """The distribution with one component in place of every mixture in it.
+    """Replaces every mixture inside a distribution by one of its components.
 
     Args:
-      distribution: Any.
-      index: Of the component; a mixture of K components gives that of index modulo K.
+      distribution: Any distribution.
+      index: Index of the component, taken modulo K for a mixture of K components.
 
     Returns:
-      The distribution, unwrapped.
+      The unwrapped distribution without mixtures.
 
     Raises:
       TypeError: If TFP cannot slice the components.
@@ -102,7 +101,7 @@ def with_components(distribution: tfd.Distribution, index: int) -> tfd.Distribut
 
 
 def _inner(distribution: tfd.Distribution) -> dict[str, tfd.Distribution]:
-    """The distributions that one is made of, by the name of the argument."""
+    """Returns the arguments of a distribution that are distributions, by name."""
     return {
         name: value
         for name, value in distribution.parameters.items()

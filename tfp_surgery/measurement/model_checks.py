@@ -1,4 +1,4 @@
-"""Checks of a whole model: its decoder, the support of its prior, its posteriors."""
+"""Checks of a model: its decoder, the support of its prior and its posteriors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tfp_surgery.measurement.event_space import default_bijector
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-_PROBES = 100  # draws of the prior that tell what its support is
+_PROBES = 100  # draws of the prior on which its bijector is tested
 _TRANSFORMED = (tfd.TransformedDistribution, plain_class(tfd.TransformedDistribution))
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
 _LENGTH_TOLERANCE = 1e-3
 
 
 def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
-    """Returns what a network gives on some inputs; its failure names it and them."""
+    """Calls a network; a failure becomes a ValueError that names the network and its inputs."""
     try:
         return network(inputs)
     except Exception as error:
@@ -41,19 +41,20 @@ def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
 def check_decoder(
     decoder: Callable[[Any], tfd.Distribution], code: tf.Tensor, x: np.ndarray
 ) -> tfd.Distribution:
-    """Runs the decoder on one code, so that what does not fit is said before the work.
+    """Checks the decoder on one code, before the actual work.
 
     Args:
-      decoder: Callable from codes `[B, *code_shape]` to p(x|z), batch `[B]`.
-      code: `[1, *code_shape]`.
-      x: The observations `[N, *event_shape]`.
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+      code: A code, shape `[1, *code_shape]`.
+      x: The observations, shape `[N, *event_shape]`.
 
     Returns:
-      p(x|z) of this code, batch `[1]`.
+      p(x|z) of the code, batch shape `[1]`.
 
     Raises:
-      TypeError: If the decoder is no callable, or gives no distribution.
-      ValueError: If it fails, its shapes do not fit, or x lies outside the likelihood's support.
+      TypeError: If the decoder is not callable or does not return a distribution.
+      ValueError: If the decoder fails, its shapes do not fit, or x lies outside the support of the
+        likelihood.
     """
     if not callable(decoder):
         raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
@@ -63,36 +64,36 @@ def check_decoder(
 
 
 def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
-    """Checks that no code outside the support of the prior has a finite density.
+    """Checks that the prior gives no finite density to codes outside its support.
 
-    TFP's densities are formulas that may be finite outside of the support, as log_prob of
-    `tfd.Exponential` is at -1. A code lies outside where the bijector from real numbers to the
-    support has no inverse, and, for a prior on a sphere, where its length is not 1.
+    Some of TFP's formulas are finite outside of the support, such as `log_prob` of
+    `tfd.Exponential` at -1. A code lies outside if it has no inverse under the prior's event space
+    bijector, or, for a prior on the sphere, if its norm is not 1.
 
     Args:
-      prior: p(z), batch `[]`.
-      codes: Draws of posteriors, `[..., *code_shape]`.
+      prior: p(z), batch shape `[]`.
+      codes: Draws of posteriors, shape `[..., *code_shape]`.
 
     Raises:
-      ValueError: If there are such codes.
+      ValueError: If such codes exist.
     """
-    # The density of what is transformed comes through the inverse map, which is NaN outside.
+    # A transformed density goes through the inverse bijector and is NaN outside of the support.
     if not codes.dtype.is_floating or type(prior) in _TRANSFORMED:
         return
-    codes = tf.constant(codes.numpy())  # a bijector remembers what it has made
+    codes = tf.constant(codes.numpy())  # a copy, since bijectors cache by identity
     try:
         bijector = default_bijector(prior)
         if bijector is None or isinstance(bijector, tfb.Identity):
             return
         own = tf.constant(prior.sample(_PROBES, seed=tf.constant([0, 0], tf.int32)).numpy())
-        if np.isnan(bijector.inverse(own).numpy()).any():  # it does not reach the support
+        if np.isnan(bijector.inverse(own).numpy()).any():  # its range is not the support
             return
         unconstrained = bijector.inverse(codes).numpy()
-    except Exception:  # that of a joint distribution takes other things
+    except Exception:  # a joint distribution takes structures
         return
     log_prob = prior.log_prob(codes).numpy()
     missing = np.isnan(unconstrained).reshape(*log_prob.shape, -1).any(axis=-1)
-    if isinstance(prior, _SPHERES):  # whose map takes any vector
+    if isinstance(prior, _SPHERES):  # their bijector accepts any vector
         missing |= np.abs(np.linalg.norm(codes, axis=-1) - 1.0) > _LENGTH_TOLERANCE
     outside = int(np.sum(np.isfinite(log_prob) & missing))
     if outside:
@@ -105,7 +106,16 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
 
 
 def check_aggregate_posterior(aggregate_posterior: Any, name: str = "aggregate_posterior") -> None:
-    """Raises unless it is one aggregate posterior of equal weights."""
+    """Checks that the argument is one unbatched `AggregatePosterior` with equal weights.
+
+    Args:
+      aggregate_posterior: The argument.
+      name: Name of the argument, for error messages.
+
+    Raises:
+      TypeError: If it is not an `AggregatePosterior`.
+      ValueError: If it has a batch shape or weights.
+    """
     if not isinstance(aggregate_posterior, AggregatePosterior):
         raise TypeError(
             f"{name} must be an AggregatePosterior, got {type(aggregate_posterior).__name__}."
@@ -119,7 +129,16 @@ def check_aggregate_posterior(aggregate_posterior: Any, name: str = "aggregate_p
 
 
 def check_vector_codes(aggregate_posterior: Any, name: str = "aggregate_posterior") -> None:
-    """Raises unless it is one aggregate posterior over vectors, of equal weights."""
+    """Checks as `check_aggregate_posterior`, and that the codes are vectors.
+
+    Args:
+      aggregate_posterior: The argument.
+      name: Name of the argument, for error messages.
+
+    Raises:
+      TypeError: If it is not an `AggregatePosterior`.
+      ValueError: If it has a batch shape or weights, or its codes do not have shape `[D]`.
+    """
     check_aggregate_posterior(aggregate_posterior, name)
     if aggregate_posterior.event_shape.rank != 1:
         raise ValueError(
@@ -129,7 +148,7 @@ def check_vector_codes(aggregate_posterior: Any, name: str = "aggregate_posterio
 
 
 def check_no_nan(aggregate: AggregatePosterior) -> None:
-    """Raises where posteriors have NaN parameters, or are densities with a scale of 0."""
+    """Raises a ValueError if posteriors have NaN parameters, or densities with a scale of 0."""
     point_mass.check_not_singular(aggregate.components_distribution, "posterior")
     for leaf in components_lib.leaves(aggregate.components_distribution):
         values = leaf.numpy()

@@ -1,4 +1,4 @@
-"""PreparedModel: a model and its data, checked, with the prior built and the data encoded once."""
+"""PreparedModel: a checked model and its data, with the prior built and the data encoded once."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
-_PROBES = 100  # codes of each of the first observations that are looked at
+_PROBES = 100  # codes checked for each of the first two observations
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedModel:
-    """A latent-variable model on a data set, as measurements hand it on to each other.
+    """A latent-variable model and its data set, shared by measurements.
 
     Attributes:
-      x: The observations, `[N, *event_shape]`.
-      data: What data set they are: its name, N and binarization.
-      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution`, batch `[B]`; or q(z).
-      decoder: Callable from codes `[B, *code_shape]` to p(x|z), batch `[B]`.
-      prior: p(z), batch `[]`.
-      first_posteriors: q(z|x) of the first two observations (or of one), batch `[2]`.
-      likelihood: p(x|z) of one code, batch `[1]`.
+      x: The observations, shape `[N, *event_shape]`.
+      data: Description of the data set: its name, N and binarization.
+      encoder: Callable from observations `[B, *event_shape]` to q(z|x) with batch shape `[B]`, or
+        the aggregate posterior q(z).
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+      prior: p(z), batch shape `[]`.
+      first_posteriors: q(z|x) of the first two observations, batch shape `[min(2, N)]`.
+      likelihood: p(x|z) of one code, batch shape `[1]`.
       batch_size: Number of observations encoded at a time.
     """
 
@@ -58,15 +59,15 @@ class PreparedModel:
 
     @property
     def num_observations(self) -> int:
-        """N."""
+        """The number of observations N."""
         return len(self.x)
 
     @functools.cached_property
     def aggregate_posterior(self) -> AggregatePosterior:
-        """q(z), batch `[]`, with components q(z|x_n); encoded when it is first asked for.
+        """The aggregate posterior q(z), batch shape `[]`; encodes the data on first access.
 
         Raises:
-          ValueError: If posteriors have NaN parameters, or scales of 0.
+          ValueError: If posteriors have NaN parameters or scales of 0.
         """
         aggregate_posterior = self.encoder
         if not isinstance(aggregate_posterior, AggregatePosterior):
@@ -78,18 +79,18 @@ class PreparedModel:
 
     @functools.cached_property
     def posteriors(self) -> tfd.Distribution:
-        """q(z|x_n), batch `[N]`, every parameter broadcast to it."""
+        """The posteriors q(z|x_n), batch shape `[N]`, every parameter broadcast to it."""
         return components_lib.broadcast(self.aggregate_posterior.components_distribution)
 
     def log_likelihood(self, z: tf.Tensor, rows: Any) -> tf.Tensor:
-        """Scores observations at their codes.
+        """Returns log p(x_b|z_sb) of observations given their codes.
 
         Args:
-          z: Codes `[S, B, *code_shape]`.
-          rows: Which B observations they belong to: a slice or an array of indices.
+          z: Codes, shape `[S, B, *code_shape]`.
+          rows: The B observations, as a slice or an array of indices.
 
         Returns:
-          log p(x_b|z_sb) in nats, `[S, B]`.
+          Floating `Tensor`, shape `[S, B]`, in nats.
         """
         return reconstruction_log_prob(self.decoder, z, tf.convert_to_tensor(self.x[rows]))
 
@@ -102,27 +103,27 @@ def prepared_model(
     seed: Seed,
     batch_size: int,
 ) -> PreparedModel:
-    """Checks a model on its data, on two observations where a network has to run.
+    """Checks a model and its data; runs the networks on at most two observations.
 
     Args:
       x: The data set; see `observations_of`.
-      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution`, batch `[B]`. Or what it
-        gave for these observations: an `AggregatePosterior`, or a `tfd.Distribution` with batch
-        `[N]`; nothing is encoded then.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      seed: Of a stochastic binarization.
+      encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` with batch
+        shape `[B]`. Or the posteriors of these observations, which are then not encoded: an
+        `AggregatePosterior`, or a `tfd.Distribution` with batch shape `[N]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations
+        with batch shape `[B]` and event shape `event_shape`.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      seed: Seed of a stochastic binarization.
       batch_size: Number of observations encoded at a time.
 
     Returns:
-      The `PreparedModel`.
+      A `PreparedModel`.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes or dtypes
-        do not fit; if codes lie outside the prior's support; or if posterior and prior are a point
-        mass and a density.
+      TypeError: If encoder, decoder or prior do not return distributions.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes or
+        dtypes do not fit, if codes lie outside the support of the prior, or if posterior and prior
+        are a point mass and a density.
     """
     prior = build_prior(prior)
     x, data = observations_of(x, seed)
@@ -148,17 +149,18 @@ def prepared_model(
 
 
 def observations_of(x: Any, seed: Seed) -> tuple[np.ndarray, str]:
-    """Returns the observations, and what they are in words.
+    """Returns the observations and a description of their data set.
 
     Args:
       x: Array-like or `Tensor` of shape `[N, *event_shape]`, or a `tfp_surgery.datasets.Dataset`.
-      seed: Of the draw in which a stochastic binarization is observed.
+      seed: Seed of a stochastic binarization.
 
     Returns:
-      The observations, `[N, *event_shape]`, and the name of the data set, N and its binarization.
+      observations: Array of shape `[N, *event_shape]`.
+      description: The name of the data set, N and the binarization.
 
     Raises:
-      TypeError: If x is no array of numbers.
+      TypeError: If x is not an array of numbers.
       ValueError: If x is empty or not finite.
     """
     if isinstance(x, Dataset):
@@ -172,7 +174,7 @@ def observations_of(x: Any, seed: Seed) -> tuple[np.ndarray, str]:
 
 
 def _given(posteriors: tfd.Distribution, num_observations: int) -> AggregatePosterior:
-    """The posteriors that were given in the encoder's place, once they fit the observations."""
+    """Checks posteriors given in place of an encoder and returns their aggregate posterior."""
     if not isinstance(posteriors, AggregatePosterior):
         return AggregatePosterior(check_encoder_output(posteriors, num_observations))
     check_aggregate_posterior(posteriors, "the aggregate posterior in the encoder's place")

@@ -1,4 +1,4 @@
-"""log p(x|z) of observations at codes."""
+"""log p(x|z) of observations given codes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ tfd = tfp.distributions
 def reconstruction_log_prob(
     decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, observations: tf.Tensor
 ) -> tf.Tensor:
-    """Scores each observation at its codes.
+    """Returns log p(x_b|z_sb) of observations given their codes.
 
     Args:
-      decoder: Callable from codes `[B, *code_shape]` to p(x|z), batch `[B]`.
-      z: Codes `[S, B, *code_shape]`.
-      observations: `[B, *event_shape]`.
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
+      z: Codes, shape `[S, B, *code_shape]`.
+      observations: Shape `[B, *event_shape]`.
 
     Returns:
-      log p(x_b|z_sb) in nats, `[S, B]`.
+      Floating `Tensor`, shape `[S, B]`, in nats.
     """
     num_samples, num_queries = z.shape[:2]
     codes = tf.reshape(z, [num_samples * num_queries, *z.shape[2:]])  # [S, B, ...] -> [S B, ...]

@@ -1,4 +1,4 @@
-"""Result: what every measurement returns, with a table on print and plain values for JSON."""
+"""Result: the base class of results, printed as a table and converted to JSON-ready values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tfp_surgery.measurement.bound import Bound
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """The base of results. A subclass says in `_title` and `_rows` what its table shows.
+    """Base class of results. Subclasses define the printed table by `_title` and `_rows`.
 
     Attributes:
-      warnings: Sentences on numbers that cannot be right. Empty where nothing was found.
-      absent: Why what is None is None, by field name.
+      warnings: Descriptions of numbers that contradict each other; empty if there are none.
+      absent: Reasons why fields are None, by field name.
     """
 
     # Properties that `to_dict` adds to the fields.
@@ -31,26 +31,26 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values.
 
-        An estimate becomes `{"value", "standard_error"}`, an array nested lists, NaN None.
+        Estimates become dicts, arrays become nested lists, and NaN and infinity become None.
         """
         names = [field.name for field in dataclasses.fields(self)] + [*self._derived]
         return {name: plain(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
-        """A table: what was measured, the numbers, what is absent, what to doubt."""
+        """Returns a table: title, values, reasons for absent values, and warnings."""
         lines = [*self._title(), *aligned_rows(self._rows()), *self._remarks()]
         return "\n".join([*lines, *warning_lines(self.warnings)])
 
     def _title(self) -> list[str]:
-        """The lines above the table."""
+        """Returns the lines above the table."""
         raise NotImplementedError
 
     def _rows(self) -> list[tuple[str, Estimate | Bound | str | None]]:
-        """Label and value of each row; rows of None are left out."""
+        """Returns label and value of each row; rows whose value is None are not printed."""
         raise NotImplementedError
 
     def _remarks(self) -> list[str]:
-        """The lines below the table: why what is None is absent."""
+        """Returns the lines below the table: the reasons why fields are None."""
         names: dict[str, list[str]] = {}
         for name, reason in self.absent.items():
             names.setdefault(reason, []).append(name)
@@ -58,7 +58,7 @@ class Result:
 
 
 def aligned_rows(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> list[str]:
-    """Lines of a table: words are aligned at the left, numbers at the decimal point.
+    """Returns the lines of a table: words aligned at the left, numbers at the decimal point.
 
     Args:
       rows: Cells of each row, of as many cells each; a number may have words behind it, as an
@@ -96,31 +96,31 @@ def _is_number(cell: str) -> bool:
 
 
 def _point(cell: str) -> int:
-    """Where the decimal point of a number is, or would be."""
+    """Returns the position of the decimal point of a number, or its length without one."""
     value = cell.split(" ", 1)[0]
     return value.index(".") if "." in value else len(value)
 
 
 def warning_lines(sentences: Iterable[str]) -> list[str]:
-    """The sentences as lines of a table."""
+    """Returns warnings as lines of a table."""
     return [f"  WARNING: {sentence}" for sentence in sentences]
 
 
 def count_draws(num_observations: int, num_query: int, num_samples: int) -> str:
-    """How many draws there were of how many observations, in words."""
+    """Returns the numbers of draws and observations in words."""
     draws = "1 draw" if num_samples == 1 else f"{num_samples} draws"
     queries = "" if num_query == num_observations else f" of a random {num_query}"
     return f"{draws} an observation{queries}"
 
 
 def describe_draws(num_observations: int, num_query: int, num_samples: int) -> str:
-    """What the estimates of a result were averaged over, in words."""
+    """Returns the unit of a result's estimates and the numbers averaged over, in words."""
     draws = count_draws(num_observations, num_query, num_samples)
     return f"nats per observation; N = {num_observations}, {draws}"
 
 
 def plain(value: Any) -> Any:
-    """Returns a value, at any depth, as one that JSON has; NaN and infinity become None."""
+    """Converts a nested value to JSON-ready ones; NaN and infinity become None."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):

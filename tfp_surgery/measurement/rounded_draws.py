@@ -1,4 +1,4 @@
-"""Draws of codes that rounding has moved onto the border of their support, or onto each other."""
+"""Detects codes that rounding has moved to the border of their support or to equal values."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from tfp_surgery.measurement.draws import checked_draws
 
 tfd = tfp.distributions
 
-# A value that so many draws share is an atom, which no density has.
+# A value shared by at least this many draws, and this share of them, is an atom; densities have
+# none.
 _LEAST_DRAWS, _LEAST_SHARE = 3, 1e-3
-# The share of pairs of draws of one posterior that are equal: at 5% its scale is about six times
-# the distance of neighbouring numbers, and the mean of ((z - mu) / sigma)^2 off by 0.002.
+# Largest share of pairs of draws of one posterior that may be equal. At 5% its scale is about six
+# times the spacing of floating-point numbers, and the mean of ((z - mu) / sigma)^2 is off by 0.002.
 _LARGEST_SHARE_OF_TIES = 0.05
-# Squares of draws beyond the root of the largest number overflow; families that divide by a clamped
-# Gamma draw (tfd.StudentT) end a few powers of ten before.
+# Relative to the square root of the largest number, beyond which squares overflow. Families that
+# divide by a clamped Gamma draw (tfd.StudentT) end a few powers of ten below the root.
 _NEAR_OVERFLOW = 1e-2
-_OBSERVATIONS = 10_000  # that draws_of draws from, at most
+_OBSERVATIONS = 10_000  # largest number of posteriors that draws_of samples
 
 
 def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None:
-    """What rounding did to draws, in words, where it is enough to change what is made of them.
+    """Describes rounding of draws that is large enough to bias estimates.
 
-    A density gives every single value the probability 0. So a value next to 0 that is an end of
-    what the draws of a code dimension reach, and that many of them share, was put there by a
-    sampler that clamps (`tfd.Gamma` at the smallest normal number), where the density is another. A
-    value such as 0 or 1 that draws were rounded to changes little where densities are finite; where
-    they are not, `cause` tells why.
+    Under a density, every single value has probability 0. A value next to 0 that is the smallest or
+    largest draw of a code dimension and is shared by many draws comes from a sampler that clamps
+    (`tfd.Gamma` at the smallest normal number), so that the draws do not follow the density. Draws
+    rounded to values such as 0 or 1 change little if their densities are finite; otherwise, `cause`
+    explains the failure.
 
     Args:
-      z: Draws `[S, Q, *code_shape]`, S of each of Q posteriors.
-      posteriors: What drew them. Discrete codes pass.
+      z: Draws, shape `[S, Q, *code_shape]`, S from each of Q posteriors.
+      posteriors: The distribution of the draws. Discrete codes are not checked.
 
     Returns:
-      One or two sentences that name the dimension, the value and the cure, or None.
+      One or two sentences with the dimension, the value and the remedy; None if nothing is found.
     """
     if not np.issubdtype(z.dtype, np.floating) or z.shape[0] * z.shape[1] < _LEAST_DRAWS:
         return None
@@ -67,16 +68,16 @@ def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None
 
 
 def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
-    """Whether posteriors `[S, Q, D]` are about as narrow as the numbers around them are apart."""
+    """Describes posteriors whose scale is near the spacing of numbers, from draws `[S, Q, D]`."""
     if len(flat) == 1:
         return None
     first, lowest, highest = flat[0], flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
-    # Not those that a sampler has clamped, at an end of all draws or next to 0.
-    with np.errstate(invalid="ignore"):  # infinity less itself
+    # Exclude draws that a sampler has clamped: at an end of all draws, or next to 0.
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         spread = highest - lowest > 32 * limits.eps * np.abs(highest)
     clamped = ((first == lowest) | (first == highest)) & spread
     clamped |= ~np.isfinite(first) | (np.abs(first) < limits.eps**2)
-    # Nor what is the same number everywhere, as the corner of a Cholesky factor.
+    # Exclude constant dimensions, such as the corner of a Cholesky factor.
     ties = np.where(highest > lowest, np.mean((first == flat[1]) & ~clamped, axis=0), 0.0)
     j = int(np.argmax(ties))
     if ties[j] <= _LARGEST_SHARE_OF_TIES:
@@ -90,16 +91,16 @@ def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
 
 
 def draws_of(posteriors: tfd.Distribution) -> tf.Tensor:
-    """Two draws from each posterior, or from 10000 of them, once their own densities are finite.
+    """Draws two codes from each posterior, of at most 10000, and checks their densities.
 
     Args:
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+      posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
 
     Returns:
-      z, `[2, Q, *code_shape]`.
+      Codes, shape `[2, Q, *code_shape]`, Q = min(N, 10000).
 
     Raises:
-      ValueError: If a posterior gives a draw of its own no finite density.
+      ValueError: If the log density of a draw under its own posterior is not finite.
     """
     num_observations = int(posteriors.batch_shape[0])
     if num_observations > _OBSERVATIONS:
@@ -111,15 +112,15 @@ def draws_of(posteriors: tfd.Distribution) -> tf.Tensor:
 
 
 def cause(z: Any, own: bool = False) -> Callable[[np.ndarray], str]:
-    """Tells why log densities of some draws are not finite, if it is by rounding.
+    """Returns a function that explains log densities that rounding has made infinite or NaN.
 
     Args:
-      z: Draws `[S, Q, ..., *code_shape]`.
-      own: Whether the density is of the distribution that drew them, or a mixture with it.
+      z: Draws, shape `[S, Q, ..., *code_shape]`.
+      own: Whether the density is that of the sampled distribution, or of a mixture containing it.
 
     Returns:
-      A function of a mask `[S, Q, ...]` of the draws without a finite log density. It returns one
-      or two sentences, or nothing where the draws show nothing.
+      A callable from a mask `[S, Q, ...]` of the draws without a finite log density to one or two
+      sentences; an empty string if rounding is not the cause.
     """
     return lambda failed: _explained(np.asarray(z), failed, own)
 
@@ -144,7 +145,7 @@ def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
 
 
 def _are_at_end(z: np.ndarray, failed: np.ndarray) -> bool:
-    """Whether all draws that failed have a value where rounding moves values to."""
+    """Returns whether all failed draws have a value at the end of a support or near overflow."""
     flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
     at_end = np.isin(flat, _ends(z.dtype))
     at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(np.finfo(z.dtype).max)
@@ -168,7 +169,15 @@ def _cure(dtype: np.dtype[Any]) -> str:
 
 
 def _largest_atom(codes: np.ndarray) -> tuple[float, str]:
-    """The share of draws `[S, Q]` at an end of theirs next to 0, and what it is."""
+    """Returns the share of draws equal to their minimum or maximum, if that is next to 0.
+
+    Args:
+      codes: Draws of one code dimension, shape `[S, Q]`.
+
+    Returns:
+      share: The larger share; 0 if neither end is next to 0.
+      description: The value, in words.
+    """
     next_to_zero = np.finfo(codes.dtype).eps ** 2
     ends = {
         float(end): float(np.mean(codes == end))

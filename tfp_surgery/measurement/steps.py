@@ -1,4 +1,4 @@
-"""Work on many rows, cut into steps of one length."""
+"""Splits work on many rows into steps of one length."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One of the steps.
+    """One step.
 
     Attributes:
-      number: Its number, from 0.
-      shown: The rows to work on.
-      new: Which of these no earlier step had.
-      rows: The new rows, among all.
+      number: Number of the step, from 0.
+      shown: The rows of the step.
+      new: The rows that no earlier step had, as a slice of those of the step.
+      rows: The rows that no earlier step had, as a slice of all rows.
     """
 
     number: int
@@ -23,13 +23,13 @@ class Step(NamedTuple):
 
 
 def steps(num_rows: int, length: int) -> Iterator[Step]:
-    """Cuts rows into steps of one length, so that kernels compile once.
+    """Splits rows into steps of one length, so that kernels compile once.
 
-    The last step shows rows of the one before again where the length does not divide them.
+    If `length` does not divide `num_rows`, the last step repeats rows of the step before.
 
     Args:
       num_rows: Number of rows, at least 1.
-      length: Of a step, at least 1; all rows are one step where there are fewer.
+      length: Number of rows per step, at least 1; `num_rows` if that is fewer.
 
     Yields:
       The steps.

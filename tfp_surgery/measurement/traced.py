@@ -1,4 +1,4 @@
-"""Functions of one call's own model as graphs."""
+"""Traces the functions of a model as graphs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import tensorflow as tf
 
-_EAGER_CALLS = 4  # up to which a graph costs more than it saves
+_EAGER_CALLS = 4  # up to this many calls, tracing costs more than it saves
 
 
 def traced(function: Callable[..., Any], *arguments: tf.TensorSpec) -> Callable[..., Any]:
-    """Makes one graph of a function.
+    """Traces a function as one graph.
 
-    TFP takes longer to assemble its ops than they take to run. TensorFlow would warn of retracing
-    where a `tf.function` of the same name is made anew for every model.
+    TFP's Python code takes longer than the operations that it calls. A concrete function avoids
+    TensorFlow's retracing warning for a new `tf.function` per model.
 
     Args:
-      function: Of tensors.
-      *arguments: Their shapes and dtypes.
+      function: Callable with `Tensor` arguments.
+      *arguments: Shapes and dtypes of the arguments.
 
     Returns:
-      The graph, a function of such tensors.
+      The graph, a callable with the same arguments.
     """
     graph: Callable[..., Any] = tf.function(function, autograph=False).get_concrete_function(
         *arguments
@@ -32,14 +32,14 @@ def traced(function: Callable[..., Any], *arguments: tf.TensorSpec) -> Callable[
 def traced_for_many(
     num_calls: int, function: Callable[..., Any], *arguments: tf.TensorSpec
 ) -> Callable[..., Any]:
-    """Makes a graph of a function where it is called often enough to pay; see `traced`.
+    """Traces a function as `traced` does, if it is called often enough to pay.
 
     Args:
-      num_calls: How often it will be called.
+      num_calls: Number of calls to come.
       function: See `traced`.
       *arguments: See `traced`.
 
     Returns:
-      The graph, or the function itself.
+      The graph; `function` itself for at most 4 calls.
     """
     return traced(function, *arguments) if num_calls > _EAGER_CALLS else function

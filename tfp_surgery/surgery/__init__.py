@@ -1,1 +1,1 @@
-"""The decompositions of the evidence lower bound."""
+"""Decompositions of the evidence lower bound."""

@@ -1,4 +1,4 @@
-"""Active units: the dimensions of the code whose posterior mean moves with the observation."""
+"""Active units: the code dimensions whose posterior mean varies with the observation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _THRESHOLD = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class ActiveUnits(Result):
-    """Which dimensions of the code carry the observations apart (Burda et al. 2016).
+    """The active and collapsed dimensions of a code (Burda et al. 2016).
 
     Attributes:
       variances: A_j = Var_n(E_q(z|x_n)[z_j]) for each of the D dimensions, in units of z_j squared.
-      threshold: A dimension is active where its variance exceeds this.
+      threshold: The variance above which a dimension is active.
       num_observations: N.
     """
 
@@ -43,7 +43,7 @@ class ActiveUnits(Result):
 
     @property
     def num_active(self) -> int:
-        """Number of active dimensions."""
+        """The number of active dimensions."""
         return len(self.active)
 
     def _title(self) -> list[str]:
@@ -61,28 +61,30 @@ def active_units(
 ) -> ActiveUnits:
     r"""Counts the active units of a model, after Burda, Grosse and Salakhutdinov (2016).
 
-    Dimension j is active where the mean of its posterior varies with the observation:
+    Dimension j is active if its posterior mean varies with the observation:
 
         A_j = Var_n(E_q(z|x_n)[z_j]) > 0.01.
 
-    The variance is that of this finite data set, with denominator N. It has no Monte Carlo error.
-    The criterion looks at means alone and knows no scale: a dimension whose posterior variance
-    alone depends on x counts as collapsed, and a code rescaled by 1/100 is collapsed throughout.
-    The index-code mutual information of each dimension (`marginal_kl_split`) has neither limit.
+    The variance is over this finite data set, with denominator N, and has no Monte Carlo error.
+    The criterion ignores posterior variances and is not invariant to scale: a dimension whose
+    posterior variance alone depends on x counts as collapsed, and scaling a code by 1/100 collapses
+    every dimension with A_j <= 100. The index-code mutual information of each dimension
+    (`marginal_kl_split`) has neither limitation.
 
     Args:
-      aggregate_posterior: The posteriors q(z|x_n) of N >= 2 observations, batch shape `[]`, events
-        of shape `[D]`, equal weights.
-      threshold: The bound on A_j, not negative; 0.01 is the paper's.
+      aggregate_posterior: The posteriors q(z|x_n) of N >= 2 observations, batch shape `[]`, event
+        shape `[D]`, equal weights.
+      threshold: Non-negative bound on A_j. The paper uses 0.01.
 
     Returns:
       `ActiveUnits`.
 
     Raises:
-      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or the threshold no number.
-      ValueError: If N < 2, shapes or weights are other than stated, the threshold is negative or
-        not finite, or a mean is not finite.
-      NotImplementedError: If TFP knows no mean of the components.
+      TypeError: If `aggregate_posterior` is not an `AggregatePosterior` or `threshold` is not a
+        number.
+      ValueError: If N < 2, if shapes or weights are not as stated, if the threshold is negative or
+        not finite, or if a mean is not finite.
+      NotImplementedError: If TFP implements no mean of the components.
 
     #### References
 
@@ -99,7 +101,7 @@ def active_units(
     num_observations = int(aggregate_posterior.num_components)
     if num_observations < 2:
         raise ValueError("active units need N >= 2 observations: one mean has no variance.")
-    # A mean that all components share may come without the batch dimension.
+    # A mean shared by all components may lack the batch dimension.
     means = np.broadcast_to(means, (num_observations, means.shape[-1]))
     bad = ~np.isfinite(means).all(axis=1)
     if bad.any():

@@ -1,4 +1,4 @@
-"""The four readings of the ELBO, from one set of draws."""
+"""The ELBO written in four ways, from one set of draws."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from tfp_surgery.measurement.result import Result, describe_draws
 
 @dataclasses.dataclass(frozen=True)
 class ElboReadings(Result):
-    r"""One ELBO, read in four ways (Hoffman and Johnson 2016, sections 2 and 3), in nats.
+    r"""The ELBO written in four ways (Hoffman and Johnson 2016, sections 2 and 3), in nats.
 
         evidence     1/N sum_n log p(x_n) - 1/N sum_n KL(q(z|x_n) || p(z|x_n))
         energy       1/N sum_n E[log p(x_n, z)] + 1/N sum_n H[q(z|x_n)]
         term by term 1/N sum_n E[log p(x_n|z)] - 1/N sum_n KL(q(z|x_n) || p(z))
         surgery      1/N sum_n E[log p(x_n|z)] - I(n; z) - KL(q(z) || p(z))
 
-    All parts are means over the same draws, entropy and average KL included: no closed form is
-    mixed in. So the four are one number by algebra, which says nothing of the densities; the parts
-    are tested against closed forms.
+    All terms, including entropy and average KL, are Monte Carlo means over the same draws. The four
+    readings are therefore equal by algebra, which does not validate the densities.
 
     Attributes:
       evidence_minus_posterior_kl: The first reading; None without the log evidence.
-      log_evidence: 1/N sum_n log p(x_n), as given. It has an error only where the expectations run
-        over a subset of the observations; if it was itself estimated, that error is not in it.
+      log_evidence: 1/N sum_n log p(x_n), as given. Its standard error covers the choice of a subset
+        of the observations, but not the estimation of log p(x_n).
       posterior_kl: 1/N sum_n KL(q(z|x_n) || p(z|x_n)), Monte Carlo; None without the log evidence.
       negative_energy_plus_entropy: The second reading.
       negative_energy: 1/N sum_n E_q(z|x_n)[log p(x_n, z)].
@@ -39,12 +38,12 @@ class ElboReadings(Result):
       term_by_term: The third reading.
       average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)].
       average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo.
-      surgery: The fourth reading; its first part is `average_reconstruction`.
+      surgery: The fourth reading; its first term is `average_reconstruction`.
       index_code_mutual_information: I(n; z), Monte Carlo.
       marginal_kl: KL(q(z) || p(z)), Monte Carlo.
       num_observations: N.
-      num_query: Number of observations the expectations were taken over.
-      num_samples: Draws of z an observation.
+      num_query: Number of observations in the expectations.
+      num_samples: Number of draws of z per observation.
     """
 
     evidence_minus_posterior_kl: Estimate | None
@@ -64,7 +63,7 @@ class ElboReadings(Result):
     num_samples: int
 
     def impossible_values(self) -> list[str]:
-        """Sentences on values that their quantity cannot have, by many standard errors."""
+        """Describes estimates outside their range by many standard errors, one sentence each."""
         found = negative("Posterior KL", self.posterior_kl)
         if found:
             found.append(
@@ -82,7 +81,7 @@ class ElboReadings(Result):
         ]
 
     def readings(self) -> dict[str, Estimate]:
-        """Returns the readings there are, by field name: estimates of one number."""
+        """Returns the available readings by field name, all estimates of the ELBO."""
         names = (
             "evidence_minus_posterior_kl",
             "negative_energy_plus_entropy",
@@ -121,26 +120,26 @@ def elbo_readings(
     num_observations: int,
     log_evidence: Any = None,
 ) -> ElboReadings:
-    """Reads the ELBO in four ways from the log densities of one set of draws.
+    """Estimates the ELBO in four ways from the log densities of one set of draws.
 
-    The draws are z_sq from q(z|x_q), S for each of Q observations, either all N or a random subset.
+    The draws are z_sq ~ q(z|x_q), S for each of Q observations: all N, or a random subset.
 
     Args:
       reconstruction: log p(x_q|z_sq), floats of shape `[S, Q]`, in nats.
-      log_posterior: log q(z_sq|x_q), the same.
-      log_prior: log p(z_sq), the same.
-      log_aggregate: log q(z_sq) under the aggregate posterior of all N observations, the same.
+      log_posterior: log q(z_sq|x_q), likewise.
+      log_prior: log p(z_sq), likewise.
+      log_aggregate: log q(z_sq) under the aggregate posterior of all N observations, likewise.
       num_observations: N, at least Q.
-      log_evidence: log p(x_q), floats of shape `[Q]`; None where it is not known. A lower bound on
-        it gives a posterior KL that is too small by the gap.
+      log_evidence: log p(x_q), floats of shape `[Q]`; None if unknown. If it is a lower bound, the
+        posterior KL is too small by the gap.
 
     Returns:
-      `ElboReadings`. The standard errors are those of the draws given the data, and hold the spread
-      between observations where Q < N (see `stratified_estimate`); they are NaN at S = 1. The
-      estimates are unbiased.
+      `ElboReadings`. The estimates are unbiased. Their standard errors are conditional on the data,
+      and include the spread between observations if Q < N (see `stratified_estimate`). They are NaN
+      if S = 1.
 
     Raises:
-      TypeError: If `num_observations` is no integer.
+      TypeError: If `num_observations` is not an integer.
       ValueError: If shapes do not fit, there are no draws, or a value is not finite.
 
     #### References
@@ -164,7 +163,7 @@ def elbo_readings(
     def estimate(*terms: np.ndarray) -> Estimate:
         return stratified_estimate(terms, num_observations)
 
-    # One sum of the draws, which the readings put in different brackets.
+    # All readings are the same sum over the draws.
     elbo = estimate(reconstruction, log_prior, -log_posterior)
     evidence: dict[str, Any]
     if log_evidence is None:

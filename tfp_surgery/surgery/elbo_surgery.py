@@ -32,9 +32,9 @@ from tfp_surgery.surgery.scored_draws import ScoredDraws, chosen_observations, s
 
 tfd = tfp.distributions
 
-# Of the comparisons. Below this entropy of q(n|z) one component has more than four fifths.
+# Used by the comparisons. Below this entropy of q(n|z), one component has more than 80% of it.
 _RARE_ENTROPY = 0.5
-_ENOUGH_DRAWS = 10  # an observation, to know the spread within it
+_ENOUGH_DRAWS = 10  # draws per observation from which its variance can be estimated
 
 
 def elbo_surgery(
@@ -55,68 +55,67 @@ def elbo_surgery(
     r"""Decomposes the ELBO of a latent-variable model into its three terms, over a whole data set.
 
     With q(n) = 1/N, q(z|n) = q(z|x_n) and q(z) = 1/N sum_n q(z|x_n) (Hoffman and Johnson 2016,
-    equation 8 ff.):
+    equation 8 and following):
 
         ELBO = 1/N sum_n E_q(z|x_n)[log p(x_n|z)]      (1) average reconstruction
                - I(n; z)                               (2) index-code mutual information
                - KL(q(z) || p(z))                      (3) marginal KL
 
     log q(z) is exact over all N components. The expectations over z are Monte Carlo averages over
-    `num_samples` draws from every q(z|x_n), stratified by observation; each comes with its
-    standard error, which is that of the draws given the data. With `num_query` the expectations
-    run over a random subset of the observations (the aggregate posterior is still that of all N),
-    and the standard errors contain the spread between observations. All estimates are unbiased,
-    except that rounding is that of the model's dtype.
+    `num_samples` draws from every q(z|x_n), stratified by observation. Standard errors are
+    conditional on the data. With `num_query`, the expectations run over a random subset of the
+    observations, and standard errors include the spread between observations; the aggregate
+    posterior remains that of all N. All estimates are unbiased, up to rounding in the dtype of the
+    model.
 
-    The index-code mutual information is a quantity of this finite data set, with ceiling log N. It
+    The index-code mutual information is a property of this finite data set, and at most log N. It
     is not the mutual information of X and Z in the population. A held-out data set is decomposed
-    with its own aggregate posterior; `training_aggregate_posterior` adds the cross term against
-    that of the training set, under its own name.
+    with its own aggregate posterior; `training_aggregate_posterior` adds the cross term with the
+    aggregate posterior of the training set.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`. Or
-        what it gave for x: an `AggregatePosterior` or a `tfd.Distribution` with batch `[N]`, so
-        that a second measurement encodes nothing.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      num_samples: Draws of z an observation, at least 1. With 1 the standard errors of the sampled
-        estimates are NaN.
-      num_query: Number of observations to take the expectations over; None for all N.
-      seed: Integer in [0, 2**31), or a pair of int32 as TFP takes it. The same seed and
-        `batch_size` give the same draws.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` over codes
+        with batch shape `[B]`. Or the posteriors of x, which are then not encoded again: an
+        `AggregatePosterior`, or a `tfd.Distribution` with batch shape `[N]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      num_samples: Number of draws of z per observation, at least 1. With 1, the standard errors of
+        the sampled estimates are NaN.
+      num_query: Number of observations in the expectations; None for all N.
+      seed: Integer in [0, 2**31), or a TFP seed (pair of int32). The same seed and `batch_size`
+        give the same draws.
       batch_size: Number of observations encoded, and of codes decoded and scored, at a time (at
         least the `num_samples` codes of one observation).
       training_aggregate_posterior: Aggregate posterior of another data set over the same codes,
-        batch `[]`.
-      tolerance: Bound in nats on what a certified tree over the components may leave out of
-        log q(z) and H[q(n|z)]; see `AggregatePosterior.evaluate`. None for none. The result says
-        in `evaluation` how log q(z) was evaluated.
-      detail: `"full"` adds what the same draws tell beside the terms: the ELBO's four readings, the
-        split of the marginal KL over dimensions (log q(z_j) within `tolerance`, or 1e-5 nats),
-        active units, and bounds of the mutual information (from draws of their own). What this
-        model does not have is None, with the reason in `absent`. The entropy of the data in
-        H - D <= I is that of these observations, where the likelihood is a probability mass
-        function.
-      log_evidence: log p(x_n) of the observations, array-like of shape `[N]`, for the first of the
-        four readings; from `log_evidence_by_importance_sampling(...).per_observation`, for one.
-        With it the result has `readings`, whatever `detail` is.
+        batch shape `[]`.
+      tolerance: Bound in nats on the error of log q(z) and H[q(n|z)] from a certified tree over the
+        components; see `AggregatePosterior.evaluate`. None for exact values. The field `evaluation`
+        of the result says how log q(z) was evaluated.
+      detail: `"full"` adds more quantities to the terms: the four readings of the ELBO, the split
+        of the marginal KL over dimensions (log q(z_j) within `tolerance`, or 1e-5 nats), active
+        units, and bounds on the mutual information (from their own draws). Quantities that do not
+        exist for this model are None, with the reason in `absent`. If the likelihood is a
+        probability mass function, H in H - D <= I is the entropy of these observations.
+      log_evidence: log p(x_n) of the observations, array-like of shape `[N]`, in nats, for the
+        first of the four readings; for instance
+        `log_evidence_by_importance_sampling(...).per_observation`. The result then has `readings`,
+        whatever `detail` is.
 
     Returns:
-      `ElboSurgery`, everything in nats per observation.
+      `ElboSurgery`, in nats per observation.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; if codes lie outside the prior's support, or posterior and
-        prior are a point mass and a density; or if a log density is not finite.
+      TypeError: If encoder, decoder or prior do not return distributions.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, if codes lie outside the support of the prior, if
+        posterior and prior are a point mass and a density, or if a log density is not finite.
 
     Warns:
-      UserWarning: Of what the result has in `warnings`: numbers that cannot all be right. See
-        `docs/when-numbers-disagree.md`.
+      UserWarning: If numbers of the result contradict each other, as listed in its `warnings` (see
+        `docs/when-numbers-disagree.md`), or if standard errors are unknown.
     """
     num_samples = checked_integer("num_samples", num_samples, 1)
     batch_size = checked_integer("batch_size", batch_size, 1)
@@ -168,9 +167,9 @@ def _check_same_codes(aggregate_posterior: Any, prior: tfd.Distribution) -> None
 
 
 def _terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None) -> ElboSurgery:
-    """The terms from the log densities of the draws."""
+    """Computes the terms from the log densities of the draws."""
     num_observations, kl = draws.num_observations, draws.closed_form_kl
-    left_out = draws.tolerance or 0.0  # of log q(z) and of H[q(n|z)]
+    left_out = draws.tolerance or 0.0  # error bound of log q(z) and H[q(n|z)]
     reconstruction, log_posterior = draws.reconstruction, draws.log_posterior
     log_prior, log_aggregate = draws.log_prior, draws.log_aggregate
 
@@ -187,7 +186,7 @@ def _terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None) -> Elb
         index_code_mutual_information_from_entropy=estimate(
             np.full_like(log_aggregate, np.log(num_observations)),
             -draws.index_entropy,
-            # Of the scores that the entropy is one of.
+            # The entropy has the rounding error of the log densities that it averages.
             truncation=left_out + rounding(log_aggregate),
         ),
         index_code_mutual_information_by_subtraction=(
@@ -215,7 +214,7 @@ def _terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None) -> Elb
 
 
 def _disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
-    """Sentences on terms that cannot all be right."""
+    """Describes terms that contradict each other, one sentence each."""
     found = []
     log_posterior, kl = draws.log_posterior, draws.closed_form_kl
     if surgery.average_kl_analytic is not None and kl is not None:
@@ -251,7 +250,7 @@ def _disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
     found += consistency.negative("Marginal KL", surgery.marginal_kl)
     found += consistency.negative("Average KL", surgery.average_kl)
     found += consistency.negative("Average KL in closed form", surgery.average_kl_analytic)
-    if surgery.cross_term is not None:  # the marginal KL less KL(q(z) || q_train(z))
+    if surgery.cross_term is not None:  # the marginal KL minus KL(q(z) || q_train(z))
         found += consistency.above(
             "Cross term", surgery.cross_term, "Marginal KL", surgery.marginal_kl
         )
@@ -259,10 +258,10 @@ def _disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
 
 
 def _difference(*terms: np.ndarray) -> Estimate:
-    """The mean of what has the mean 0 in every stratum, if two ways to it are right.
+    """Estimates the difference of two estimates whose expectations agree in every stratum.
 
-    Two draws do not tell the spread within one observation that has more of it than all others.
-    With few draws the error is thus that of means around 0: one observation alone proves nothing.
+    A few draws per observation underestimate the variance if a single observation dominates it. The
+    standard error is then at least that of the stratum means around their expectation 0.
     """
     num_samples, num_query = terms[0].shape
     estimate = stratified_estimate(terms, num_query)
@@ -276,11 +275,11 @@ def _difference(*terms: np.ndarray) -> Estimate:
 
 
 def _unseen(index_entropy: np.ndarray, log_num_observations: float) -> float:
-    """The standard error of E[log q(n|z)] that draws cannot show.
+    """Returns the part of the standard error of E[log q(n|z)] that the draws do not show.
 
-    Where one component has nearly all of q(n|z), draws from the others are too rare to occur, and
-    log q(n|z) seems to vary less than it does. Its variance given z is at most about twice
-    H (1 + log N - log H).
+    If one component has nearly all of q(n|z), draws from the others are too rare to occur, and the
+    sample variance of log q(n|z) is too small. The variance given z is at most about
+    2 H (1 + log N - log H) with H = H[q(n|z)].
     """
     rare = np.asarray(index_entropy, np.float64)
     rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)

@@ -1,4 +1,4 @@
-"""ElboSurgery: the terms of the ELBO of one model on one data set."""
+"""ElboSurgery: the terms of the ELBO of a model on a data set."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ class ElboSurgery(Result):
         ELBO = average reconstruction - index-code mutual information - marginal KL
 
     `average_kl`, `index_code_mutual_information` and `marginal_kl` are means of
-    log q(z|x_n) - log p(z), log q(z|x_n) - log q(z) and log q(z) - log p(z) over the same draws:
-    they add up to rounding error by algebra. What tests them are the fields that reach the same
-    quantities on another way: `average_kl_analytic`,
+    log q(z|x_n) - log p(z), log q(z|x_n) - log q(z) and log q(z) - log p(z) over the same draws, so
+    that they add up to rounding error by algebra. Other fields estimate the same quantities in
+    other ways and validate them: `average_kl_analytic`,
     `index_code_mutual_information_from_entropy` and `index_code_mutual_information_by_subtraction`.
 
-    The parts from `readings` on are None where they were not asked for, or where this model does
-    not have them; `absent` says which. A part that is there has an `absent` of its own.
+    Fields from `readings` on are None if they were not requested or do not exist for the model;
+    `absent` has the reasons. Each of them has its own `absent`.
 
     Attributes:
-      elbo: ELBO, from the same draws: average reconstruction - average KL.
+      elbo: ELBO from the same draws: average reconstruction - average KL.
       average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)].
       average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo.
-      index_code_mutual_information: I(n; z) under q(n, z), Monte Carlo; the quantity, though not
-        its estimate, lies in [0, log N].
+      index_code_mutual_information: I(n; z) under q(n, z), Monte Carlo. The quantity lies in
+        [0, log N]; its estimate need not.
       marginal_kl: KL(q(z) || p(z)), Monte Carlo.
-      average_kl_analytic: The average KL in closed form, where TFP registers one for this pair of
-        distributions; None otherwise.
+      average_kl_analytic: The average KL in closed form; None if TFP registers none for this pair
+        of distributions.
       index_code_mutual_information_from_entropy: log N - E_q(z) H[q(n|z)], from the same draws.
       index_code_mutual_information_by_subtraction: `average_kl_analytic` - `marginal_kl`; None
         without the former.
-      cross_term: E_q(z)[log q_train(z) - log p(z)] with q(z) the aggregate posterior of this data
-        set and q_train the one handed in as `training_aggregate_posterior`; no KL, may be
-        negative; None without one.
+      cross_term: E_q(z)[log q_train(z) - log p(z)], where q(z) is the aggregate posterior of this
+        data set and q_train is `training_aggregate_posterior`; None without one. It is not a KL and
+        may be negative.
       num_observations: N.
-      num_query: Number of observations the expectations were taken over; N unless a subset was
-        asked for. Standard errors then contain the spread between observations.
-      num_samples: Draws of z an observation.
-      seed: The seed of the draws of z (and of the subset).
-      data: What data set this is: its name, N and binarization.
-      evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within which tolerance.
-      readings: The ELBO read in four ways.
+      num_query: Number of observations in the expectations. If it is less than N, standard errors
+        include the spread between observations.
+      num_samples: Number of draws of z per observation.
+      seed: Seed of the draws of z and of the subset of observations.
+      data: Description of the data set: its name, N and binarization.
+      evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within a tolerance.
+      readings: The ELBO written in four ways.
       marginal_kl_split: Total correlation, dimension-wise KL and prior factorization.
-      active_units: The dimensions whose posterior mean moves with the observation, and the others.
+      active_units: The active and collapsed dimensions.
       rate_distortion: H - D <= I <= R.
       mutual_information_bounds: Bounds from minibatches, with their ceilings.
     """
@@ -94,38 +94,38 @@ class ElboSurgery(Result):
 
     @property
     def log_num_observations(self) -> float:
-        """log N, the ceiling of the index-code mutual information, in nats."""
+        """The ceiling log N of the index-code mutual information, in nats."""
         return math.log(self.num_observations)
 
     @property
     def average_kl_method(self) -> str:
-        """How the average KL is known: "analytic" (beside Monte Carlo) or "monte_carlo" alone."""
+        """The string "analytic" if the average KL is known in closed form, else "monte_carlo"."""
         return "monte_carlo" if self.average_kl_analytic is None else "analytic"
 
     @property
     def total_correlation(self) -> Estimate | None:
-        """KL(q(z) || prod_j q(z_j)); None without a split."""
+        """The total correlation KL(q(z) || prod_j q(z_j)); None without a split."""
         return None if self.marginal_kl_split is None else self.marginal_kl_split.total_correlation
 
     @property
     def dimension_wise_kl(self) -> tuple[Estimate, ...] | None:
-        """KL(q(z_j) || p(z_j)) of each dimension; None where the prior's marginals are unknown."""
+        """KL(q(z_j) || p(z_j)) for each dimension; None if the prior's marginals are unknown."""
         return None if self.marginal_kl_split is None else self.marginal_kl_split.dimension_wise_kl
 
     @property
     def prior_factorization(self) -> Estimate | None:
-        """E_q(z)[sum_j log p(z_j) - log p(z)]; None where the prior's marginals are unknown."""
+        """E_q(z)[sum_j log p(z_j) - log p(z)]; None if the prior's marginals are unknown."""
         split = self.marginal_kl_split
         return None if split is None else split.prior_factorization
 
     @property
     def dimension_wise_mutual_information(self) -> tuple[Estimate, ...] | None:
-        """Index-code mutual information I(n; z_j) of each dimension; None without a split."""
+        """The index-code mutual information I(n; z_j) of each dimension; None without a split."""
         split = self.marginal_kl_split
         return None if split is None else split.dimension_wise_mutual_information
 
     def estimates(self) -> dict[str, Estimate]:
-        """Returns the estimates there are, by field name, in the order of the fields."""
+        """Returns the available estimates by field name, in the order of the fields."""
         return {
             field.name: value
             for field in dataclasses.fields(self)
@@ -133,18 +133,18 @@ class ElboSurgery(Result):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values; parts that were not asked for are left out."""
+        """Returns the fields as JSON-ready values, without parts that were not requested."""
         left_out = {name for name, reason in self.absent.items() if reason == NOT_ASKED_FOR}
         result = {name: value for name, value in super().to_dict().items() if name not in left_out}
         result["absent"] = {name: why for name, why in self.absent.items() if name not in left_out}
         return result
 
     def __str__(self) -> str:
-        """The table of the terms beside log N, then that of each part there is."""
+        """Returns the table of the terms, followed by those of the available parts."""
         parts = [super().__str__()]
         for name in PARTS:
             part = getattr(self, name)
-            if part is not None:  # its warnings stand above
+            if part is not None:  # its warnings are printed above
                 parts.append(str(dataclasses.replace(part, warnings=())))
         parts += [
             f"{name}: absent, {reason}"

@@ -1,4 +1,4 @@
-"""Splitting the marginal KL: total correlation, dimension-wise KL, prior factorization."""
+"""Splits the marginal KL into total correlation, dimension-wise KL and prior factorization."""
 
 from __future__ import annotations
 
@@ -41,54 +41,55 @@ def marginal_kl_split(
 ) -> MarginalKLSplit:
     r"""Splits the marginal KL over the dimensions of the code, from draws of z.
 
-    For any prior (Zheng, equations 20 and 21; for priors that factorize Chen et al. 2018,
-    equation 2, where the last part is 0):
+    For any prior (Zheng, equations 20 and 21):
 
         KL(q(z) || p(z)) = E_q(z)[log q(z) - sum_j log q(z_j)]      total correlation
                            + sum_j KL(q(z_j) || p(z_j))             dimension-wise KL
                            + E_q(z)[sum_j log p(z_j) - log p(z)]    prior factorization
 
-    With `groups` the same is done in two levels, between groups of dimensions and within each
-    (Esmaeili et al. 2019); see `GroupSplit`. The total correlation is then that between the groups
-    plus those within them.
+    For priors that factorize, the last term is 0 (Chen et al. 2018, equation 2). With `groups`, the
+    marginal KL is split between groups of dimensions and within each group (Esmaeili et al. 2019);
+    see `GroupSplit`. The total correlation is the sum of those between and within the groups.
 
-    Each dimension also has an index-code mutual information, I(n; z_j). If the dimensions are
-    independent within every component,
+    The result also has the index-code mutual information I(n; z_j) of each dimension. If the
+    dimensions are independent within every component,
 
         sum_j I(n; z_j) = I(n; z) + TC(q(z)),
 
-    and otherwise less by 1/N sum_n TC(q(z|x_n)). So the sum over dimensions may exceed log N.
+    otherwise the sum is smaller by 1/N sum_n TC(q(z|x_n)). It may exceed log N.
 
-    log q(z), log q(z_j) and log q(z_g) are exact over all N components, or within `tolerance`; the
-    estimates are unbiased beside that, and their standard errors are those of the draws.
+    log q(z), log q(z_j) and log q(z_g) are exact over all N components, or within `tolerance`.
+    Otherwise, the estimates are unbiased.
 
     Args:
-      z: Draws of q(z|x_n), shape `[S, Q, D]`: S for each of Q observations.
-      index: Which observations they are: integers in [0, N), shape `[Q]`, all different. Standard
-        errors hold the spread between observations where Q < N, which takes a random subset.
+      z: Draws from q(z|x_n), shape `[S, Q, D]`, S for each of Q observations.
+      index: Indices of the Q observations, distinct integers in [0, N), shape `[Q]`. If Q < N, they
+        must be a random subset, and standard errors include the spread between observations.
       aggregate_posterior: q(z) of N observations, batch shape `[]`, event shape `[D]`, equal
-        weights; its components Gaussians, or `tfd.Independent` over scalars.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one. Its
-        marginals are known for the same families, for `tfd.Sample` of scalars, and for mixtures
-        of them by `tfd.MixtureSameFamily` and `AggregatePosterior`. For other priors the terms
-        that need them are None, with the reason in `absent`.
+        weights. Its components must be Gaussians, or `tfd.Independent` over scalars.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+        Its marginals are known for the same families, for `tfd.Sample` of scalars, and for mixtures
+        of these (`tfd.MixtureSameFamily` and `AggregatePosterior`). For other priors, the terms
+        that need the marginals are None, with the reason in `absent`.
       groups: Optional partition of 0, ..., D - 1.
-      tolerance: Bound in nats on the error of each of log q(z), log q(z_j), log q(z_g) and their
-        like under a mixture prior; see `AggregatePosterior.evaluate`. A total correlation may be
-        off by D + 1 times as much. None for exact values, which for D marginals of N = 60000 take
-        minutes.
-      log_aggregate: log q(z) of the draws, shape `[S, Q]`, where it is known already.
-      log_prior: log p(z) of the draws, shape `[S, Q]`, where it is known already.
+      tolerance: Bound in nats on the error of each log density of q, and of p if it is a mixture;
+        see `AggregatePosterior.evaluate`. The error of a total correlation is at most D + 1 times
+        as large. None for exact values, which take minutes for D marginals of N = 60000.
+      log_aggregate: log q(z) of the draws, shape `[S, Q]`; computed if None.
+      log_prior: log p(z) of the draws, shape `[S, Q]`; computed if None.
 
     Returns:
-      `MarginalKLSplit`, in nats per observation. Standard errors are NaN at S = 1.
+      `MarginalKLSplit`, in nats per observation. Standard errors are NaN if S = 1.
 
     Raises:
-      TypeError: If `aggregate_posterior` or `prior` are no such thing, or the index or a dimension
-        no integer.
-      ValueError: If shapes do not fit, an index is out of range or repeated, `groups` is no
+      TypeError: If `aggregate_posterior` is not an `AggregatePosterior`, `prior` does not give a
+        distribution, or an index or a dimension is not an integer.
+      ValueError: If shapes do not fit, an index is out of range or repeated, `groups` is not a
         partition, or a log density is not finite.
       NotImplementedError: If the marginals of the components are not known.
+
+    Warns:
+      UserWarning: If an estimate lies outside the range of its quantity by many standard errors.
 
     #### References
 
@@ -110,7 +111,7 @@ def marginal_kl_split(
     log_prior = _known(log_prior, "log_prior", z)
     mixture = mixture_marginals.as_mixture(prior)
     if mixture is not None:
-        # A single component needs no approximation.
+        # A single component is exact at no cost.
         p_tolerance = None if int(mixture.num_components) == 1 else tolerance
         p = _LogDensities("p", z, mixture, p_tolerance, log_prior)
         log_prior = p.joint
@@ -119,13 +120,13 @@ def marginal_kl_split(
         if log_prior is None:
             log_prior = checked_draws("log p(z)", prior.log_prob(z), cause=cause(z))
 
-    left_out = tolerance or 0.0  # of each log density of a mixture
+    left_out = tolerance or 0.0  # error bound of each log density of a mixture
 
     def estimate(*terms: np.ndarray) -> Estimate:
         return stratified_estimate(terms, num_observations, len(terms) * left_out)
 
     def estimates(*terms: np.ndarray) -> tuple[Estimate, ...]:
-        """One for each dimension j of terms `[S, Q, D]`."""
+        """Returns one estimate for each dimension of terms `[S, Q, D]`."""
         return tuple(estimate(*(term[..., j] for term in terms)) for j in range(event_size))
 
     by_name: dict[str, Any] = {
@@ -160,7 +161,7 @@ def marginal_kl_split(
 
 @dataclasses.dataclass
 class _LogDensities:
-    """Log densities of the draws under a mixture, jointly and by dimension, float64."""
+    """Log densities of the draws under a mixture, joint and of each dimension."""
 
     name: str
     z: tf.Tensor
@@ -180,7 +181,7 @@ class _LogDensities:
         return checked_draws(f"log {self.name}({argument})", values, cause=cause(z, own))
 
     def group(self, dimensions: tuple[int, ...]) -> np.ndarray:
-        """log q(z_g), `[S, Q]`."""
+        """Returns log q(z_g), shape `[S, Q]`."""
         if len(dimensions) == 1:
             return self.marginals[..., dimensions[0]]
         marginal = mixture_marginals.aggregate_group_marginal(self.mixture, dimensions)
@@ -188,7 +189,7 @@ class _LogDensities:
 
 
 def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
-    """log q(z_j|x_n) of the observation that each draw is of, `[S, Q, D]`."""
+    """Returns log q(z_j|x_n) of each draw under its own posterior, shape `[S, Q, D]`."""
     components = components_lib.broadcast(q.mixture_marginals.components_distribution)
     index = tf.broadcast_to(index[:, tf.newaxis], z.shape)  # [Q] -> [S, Q, D]
     return checked_draws(
@@ -197,7 +198,7 @@ def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
 
 
 def _dimensions(values: np.ndarray, group: Sequence[int] | None = None) -> list[np.ndarray]:
-    """The terms `[S, Q]` of values `[S, Q, D]` that belong to dimensions of the code."""
+    """Splits values `[S, Q, D]` into terms `[S, Q]`, one per dimension of the group, or per j."""
     return [values[..., j] for j in (range(values.shape[-1]) if group is None else group)]
 
 
@@ -252,7 +253,7 @@ def _known(values: Any, name: str, z: tf.Tensor) -> np.ndarray | None:
 def _checked_codes(
     z: Any, index: Any, aggregate_posterior: Any, prior: tfd.Distribution
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The draws `[S, Q, D]` and the index `[Q]`, once all arguments are known to fit."""
+    """Checks that the arguments fit; returns the draws `[S, Q, D]` and the index `[Q]`."""
     check_vector_codes(aggregate_posterior)
     components = aggregate_posterior.components_distribution
     if not group_marginals.has_group_marginals(components):

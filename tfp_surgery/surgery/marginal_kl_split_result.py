@@ -1,4 +1,4 @@
-"""MarginalKLSplit: the parts of the marginal KL of one model on one data set."""
+"""MarginalKLSplit: the terms of the marginal KL of a model on a data set."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from tfp_surgery.measurement.result import Result, describe_draws
 
 @dataclasses.dataclass(frozen=True)
 class GroupSplit:
-    r"""The marginal KL split in two levels over a partition of the dimensions into groups g.
+    r"""The marginal KL split between and within groups g of dimensions, in nats.
 
-    KL(q(z) || p(z)) is, in nats, the sum of
+        KL(q(z) || p(z)) = E[log q(z) - sum_g log q(z_g)]
+                           + E[sum_g log p(z_g) - log p(z)]
+                           + sum_g KL(q(z_g) || p(z_g))
 
-        E[log q(z) - sum_g log q(z_g)]                    between the groups
-        E[sum_g log p(z_g) - log p(z)]
-        sum_g KL(q(z_g) || p(z_g)),                       within each group, which is the sum of
-            E[log q(z_g) - sum_{j in g} log q(z_j)]
-            E[sum_{j in g} log p(z_j) - log p(z_g)]
-            sum_{j in g} KL(q(z_j) || p(z_j))
+        KL(q(z_g) || p(z_g)) = E[log q(z_g) - sum_{j in g} log q(z_j)]
+                               + E[sum_{j in g} log p(z_j) - log p(z_g)]
+                               + sum_{j in g} KL(q(z_j) || p(z_j))
 
     Attributes:
       dimensions: The dimensions of each group.
       total_correlation: Total correlation between the groups.
-      prior_factorization: E_q(z)[sum_g log p(z_g) - log p(z)], 0 for priors whose groups are
-        independent; None where the prior's marginals are not known.
+      prior_factorization: E_q(z)[sum_g log p(z_g) - log p(z)]; 0 for priors with independent
+        groups, None if the prior's marginals are not known.
       group_wise_kl: KL(q(z_g) || p(z_g)) of each group; None likewise.
-      within_total_correlation: Total correlation inside each group.
+      within_total_correlation: Total correlation within each group.
       within_prior_factorization: E_q(z)[sum_{j in g} log p(z_j) - log p(z_g)] of each group; None
         likewise.
     """
@@ -43,7 +42,7 @@ class GroupSplit:
     within_prior_factorization: tuple[Estimate, ...] | None
 
     def rows(self) -> list[tuple[str, Estimate]]:
-        """Returns the rows of a table: label and estimate."""
+        """Returns the rows of a table as pairs of label and estimate."""
         rows = [("between groups: total correlation", self.total_correlation)]
         if self.prior_factorization is not None:
             rows.append(("between groups: prior factorization", self.prior_factorization))
@@ -60,25 +59,26 @@ class GroupSplit:
 
 @dataclasses.dataclass(frozen=True)
 class MarginalKLSplit(Result):
-    r"""The marginal KL and what it is made of, in nats (see `marginal_kl_split`).
+    r"""The terms of the marginal KL, in nats (see `marginal_kl_split`).
 
-    All estimates are means over the same draws, so that the parts add up to rounding error by
-    algebra; what tests them are closed forms.
+    All estimates are means over the same draws, so that the terms add up to rounding error by
+    algebra, which does not validate them.
 
     Attributes:
       marginal_kl: KL(q(z) || p(z)).
       total_correlation: KL(q(z) || prod_j q(z_j)).
-      dimension_wise_kl: KL(q(z_j) || p(z_j)) of each of the D dimensions; None where the prior's
+      dimension_wise_kl: KL(q(z_j) || p(z_j)) of each of the D dimensions; None if the prior's
         marginals are not known.
-      summed_dimension_wise_kl: Their sum, with the standard error of the sum; None likewise.
-      prior_factorization: E_q(z)[sum_j log p(z_j) - log p(z)]; no KL, may be negative; 0 for priors
-        that factorize; None likewise.
+      summed_dimension_wise_kl: The sum of `dimension_wise_kl` with its standard error; None
+        likewise.
+      prior_factorization: E_q(z)[sum_j log p(z_j) - log p(z)]; 0 for priors that factorize, None
+        likewise. It is not a KL and may be negative.
       dimension_wise_mutual_information: Index-code mutual information I(n; z_j) of each of the D
-        dimensions; each quantity, though not its estimate, lies in [0, log N].
-      groups: The two-level form, if groups were given.
+        dimensions. Each quantity lies in [0, log N]; its estimate need not.
+      groups: The split between and within groups; None without groups.
       num_observations: N.
-      num_query: Number of observations the expectations were taken over.
-      num_samples: Draws of z an observation.
+      num_query: Number of observations in the expectations.
+      num_samples: Number of draws of z per observation.
     """
 
     marginal_kl: Estimate
@@ -93,7 +93,7 @@ class MarginalKLSplit(Result):
     num_samples: int
 
     def impossible_values(self) -> list[str]:
-        """Sentences on values that their quantity cannot have, by many standard errors."""
+        """Describes estimates outside their range by many standard errors, one sentence each."""
         log_num_observations = Estimate(math.log(self.num_observations), 0.0, 0)
         divergences = {
             "Marginal KL": self.marginal_kl,
@@ -104,7 +104,7 @@ class MarginalKLSplit(Result):
         for j, value in enumerate(self.dimension_wise_mutual_information):
             divergences[f"I(n; z_{j})"] = value
         if self.groups is not None:
-            # E[log p] parts are no divergences.
+            # Prior factorizations may be negative.
             divergences |= {
                 label: value
                 for label, value in self.groups.rows()

@@ -1,4 +1,4 @@
-"""Mixtures whose marginals over groups of dimensions are known."""
+"""Mixtures with known marginals over groups of dimensions."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def aggregate_group_marginal(
 
 
 def as_mixture(prior: tfd.Distribution) -> AggregatePosterior | None:
-    """Returns a prior as a mixture whose marginals are known, if it is such a one.
+    """Converts a prior to a mixture with known marginals, if possible.
 
-    Mixtures are then scored without an array of queries times components.
+    An `AggregatePosterior` is scored without an array of queries times components.
 
     Args:
       prior: Distribution with batch shape `[]` and event shape `[D]`.
 
     Returns:
-      The same distribution as an `AggregatePosterior`: of its components where it is a
-      `tfd.MixtureSameFamily` (or an `AggregatePosterior` already), of one where it is Gaussian, or
-      `tfd.Independent` or `tfd.Sample` over scalars. None for other distributions.
+      An equal `AggregatePosterior`: with the same components if the prior is a mixture
+      (`tfd.MixtureSameFamily` or `AggregatePosterior`), with one component if it is Gaussian, or
+      `tfd.Independent` or `tfd.Sample` over scalars. None if the marginals are not known.
     """
     if isinstance(prior, AggregatePosterior):
         mixture = prior

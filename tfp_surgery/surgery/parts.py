@@ -1,4 +1,4 @@
-"""What a surgery's draws tell beside its three terms."""
+"""The parts of an `ElboSurgery` other than its three terms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
-# Of log q(z_j) where a surgery has none: exact marginals of 60000 observations take minutes.
+# Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
 _BATCH_SIZE = 128
 
@@ -30,17 +30,18 @@ def parts_of(
     full: bool,
     log_evidence: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Computes the parts of a surgery beside its terms.
+    """Computes the parts of an `ElboSurgery` other than its terms.
 
     Args:
       surgery: The terms.
       model: The model.
-      draws: The draws that the terms are means of.
-      full: Whether all parts were asked for; otherwise only the readings, with a log evidence.
-      log_evidence: log p(x_n) of the observations that were looked at, `[Q]`, where it is known.
+      draws: The draws from which the terms were computed.
+      full: Whether to compute all parts, or the readings alone if there is a log evidence.
+      log_evidence: log p(x_q) of the observations in the expectations, shape `[Q]`; None if
+        unknown.
 
     Returns:
-      Fields of `ElboSurgery` by name: the parts there are, and `absent`.
+      Fields of `ElboSurgery` by name: the available parts, and `absent`.
     """
     absent: dict[str, str] = {}
     parts: dict[str, Any] = {}
@@ -108,6 +109,6 @@ def _units(aggregate_posterior: AggregatePosterior, absent: dict[str, str]) -> A
         return None
     try:
         return active_units(aggregate_posterior)
-    except NotImplementedError as error:  # TFP knows no mean of the posteriors
+    except NotImplementedError as error:  # TFP implements no mean of the posteriors
         absent["active_units"] = str(error)
         return None

@@ -1,4 +1,4 @@
-"""What exchanging the prior of a model does to its ELBO and to its marginal KL."""
+"""The change of the ELBO and the marginal KL when the prior of a model is replaced."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from tfp_surgery.surgery.scored_draws import describe_evaluation, posterior_draw
 
 tfd = tfp.distributions
 
-# The default batch size of elbo_surgery, on which the draws of one seed depend.
+# The default batch size of elbo_surgery, since the draws depend on it.
 _BATCH_SIZE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class PriorChange(Result):
-    """Two priors under one aggregate posterior, in nats per observation, on common draws.
+    """Comparison of two priors on common draws, in nats per observation.
 
-    The ELBO is reconstruction - I(n; z) - KL(q(z) || p(z)), and the prior occurs in the last term
-    alone. Hence `elbo_change` is exactly what that term loses.
+    The ELBO is reconstruction - I(n; z) - KL(q(z) || p(z)). The prior occurs in the last term
+    alone, so that `elbo_change` = `marginal_kl_before` - `marginal_kl_after`.
 
     Attributes:
       marginal_kl_before: KL(q(z) || p(z)) of the former prior.
-      marginal_kl_after: KL(q(z) || p(z)) of the new one.
-      elbo_change: E_q(z)[log p_after(z) - log p_before(z)]; its standard error is that of the
-        differences, draw by draw.
+      marginal_kl_after: KL(q(z) || p(z)) of the new prior.
+      elbo_change: E_q(z)[log p_after(z) - log p_before(z)], with the standard error of the paired
+        differences.
       num_observations: N.
-      num_samples: Draws of z an observation.
-      seed: The seed of the draws.
-      evaluation: How log q(z) was evaluated: "exact", or within which tolerance.
+      num_samples: Number of draws of z per observation.
+      seed: Seed of the draws.
+      evaluation: How log q(z) was evaluated: "exact", or within a tolerance.
     """
 
     marginal_kl_before: Estimate
@@ -69,10 +69,10 @@ class PriorChange(Result):
 
 
 class PriorMeasurement:
-    """The former prior, scored on draws from an aggregate posterior on which others follow it.
+    """Measures the change from a former prior to others, on the same draws from q(z).
 
-    The draws are those of `elbo_surgery` with the same `num_samples` and seed and its own batch
-    size: its results before and after differ by this measurement's numbers, to rounding.
+    The draws equal those of `elbo_surgery` with the same `num_samples` and seed and the default
+    batch size, so that its results before and after differ by `PriorChange` up to rounding.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class PriorMeasurement:
         seed: Seed,
         tolerance: float | None,
     ) -> None:
-        """Draws, and scores the draws under q(z) and the former prior.
+        """Draws codes and scores them under q(z) and the former prior.
 
         Args:
-          aggregate_posterior: q(z), over vectors, batch `[]`, of equal weights.
-          former_prior: p(z), or a callable that returns it; what it is now.
-          num_samples: Draws of z an observation.
-          seed: Of the draws.
-          tolerance: Of log q(z); see `AggregatePosterior.evaluate`.
+          aggregate_posterior: q(z), batch shape `[]`, event shape `[D]`, equal weights.
+          former_prior: p(z), or a callable that returns it, evaluated with its current weights.
+          num_samples: Number of draws of z per observation.
+          seed: Seed of the draws.
+          tolerance: Bound in nats on the error of log q(z); see `AggregatePosterior.evaluate`.
 
         Raises:
           ValueError: If a log density of a draw is not finite, or codes lie outside the support of
@@ -116,13 +116,13 @@ class PriorMeasurement:
         self._evaluation = describe_evaluation(evaluated, num_observations, tolerance)
 
     def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:
-        """Scores another prior on the same draws.
+        """Returns log p(z) of the draws under another prior.
 
         Args:
           prior: p(z), or a callable that returns it.
 
         Returns:
-          log p(z), `[S, N]`, whether finite or not.
+          Floating array, shape `[S, N]`, in nats, not necessarily finite.
         """
         prior = build_prior(prior)
         num_samples, num_observations = self._log_former.shape
@@ -144,7 +144,7 @@ class PriorMeasurement:
         """Measures the change to another prior, on the same draws.
 
         Args:
-          prior: p(z), or a callable that returns it, or what `log_prob` gave for it.
+          prior: p(z), a callable that returns it, or the value of `log_prob(prior)`.
 
         Returns:
           The `PriorChange` from the former prior to this one.

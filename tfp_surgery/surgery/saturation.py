@@ -1,4 +1,4 @@
-"""Why a decoder gives an observation no probability: its probabilities rounded to 0 or 1."""
+"""Detects decoders whose probabilities are rounded to 0 or 1."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from tfp_surgery.checks.networks import unwrap
 
 tfd = tfp.distributions
 
-_CODES = 4  # that are decoded again
+_CODES = 4  # number of codes decoded again
 
 
 def saturated_reconstruction(
     decoder: Callable[[Any], tfd.Distribution], z: Any, failed: np.ndarray
 ) -> str:
-    """Why log p(x|z) is -inf or NaN at some codes, if it is for saturated probabilities.
+    """Explains log p(x|z) of -inf or NaN by saturated probabilities.
 
-    Decodes the first few of these codes again, so it is for when work has failed.
+    Decodes the first few of the failed codes again.
 
     Args:
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution`, batch `[B]`.
-      z: Codes `[S, B, *code_shape]`.
-      failed: Where log p(x|z) is not finite, bool `[S, B]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` with batch shape
+        `[B]`.
+      z: Codes, shape `[S, B, *code_shape]`.
+      failed: Mask of values log p(x|z) that are not finite, bool, shape `[S, B]`.
 
     Returns:
-      Sentences for the message, or an empty string if this is not the cause.
+      Sentences for an error message; an empty string if saturation is not the cause.
     """
     bad = np.argwhere(failed)[:_CODES]
     if not len(bad):
@@ -38,13 +39,13 @@ def saturated_reconstruction(
 
 
 def saturation(likelihood: tfd.Distribution) -> str:
-    """Which distribution in a likelihood was given probabilities that are exactly 0 or 1.
+    """Describes the first distribution in a likelihood whose probabilities are exactly 0 or 1.
 
     Args:
-      likelihood: p(x|z), eager.
+      likelihood: p(x|z) with known values.
 
     Returns:
-      Sentences for the message, or an empty string if there is none.
+      Sentences for an error message; an empty string if there is none.
     """
     for part in _parts(likelihood):
         probs = part.parameters.get("probs")
@@ -64,7 +65,7 @@ def saturation(likelihood: tfd.Distribution) -> str:
 
 
 def _parts(distribution: tfd.Distribution) -> Iterator[tfd.Distribution]:
-    """A distribution and all that it was made of."""
+    """Yields a distribution and, recursively, the distributions among its parameters."""
     yield distribution
     for parameter in distribution.parameters.values():
         inner = parameter if isinstance(parameter, list | tuple) else [parameter]

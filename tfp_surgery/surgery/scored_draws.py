@@ -1,4 +1,4 @@
-"""scored_draws: codes from every posterior, and the log densities that the terms are made of."""
+"""scored_draws: draws from every posterior with the log densities that the terms average."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ tfd = tfp.distributions
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredDraws(Result):
-    """Draws z_sq ~ q(z|x_q) and their log densities, in nats and in the dtype they round in.
+    """Draws z_sq ~ q(z|x_q) and their log densities, in nats and in the dtype of the model.
 
     Attributes:
-      z: The codes, `Tensor` `[S, Q, *code_shape]`.
-      index: Which observations they belong to, `[Q]`.
-      reconstruction: log p(x_q|z_sq), `[S, Q]`.
-      log_posterior: log q(z_sq|x_q), `[S, Q]`.
-      log_prior: log p(z_sq), `[S, Q]`.
-      log_aggregate: log q(z_sq), over all N components, `[S, Q]`.
-      index_entropy: H[q(n|z_sq)], `[S, Q]`.
-      closed_form_kl: KL(q(z|x_q) || p(z)), `[Q]`; None where TFP registers none.
+      z: The codes, `Tensor`, shape `[S, Q, *code_shape]`.
+      index: Indices of the observations, shape `[Q]`.
+      reconstruction: log p(x_q|z_sq), shape `[S, Q]`.
+      log_posterior: log q(z_sq|x_q), shape `[S, Q]`.
+      log_prior: log p(z_sq), shape `[S, Q]`.
+      log_aggregate: log q(z_sq) over all N components, shape `[S, Q]`.
+      index_entropy: H[q(n|z_sq)], shape `[S, Q]`.
+      closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
       num_observations: N.
-      seed: The seed of the draws (and of the subset).
-      data: What data set this is: its name, N and binarization.
-      tolerance: Of `log_aggregate` and `index_entropy`, in nats; None for none.
-      evaluation: How these two were evaluated: "exact", or within which tolerance.
+      seed: Seed of the draws and of the subset of observations.
+      data: Description of the data set: its name, N and binarization.
+      tolerance: Bound on the error of `log_aggregate` and `index_entropy`; None if exact.
+      evaluation: How these two were evaluated: "exact", or within a tolerance.
     """
 
     z: tf.Tensor
@@ -87,9 +87,9 @@ def scored_draws(
     batch_size: int = 2000,
     tolerance: float | None = None,
 ) -> ScoredDraws:
-    """Draws the codes of `elbo_surgery` with the same arguments, and scores them.
+    """Draws and scores the codes of `elbo_surgery` called with the same arguments.
 
-    `elbo_readings` and `marginal_kl_split` take these arrays:
+    The arrays are arguments of `elbo_readings` and `marginal_kl_split`:
 
     ```python
     draws = tfs.scored_draws(x, q_z, decoder, prior)
@@ -97,22 +97,22 @@ def scored_draws(
     ```
 
     Args:
-      x: See `elbo_surgery`, as for all that follows.
-      encoder: Likewise.
-      decoder: Likewise.
-      prior: Likewise.
-      num_samples: Likewise.
-      num_query: Likewise.
-      seed: Likewise.
-      batch_size: Likewise.
-      tolerance: Likewise.
+      x: See `elbo_surgery`.
+      encoder: See `elbo_surgery`.
+      decoder: See `elbo_surgery`.
+      prior: See `elbo_surgery`.
+      num_samples: See `elbo_surgery`.
+      num_query: See `elbo_surgery`.
+      seed: See `elbo_surgery`.
+      batch_size: See `elbo_surgery`.
+      tolerance: See `elbo_surgery`.
 
     Returns:
       `ScoredDraws`.
 
     Raises:
-      TypeError: As `elbo_surgery` does.
-      ValueError: Likewise.
+      TypeError: See `elbo_surgery`.
+      ValueError: See `elbo_surgery`.
     """
     num_samples = checked_integer("num_samples", num_samples, 1)
     batch_size = checked_integer("batch_size", batch_size, 1)
@@ -124,19 +124,19 @@ def scored_draws(
 
 
 def chosen_observations(num_observations: int, num_query: Any, seed: Seed) -> np.ndarray:
-    """Returns the indices of a random subset of the observations, or of all.
+    """Draws a random subset of the observations, or returns all.
 
     Args:
       num_observations: N.
-      num_query: Q, the size of the subset; None for all.
-      seed: Of the subset.
+      num_query: Size Q of the subset; None for all.
+      seed: Seed of the subset.
 
     Returns:
-      Indices in rising order, `[Q]`.
+      Indices in ascending order, shape `[Q]`.
 
     Raises:
-      TypeError: If Q is no integer.
-      ValueError: If Q is less than 1 or larger than N.
+      TypeError: If Q is not an integer.
+      ValueError: If Q is less than 1 or greater than N.
     """
     if num_query is None:
         return np.arange(num_observations)
@@ -163,9 +163,9 @@ def score_draws(
 
     Args:
       model: The model.
-      index: The observations to draw codes of, `[Q]`.
-      num_samples: S, draws an observation.
-      seed: Of the draws.
+      index: Indices of the observations, shape `[Q]`.
+      num_samples: Number S of draws per observation.
+      seed: Seed of the draws.
       batch_size: Number of codes drawn, decoded and scored at a time.
       tolerance: See `AggregatePosterior.evaluate`.
 
@@ -173,7 +173,7 @@ def score_draws(
       `ScoredDraws`.
 
     Raises:
-      ValueError: If codes lie outside the prior's support, or a log density is not finite.
+      ValueError: If codes lie outside the support of the prior, or a log density is not finite.
     """
     z, densities, kl = posterior_draws(
         model.posteriors, model.prior, index, num_samples, seed, batch_size
@@ -191,7 +191,7 @@ def score_draws(
         cause=lambda failed: saturated_reconstruction(model.decoder, z, failed),
     )
     check_codes_in_support(model.prior, z)
-    # All draws at once: the components are put in order once, and kernels compile for one shape.
+    # All draws at once, so that components are sorted once and kernels compile for one shape.
     evaluated = model.aggregate_posterior.evaluate(z, tolerance=tolerance)
     return ScoredDraws(
         z=z,
@@ -218,19 +218,20 @@ def posterior_draws(
     seed: Seed,
     batch_size: int,
 ) -> tuple[tf.Tensor, dict[str, np.ndarray], np.ndarray | None]:
-    """Draws codes of posteriors, and scores them under posterior and prior.
+    """Draws codes from posteriors and scores them under posterior and prior.
 
     Args:
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+      posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
       prior: p(z).
-      index: Which posteriors to draw from, `[Q]`.
-      num_samples: S, draws of each.
-      seed: Of the draws.
-      batch_size: Number of codes drawn at a time, on which the draws depend.
+      index: Indices of the posteriors to draw from, shape `[Q]`.
+      num_samples: Number S of draws per posterior.
+      seed: Seed of the draws.
+      batch_size: Number of codes drawn at a time; the draws depend on it.
 
     Returns:
-      z `[S, Q, *code_shape]`; `log_posterior` and `log_prior`, `[S, Q]`, finite or not; the KL from
-      posterior to prior in closed form `[Q]`, or None where TFP registers none.
+      z: The codes, shape `[S, Q, *code_shape]`.
+      log_densities: `log_posterior` and `log_prior`, shape `[S, Q]`, not necessarily finite.
+      closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
     """
     length = min(len(index), max(1, batch_size // num_samples))
 
@@ -263,7 +264,7 @@ def posterior_draws(
 def describe_evaluation(
     evaluated: Evaluation, num_observations: int, tolerance: float | None
 ) -> str:
-    """How log q(z) was evaluated, in words."""
+    """Returns how log q(z) was evaluated, in words."""
     visited = evaluated.num_visited.numpy()
     if visited.min() >= num_observations:
         return "exact"
