@@ -44,3 +44,8 @@ __all__ = [
 def __dir__() -> list[str]:
     """Lists the public names."""
     return __all__
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__
