@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import special, stats
 
-from tests.testing.models import LinearGaussian
+from tests.testing.linear_gaussian import ProbabilisticPCA
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.information.rate_distortion import empirical_entropy, rate_distortion_bounds
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
@@ -29,11 +29,11 @@ def _within(estimate: Estimate, truth: float) -> None:
 
 
 def test_linear_gaussian_model_closes_the_interval() -> None:
-    model = LinearGaussian()
+    model = ProbabilisticPCA()
     surgery = elbo_surgery(
         model.x, model.encoder, model.decoder, model.prior, num_samples=10, seed=1
     )
-    eigenvalues = np.concatenate([model.retained, np.full(4, model.noise)])
+    eigenvalues = np.concatenate([model.retained, np.full(4, model.noise**2)])
     entropy = 0.5 * np.log(2 * np.pi * np.e * eigenvalues).sum()
     bounds = rate_distortion_bounds(
         surgery.elbo, surgery.average_reconstruction, surgery.average_kl, data_entropy=entropy

@@ -35,7 +35,7 @@ class Network(WholeFileModel):
 
 def trained(*hidden_sizes: int, epochs: int = 1) -> Network:
     network = Network(hidden_sizes or (3,))
-    network.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+    network.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
     network.fit(X, X[:, :1], epochs=epochs, verbose=0)
     return network
 
@@ -54,7 +54,7 @@ def test_weights_and_optimizer_come_back(tmp_path: Path, name: str) -> None:
     network, file = trained(), tmp_path / name
     (network.save_weights if name.endswith(".h5") else network.save)(file)
     fresh = Network()
-    fresh.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+    fresh.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
     fresh(X)
     fresh.load_weights(file)
     assert fresh.optimizer.iterations == 1

@@ -60,7 +60,7 @@ def train(
     optimizer = keras.optimizers.Adam(schedule)
     optimizer.build(layer.fitted_variables)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def step(seed: tf.Tensor) -> None:
         z, condition, shifted = shifted_draws(q_z, 500, seed)
         with tf.GradientTape() as tape:
@@ -242,7 +242,7 @@ def test_one_full_gaussian_is_the_best_one() -> None:
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, 600))
     optimizer.build(layer.fitted_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step() -> None:
         with tf.GradientTape() as tape:
             loss = -tf.reduce_mean(layer().log_prob(z))

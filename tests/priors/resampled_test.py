@@ -57,20 +57,18 @@ class TestResampledPriorConformance(PriorConformance):
             factor=2.0,
         )
 
-    def test_density_integrates_to_one(self) -> None:
-        """As far from one as the estimated normaliser lets it be: 4.5 standard errors."""
-        prior = self.make()()
-        points, probabilities = self._grid(prior)
+    def _tolerance(self, prior: Any, points: np.ndarray, probabilities: np.ndarray) -> float:
+        """As far as the estimated normaliser lets it be: 4.5 standard errors."""
         sensitivity = prior.normalizer_sensitivity(points.astype(np.float32)).numpy()
         error = abs(np.sum(probabilities * sensitivity)) * prior.log_normalizer_standard_error
         assert 0 < error < 0.01
-        assert abs(probabilities.sum() - 1) <= 4.5 * error + self.integral_tolerance
+        return float(4.5 * error + self.integral_tolerance)
 
     def test_xla(self) -> None:
         """As for other priors, but XLA draws other numbers from the normaliser's seed."""
         layer = self.make()
 
-        @tf.function(jit_compile=True)
+        @tf.function(jit_compile=True, autograph=False)
         def draw_and_score(seed: tf.Tensor) -> Any:
             prior = layer()
             z = prior.sample(16, seed=seed)
@@ -222,7 +220,7 @@ def _fit(layer: ResampledPrior, density: np.ndarray, steps: int, training: bool 
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.02, steps))
     optimizer.build(variables)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def step(z: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             loss = -tf.reduce_mean(layer(training=training).log_prob(z))
@@ -302,7 +300,7 @@ def _compiled_normalizer(layer: ResampledPrior) -> Any:
         prior = layer()
         return prior.log_normalizer, prior.log_normalizer_standard_error
 
-    return tf.function(estimate, jit_compile=True)()
+    return tf.function(estimate, jit_compile=True, autograph=False)()
 
 
 def test_bad_arguments() -> None:

@@ -168,7 +168,7 @@ def test_the_encoder_gets_the_gradient_of_the_prior_too() -> None:
 def trained() -> tfs.VAE:
     encoder = make_encoder()
     vae = make_vae(encoder, make_prior(encoder, pseudo_inputs=X))
-    vae.compile(keras.optimizers.Adam(0.01))
+    vae.compile(keras.optimizers.SGD(0.1), jit_compile=True)
     vae.fit(batches(), epochs=2, verbose=0)
     return vae
 
@@ -180,7 +180,6 @@ def batches(initial_epoch: int = 0) -> tf.data.Dataset:
 
 def test_a_loaded_model_has_one_encoder_and_trains_on(tmp_path: Path) -> None:
     vae = trained()
-    assert vae.jit_compile
     assert len(vae.trainable_weights) == 4 + 4 + 1  # encoder, decoder, pseudo-inputs
     vae.save(tmp_path / "vae.keras")
     loaded = keras.saving.load_model(tmp_path / "vae.keras")

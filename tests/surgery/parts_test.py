@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tests.testing.models import LinearGaussian, index_data, table_encoder
+from tests.testing.linear_gaussian import ProbabilisticPCA
+from tests.testing.models import index_data, table_encoder
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import PARTS, ElboSurgery
 
@@ -23,24 +24,24 @@ def _full(*arguments: object, **options: object) -> ElboSurgery:
 
 
 @pytest.fixture(scope="module")
-def model() -> LinearGaussian:
-    return LinearGaussian()
+def model() -> ProbabilisticPCA:
+    return ProbabilisticPCA()
 
 
 @pytest.fixture(scope="module")
-def surgery(model: LinearGaussian) -> ElboSurgery:
+def surgery(model: ProbabilisticPCA) -> ElboSurgery:
     return _full(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
 
 
 def test_the_terms_are_those_of_a_surgery_without_detail(
-    model: LinearGaussian, surgery: ElboSurgery
+    model: ProbabilisticPCA, surgery: ElboSurgery
 ) -> None:
     terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior, num_samples=8, seed=3)
     assert surgery.estimates() == terms.estimates()
     assert type(terms) is type(surgery)
 
 
-def test_parts_that_were_not_asked_for_say_so(model: LinearGaussian) -> None:
+def test_parts_that_were_not_asked_for_say_so(model: ProbabilisticPCA) -> None:
     terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior)
     assert set(terms.absent) == set(PARTS)
     assert all(getattr(terms, name) is None for name in PARTS)
@@ -50,7 +51,7 @@ def test_parts_that_were_not_asked_for_say_so(model: LinearGaussian) -> None:
     assert "absent" not in str(terms)
 
 
-def test_a_log_evidence_goes_with_any_detail(model: LinearGaussian) -> None:
+def test_a_log_evidence_goes_with_any_detail(model: ProbabilisticPCA) -> None:
     log_evidence = np.full(len(model.x), model.log_evidence)
     terms = elbo_surgery(
         model.x, model.encoder, model.decoder, model.prior, log_evidence=log_evidence
@@ -80,7 +81,7 @@ def test_every_part_belongs_to_the_same_draws(surgery: ElboSurgery) -> None:
     assert sum(part.value for part in parts) == pytest.approx(surgery.marginal_kl.value, abs=1e-9)
 
 
-def test_the_log_evidence_gives_the_first_reading(model: LinearGaussian) -> None:
+def test_the_log_evidence_gives_the_first_reading(model: ProbabilisticPCA) -> None:
     """The posteriors are exact: their KL is 0 for every draw."""
     posterior, z = model.encoder(model.x), model.encoder(model.x).mean()
     log_evidence = (
@@ -103,7 +104,7 @@ def test_the_log_evidence_gives_the_first_reading(model: LinearGaussian) -> None
 
 
 def test_the_parts_of_probabilistic_pca_are_known(
-    model: LinearGaussian, surgery: ElboSurgery
+    model: ProbabilisticPCA, surgery: ElboSurgery
 ) -> None:
     """q(z) has covariance I, so that both dimensions are active; the ELBO is the log evidence."""
     units = surgery.active_units
@@ -147,7 +148,7 @@ def test_it_prints_and_serialises(surgery: ElboSurgery) -> None:
     assert record["absent"] == {}
 
 
-def test_binary_data_have_an_entropy(model: LinearGaussian) -> None:
+def test_binary_data_have_an_entropy(model: ProbabilisticPCA) -> None:
     x = (model.x > 0).astype(np.float32)
     weights = tf.constant(np.random.default_rng(0).normal(size=(2, 6)), tf.float32)
     surgery = _full(
@@ -210,6 +211,6 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
     assert alone.absent.keys() == {"active_units", "mutual_information_bounds"}
 
 
-def test_a_detail_that_there_is_not(model: LinearGaussian) -> None:
+def test_a_detail_that_there_is_not(model: ProbabilisticPCA) -> None:
     with pytest.raises(ValueError, match='detail must be "terms" or "full"; got \'all\''):
         elbo_surgery(model.x, model.encoder, model.decoder, model.prior, detail="all")  # type: ignore[arg-type]

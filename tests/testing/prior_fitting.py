@@ -49,14 +49,17 @@ def fit_by_adam(
     )
     optimizer.build(variables)
 
-    @tf.function(jit_compile=True)
+    def step(i: tf.Tensor) -> tuple[tf.Tensor]:
+        z = target.sample(batch_size, seed=tf.stack([13, i]))
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(layer().log_prob(z))
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return (i + 1,)
+
+    @tf.function(jit_compile=True, autograph=False)
     def train() -> None:
-        for step in tf.range(steps):
-            z = target.sample(batch_size, seed=tf.stack([13, step]))
-            with tf.GradientTape() as tape:
-                loss = -tf.reduce_mean(layer().log_prob(z))
-            gradients = tape.gradient(loss, [variable.value for variable in variables])
-            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        tf.while_loop(lambda i: i < steps, step, (tf.constant(0),))
 
     train()
 

@@ -53,7 +53,8 @@ def test_the_average_of_the_weights_is_what_the_end_is_about() -> None:
     """With use_ema Keras overwrites the weights before on_train_end."""
     dataset = load("digits", binarization="fixed")
     vae = _vae(dataset.event_shape)
-    vae.compile(optimizer=keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9))
+    average = keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9)
+    vae.compile(average, run_eagerly=True)
     callback = ElboSurgeryCallback(dataset, every=9, num_query=10)
     vae.fit(dataset.batches(128, seed=0), epochs=1, verbose=0, callbacks=[callback])
     assert callback.result == elbo_surgery(dataset, vae.encoder, vae.decoder, vae.prior)
@@ -72,7 +73,7 @@ def test_every_epoch_has_the_same_columns(tmp_path: Path, validation: str) -> No
     dataset = load("digits", binarization="fixed")
     x = dataset.observations()[:64]
     vae = _vae(dataset.event_shape)
-    vae.compile("adam", jit_compile=False)
+    vae.compile("adam", run_eagerly=True)
     file = tmp_path / "log.csv"
     settings: dict[str, Any] = {} if validation == "none" else {"validation_data": x[:8]}
     if validation == "every other epoch":
@@ -95,7 +96,7 @@ def test_what_monitors_a_term_counts_the_looks_alone(tmp_path: Path) -> None:
     dataset = load("digits", binarization="fixed")
     x = dataset.observations()[:64]
     vae = _vae(dataset.event_shape)
-    vae.compile("adam", jit_compile=False)
+    vae.compile("adam", run_eagerly=True)
     saved: list[int] = []
 
     class Checkpoint(keras.callbacks.ModelCheckpoint):
@@ -125,7 +126,7 @@ def test_patience_ends_after_as_many_looks_without_improvement() -> None:
     dataset = load("digits", binarization="fixed")
     x = dataset.observations()[:64]
     vae = _vae(dataset.event_shape)
-    vae.compile(keras.optimizers.SGD(0.0), jit_compile=False)  # nothing improves
+    vae.compile(keras.optimizers.SGD(0.0), run_eagerly=True)  # nothing improves
     stop = keras.callbacks.EarlyStopping("surgery_elbo", mode="max", patience=2)
     callback = ElboSurgeryCallback(x, every=3, num_query=20)
     history = vae.fit(x, epochs=20, verbose=0, callbacks=[callback, stop])
@@ -136,7 +137,7 @@ def test_patience_ends_after_as_many_looks_without_improvement() -> None:
 def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> None:
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     vae = _vae((3,))
-    vae.compile("adam", jit_compile=False)
+    vae.compile("adam", run_eagerly=True)
     epochs: list[int] = []
     seen = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: epochs.append(epoch))
     with pytest.raises(ValueError, match="support"):

@@ -45,11 +45,12 @@ def dataset() -> Dataset:
     return Dataset("noise", "train", intensities, "stochastic", 1)
 
 
-def make_vae() -> VAE:
+def make_vae(**settings: Any) -> VAE:
+    """A model that runs step by step, without any program, where no settings are given."""
     keras.utils.set_random_seed(7)
     vae = VAE(MLPEncoder(2, (5,)), MLPDecoder((3, 3, 1), (5,)), StandardNormalPrior(2), seed=(3, 4))
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, 3 * NUM_EPOCHS, alpha=0.01)
-    vae.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=True)
+    vae.compile(keras.optimizers.Adam(schedule), **(settings or {"run_eagerly": True}))
     return vae
 
 
@@ -72,7 +73,7 @@ def finished(
     dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[VAE, pathlib.Path]:
     path = tmp_path_factory.mktemp("finished") / "checkpoint.keras"
-    vae = make_vae()
+    vae = make_vae(jit_compile=True)
     fit(vae, dataset, 0, CheckpointCallback(path))
     return vae, path
 
@@ -82,7 +83,7 @@ def test_a_run_that_goes_on_equals_the_uninterrupted_one(
 ) -> None:
     path = tmp_path / "checkpoint.keras"
     with pytest.raises(StoppedError):
-        fit(make_vae(), dataset, 0, StopAt(2), CheckpointCallback(path))
+        fit(make_vae(jit_compile=True), dataset, 0, StopAt(2), CheckpointCallback(path))
 
     checkpoint = load_checkpoint(path)
     assert checkpoint.num_epochs == 2  # the third epoch was lost
@@ -203,7 +204,7 @@ def test_what_cannot_be_saved_is_told_before_the_first_epoch(
         (NeedsItsFunction(len), "cannot save this model: NeedsItsFunction has no get_config"),
     ):
         vae = VAE(part, decoder, prior)
-        vae.compile("adam", jit_compile=False)
+        vae.compile("adam", run_eagerly=True)
         with pytest.raises(ValueError, match=message):
             fit(vae, dataset, 0, StopAt(0), CheckpointCallback(tmp_path / "checkpoint.keras"))
     assert not list(tmp_path.iterdir())

@@ -134,6 +134,9 @@ class FastModel(WholeFileModel):
         is_traced = self.train_function is not None or self._other_functions[0] is not None
         if is_chosen and (is_traced or not is_training):
             return
+        if is_training and not self.optimizer.built:
+            # A function that makes variables while it is traced is traced once more.
+            self.optimizer.build(self.trainable_variables)
         program = tf.function(step, jit_compile=True, autograph=False)
         program.get_concrete_function(batch)
         if is_chosen:
