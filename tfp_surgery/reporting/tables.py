@@ -27,15 +27,14 @@ _READING_CROSS_TERM = (
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """All latent sizes in one table, for a terminal.
+    """Returns the terms of all latent sizes as a plain text table.
 
     Args:
-      records: One a latent size: `ElboSurgery.to_dict()` of the training set with the entry
-        `"latent_size"` and, where a held-out set was carved, its `ElboSurgery.to_dict()` under
-        `"test"`.
+      records: One `ElboSurgery.to_dict()` of the training set with the entry `"latent_size"` per
+        latent size. `ElboSurgery.to_dict()` of a held-out set, if any, is under `"test"`.
 
     Returns:
-      Lines of text: the data sets, a row for each latent size and split, how to read them.
+      Text: the data sets, one row per latent size and split, a legend and warnings.
 
     Raises:
       ValueError: If there are no records.
@@ -47,10 +46,10 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table of `text_table` in Markdown.
+    """Returns the table of `text_table` in Markdown.
 
     Args:
-      records: As for `text_table`.
+      records: See `text_table`.
 
     Returns:
       Markdown text.
@@ -65,10 +64,10 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose columns are aligned at the right, with a rule below the header.
+    """Returns the lines of a table with right-aligned columns and a rule below the header.
 
     Args:
-      rows: The header and the rows, of as many cells each.
+      rows: The header and the rows, all with the same number of cells.
 
     Returns:
       The lines.
@@ -82,14 +81,14 @@ def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def format_estimate(record: Mapping[str, Any], name: str) -> str:
-    """One estimate of a record as value ± standard error, with as many digits as that allows.
+    """Formats an estimate of a record as value ± standard error; see `Estimate`.
 
     Args:
       record: `ElboSurgery.to_dict()`.
       name: Field name of the estimate.
 
     Returns:
-      The text, or a dash where the model has no such quantity.
+      The text, or a dash if the record has no such estimate.
     """
     entry = record.get(name)
     if entry is None:
@@ -101,7 +100,7 @@ def format_estimate(record: Mapping[str, Any], name: str) -> str:
 
 
 def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the surgeries of some records warn of, a line each, the model and split first."""
+    """Returns the warnings of all records, one line each, with latent size and split."""
     return [
         f"WARNING, D = {record['latent_size']}, {split}: {sentence}"
         for record in records
@@ -118,7 +117,7 @@ def _splits(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The header and a row for each latent size and split."""
+    """Returns the header and one row per latent size and split."""
     if not records:
         raise ValueError("a table needs at least one record.")
     held_out = any("test" in _splits(record) for record in records)
@@ -138,7 +137,7 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _data_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each data set once."""
+    """Returns the descriptions of the data sets without duplicates."""
     return list(
         dict.fromkeys(surgery["data"] for record in records for surgery in _splits(record).values())
     )
