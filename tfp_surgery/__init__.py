@@ -77,6 +77,6 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Lists the public names and the subpackages, and no module that is neither."""
+    """Lists the public names and the subpackages."""
     packages = (name for name, value in globals().items() if hasattr(value, "__path__"))
     return sorted({*__all__, *packages})

@@ -1,4 +1,4 @@
-"""Image data sets with a declared binarization, whole in memory and addressed by index."""
+"""Image data sets in memory with a declared binarization."""
 
 from __future__ import annotations
 
@@ -34,38 +34,37 @@ def __dir__() -> list[str]:
 class Dataset:
     """N observations with a declared binarization.
 
-    With p an intensity in [0, 1], the observation at that position is
+    An intensity p in [0, 1] becomes, by binarization,
 
-    * `"stochastic"`: a Bernoulli(p) draw, a new one in every epoch of `batches`;
-    * `"fixed"`: one Bernoulli(p) draw, made once from `seed` and `split`;
-    * `"threshold"`: 1 where p > 0.5, else 0;
+    * `"stochastic"`: a Bernoulli(p) draw, drawn anew in every epoch of `batches`.
+    * `"fixed"`: a Bernoulli(p) draw, drawn once from `seed` and `split`.
+    * `"threshold"`: 1 if p > 0.5, else 0.
     * `"none"`: p itself, for real-valued likelihoods.
 
-    Draws are stateless: the same fields give the same bits in every process. A part of a split
-    whose name tells its first row, as `"train[:500]"` and `"train[500:]"` do, has the fixed and
-    stated draws of the same rows of the whole split. Other parts (`"train[10%:]"`, `"train+test"`)
-    have draws of their own, and `describe` says so.
+    Draws are stateless: the same fields give the same bits in every process. If the name of a part
+    of a split states its first row (`"train[:500]"`, `"train[500:]"`), its draws by `seed` or
+    `draw_seed` equal those of the same rows of the whole split. Other parts (`"train[10%:]"`,
+    `"train+test"`) have independent draws, which `describe` states.
 
     Attributes:
       name: Name of the data set, such as `"mnist"`.
       split: Name of the split, such as `"train"`. Two splits never share their draws.
-      intensities: `[N, *event_shape]`: intensities in [0, 1], or levels, which are `max_level`
-        times the intensity. Any floats, integers or booleans are taken; they are kept as
-        float32, or as uint8 where they are integers up to 255 or booleans. The array is kept
-        read-only; a writable one is copied.
+      intensities: Intensities in [0, 1], or levels, which are `max_level` times the intensity,
+        shape `[N, *event_shape]`. Floats, integers or booleans, stored as uint8 for booleans and
+        for integers with `max_level` of at most 255, and as float32 otherwise. The stored array is
+        read-only; a writable array is copied.
       binarization: One of `BINARIZATIONS`.
-      seed: Integer in [0, 2**31) or pair of int32, behind the fixed and stochastic draws.
-      max_level: The level that stands for intensity 1. None lets the values decide where they
-        can, and the field then holds what they decided: 1 for booleans, for floats in [0, 1]
-        and for integers of 0 and 1 alone; 255 for integers from 0 to 255 of which one is above
-        127. Say it where the array is only a part of a data set: a dark part of 8-bit images
-        may hold 0 and 1 alone.
+      seed: Seed of the fixed and stochastic draws: integer in [0, 2**31) or pair of int32.
+      max_level: The level of intensity 1. None derives it from the values: 1 for booleans, floats
+        in [0, 1] and integers 0 and 1, and 255 for integers from 0 to 255 with one above 127.
+        State it if the array is only a part of a data set, since a dark part of 8-bit images may
+        hold 0 and 1 alone.
 
     Raises:
-      TypeError: If a field has the wrong type, or `intensities` is no array of numbers.
-      ValueError: If the intensities are empty, have no event dimension, are masked or not
-        finite, leave [0, max_level] or leave open what `max_level` is, or the binarization or
-        the seed is not an accepted one.
+      TypeError: If a field has the wrong type, or `intensities` is not an array of numbers.
+      ValueError: If the intensities are empty, have no event dimension, are masked, not finite or
+        outside [0, max_level], if their values do not determine `max_level`, or if the binarization
+        or the seed is not valid.
     """
 
     name: str
@@ -87,28 +86,27 @@ class Dataset:
 
     @property
     def num_observations(self) -> int:
-        """N."""
+        """The number of observations N."""
         return int(self.intensities.shape[0])
 
     def __len__(self) -> int:
-        """N."""
+        """Returns the number of observations N."""
         return self.num_observations
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one observation."""
+        """The shape of one observation."""
         return tuple(self.intensities.shape[1:])
 
     def observations(self, draw_seed: Any = None) -> np.ndarray:
-        """All observations, in order.
+        """Returns all observations in order.
 
         Args:
-          draw_seed: Integer in [0, 2**31) or pair of int32, the name of one draw of a stochastic
-            binarization. The other binarizations have one set of observations and do not use
-            it.
+          draw_seed: Seed of one draw of a stochastic binarization: integer in [0, 2**31) or pair of
+            int32. Unused by the other binarizations.
 
         Returns:
-          A new float32 array `[N, *event_shape]`.
+          A new float32 array, shape `[N, *event_shape]`.
 
         Raises:
           ValueError: If the binarization is stochastic and `draw_seed` is None.
@@ -124,13 +122,13 @@ class Dataset:
         return self._draw(draws.STATED_DRAW, draw_seed).astype(np.float32)
 
     def __getitem__(self, indices: Any) -> np.ndarray:
-        """The rows `observations()[indices]`, without making the others.
+        """Returns `observations()[indices]` without computing the other rows.
 
         Args:
           indices: An integer, a slice, an integer array or a boolean mask of shape `[N]`.
 
         Returns:
-          float32 `[*indices_shape, *event_shape]`.
+          A float32 array, shape `[*indices_shape, *event_shape]`.
 
         Raises:
           TypeError: If `indices` is a tuple: only observations are indexed.
@@ -147,7 +145,7 @@ class Dataset:
         return np.asarray(self._stored[indices], np.float32) / self._unit
 
     def num_batches(self, batch_size: int) -> int:
-        """Number of batches in one pass, the smaller last one included."""
+        """Returns the number of batches in one pass, including a smaller last one."""
         return -(-self.num_observations // checked_integer("batch_size", batch_size, 1))
 
     def batches(
@@ -158,26 +156,25 @@ class Dataset:
         initial_epoch: int = 0,
         indexed: bool = False,
     ) -> tf.data.Dataset:
-        """Batches of observations: one iteration of the result is one pass over the data.
+        """Returns batches of observations as a `tf.data.Dataset`; one iteration is one epoch.
 
-        Iteration k is epoch `initial_epoch + k`. The order of an epoch is a function of `(seed,
-        epoch)`; its stochastic draws are one of `(seed, epoch, batch_size)` and of the data set's
-        own `seed` and `split`. A run that goes on at epoch e with `initial_epoch=e` thus sees,
-        bit for bit, what the uninterrupted run saw. Every iteration that reads a batch uses up an
-        epoch, and Keras may read one to build a model: build the model before `fit`
-        (`tfp_surgery.VAE` does).
+        Iteration k is epoch `initial_epoch + k`. The order of an epoch depends on `(seed, epoch)`
+        alone. Its stochastic draws depend on `(seed, epoch, batch_size)` and on the `seed` and
+        `split` of the data set. A run resumed at epoch e with `initial_epoch=e` therefore equals
+        the uninterrupted run bit for bit. Every iteration that reads a batch consumes an epoch.
+        Keras may read one to build a model: build the model before `fit` (`tfp_surgery.VAE` does).
 
         Args:
-          batch_size: Observations a batch; the last batch holds what remains.
+          batch_size: Number of observations per batch; the last batch may be smaller.
           seed: Integer in [0, 2**31) or pair of int32; None keeps the data in order.
           initial_epoch: Epoch of the first iteration.
-          indexed: Whether the elements tell which observations they hold, as a prior asks for
-            that leaves each observation's own component out (`tfp_surgery.priors`).
+          indexed: Whether the elements contain the indices of their observations, which priors need
+            that leave out each observation's own component (`tfp_surgery.priors`).
 
         Returns:
-          A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)` with
-          float32 elements `[batch, *event_shape]`; if `indexed`, with dicts of these as `"x"`
-          and of their indices as `"index"`, int32 `[batch]`.
+          A prefetching `tf.data.Dataset` of known cardinality `num_batches(batch_size)`. Its
+          elements are float32 `Tensor`s of shape `[batch, *event_shape]`; if `indexed`, dicts of
+          these (`"x"`) and of int32 indices of shape `[batch]` (`"index"`).
 
         Raises:
           TypeError: If an argument is not an integer.
@@ -230,20 +227,20 @@ class Dataset:
         ).flat_map(epoch_batches)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
         options = tf.data.Options()
-        # An iterator that is made and never read must not use up an epoch.
+        # An iterator that is never read must not consume an epoch.
         options.experimental_warm_start = False
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
     def describe(self, draw_seed: Any = None) -> str:
-        """One line for tables and figures.
+        """Describes the data set in one line for tables and figures.
 
         For example `mnist/train, N = 60000, binarization threshold, level 255 is intensity 1`.
 
         Args:
-          draw_seed: The draw that a stochastic binarization was observed with, if one was.
+          draw_seed: Seed of the draw of a stochastic binarization; None if there is none.
 
         Returns:
-          The name, the split, N, the binarization with the seeds behind it, and the levels.
+          The name, the split, N, the binarization with its seeds, and the levels.
         """
         drawn = [f"seed {self.seed}"]
         if self.binarization == "stochastic":
@@ -262,7 +259,7 @@ class Dataset:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What names this data set, in types that JSON knows."""
+        """Returns the JSON-ready fields that identify the data set."""
         return {
             "name": self.name,
             "split": self.split,
@@ -280,12 +277,12 @@ class Dataset:
 
     @property
     def _max_level(self) -> int:
-        # None is no more, once the fields have been checked.
+        # Never None after the fields are checked.
         return self.max_level or 1
 
     @functools.cached_property
     def _stored(self) -> np.ndarray:
-        """Binary pixels as uint8 where they are settled, the intensities otherwise."""
+        """The binary pixels as uint8 if the binarization fixes them, otherwise the intensities."""
         if self.binarization == "fixed":
             return self._draw(draws.FIXED_DRAW)
         if self.binarization == "threshold":
@@ -294,7 +291,7 @@ class Dataset:
 
     @property
     def _unit(self) -> np.float32:
-        """The number in `_stored` that stands for 1."""
+        """The value in `_stored` of intensity 1."""
         settled = self.binarization in ("fixed", "threshold")
         return np.float32(1 if settled else self._max_level)
 
@@ -312,32 +309,31 @@ def load(
     """Loads an image data set into memory.
 
     `"digits"` is scikit-learn's bundled set of 1797 real 8x8 images with 17 levels (event shape
-    `(8, 8, 1)`); it is read from the installed package. Its split is by position: the first 1500
-    images are `"train"`, the last 297 are `"test"`. Every other name is one of TensorFlow
-    Datasets (`"mnist"`, `"fashion_mnist"`, `"omniglot"`, `"emnist/letters"`, ...) whose feature
-    `"image"` is uint8 and of one size (H, W, C). TFDS prepares it in `data_dir` once, from files
-    in `manual_dir` or from the network, verifies the checksums it has on record, and reads it
-    without the network from then on. All splits of a data set decide together which level is
-    intensity 1, by the rule of `Dataset`: for a dark split the others are read too.
+    `(8, 8, 1)`). The first 1500 images are `"train"`, the last 297 are `"test"`. Other names are
+    data sets of TensorFlow Datasets (`"mnist"`, `"fashion_mnist"`, `"omniglot"`,
+    `"emnist/letters"`, ...) with a uint8 feature `"image"` of one size (H, W, C). TFDS prepares a
+    data set in `data_dir` once, from files in `manual_dir` or from the network, verifies its
+    checksums, and later reads it without network. The level of intensity 1 is derived from all
+    splits together by the rule of `Dataset`; the other splits are read if a split is dark.
 
     Args:
       name: `"digits"` or the name of a TFDS data set.
-      split: `"train"`, `"test"`, or what else TFDS accepts for the data set (`"train[:1000]"`).
+      split: `"train"`, `"test"`, or another split that TFDS accepts (`"train[:1000]"`).
       binarization: One of `BINARIZATIONS`; see `Dataset`.
       seed: See `Dataset`.
-      data_dir: Folder of prepared TFDS data; None for TFDS's own default.
+      data_dir: Folder of prepared TFDS data; None for the default of TFDS.
       manual_dir: Folder with the original files under their original names, for machines
         without network.
-      max_level: The level that stands for intensity 1; see `Dataset`. The digits, whose
-        intensities are level / 16, do not use it.
+      max_level: The level of intensity 1; see `Dataset`. For `"digits"`, whose intensities are
+        level / 16, None or 16.
 
     Returns:
-      The `Dataset`.
+      A `Dataset`.
 
     Raises:
       TypeError: If an argument has the wrong type.
-      ValueError: If there is no such data set, split or binarization, if the data set does not
-        hold uint8 images of one size, or if its levels leave open which of them stands for 1.
+      ValueError: If the data set, split or binarization does not exist, if the images are not uint8
+        of one size, or if their levels do not determine `max_level`.
       OSError: If `manual_dir` or a file in it is missing, a checksum does not match, the
         download fails, or `data_dir` cannot be used.
     """

@@ -1,4 +1,4 @@
-"""Estimate: a value, its Monte Carlo standard error and the number of draws behind it."""
+"""Estimate: a value with its Monte Carlo standard error and number of draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tfp_surgery.checks import arrays
 
-_LARGE = 1e9  # from which on a number is written with an exponent
+_LARGE = 1e9  # numbers from this size on are printed with an exponent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Estimate:
     """A Monte Carlo estimate of an expectation.
 
     Attributes:
-      value: The estimate, in nats unless its owner says otherwise.
-      standard_error: Its standard error, never below the rounding of what was averaged; 0 where the
-        value has no Monte Carlo error (a closed form), NaN where the error cannot be known (a
-        single draw an observation).
+      value: The estimate, in nats unless stated otherwise.
+      standard_error: The standard error, at least the rounding error of the averaged values. 0 if
+        the value has no Monte Carlo error (a closed form), NaN if the error is unknown (a single
+        draw per observation).
       num_draws: Number of draws averaged over; 0 for a closed form.
-      degrees_of_freedom: How well the standard error is known: that of the chi-squared distribution
-        its square is about distributed as (Welch 1947); infinite for a closed form.
+      degrees_of_freedom: Degrees of freedom of the approximate chi-squared distribution of the
+        squared standard error (Welch 1947); infinite for a closed form.
     """
 
     value: float
@@ -40,7 +40,7 @@ class Estimate:
           level: Nominal coverage, in (0, 1).
 
         Returns:
-          The lower and the upper end, NaN where the standard error is.
+          The lower and the upper end, NaN if the standard error is NaN.
 
         Raises:
           ValueError: If `level` is not in (0, 1).
@@ -60,7 +60,7 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        """The value with as many digits as two digits of its error allow."""
+        """Returns value ± standard error, rounded to two digits of the standard error."""
         if math.isnan(self.standard_error):
             return f"{self.value:.4f} ± unknown"
         if not max(abs(self.value), self.standard_error) < _LARGE:
@@ -74,16 +74,17 @@ class Estimate:
 
 
 def rounding(*terms: np.ndarray) -> float:
-    """The rounding of the mean of a sum, in nats: sum_i eps_i mean|t_i|.
+    """Returns the rounding error of the mean of a sum, in nats: sum_i eps_i mean|t_i|.
 
-    A log density that was computed in float32 is off by about its last bit. Errors of normalisers
-    are common to all draws, so that averaging does not lessen them.
+    eps_i is the machine epsilon of the dtype of term i. A log density in float32 has an error of
+    about one unit in the last place. Errors of normalisers are common to all draws, so that
+    averaging does not reduce them.
 
     Args:
-      *terms: The terms of the sum, each in the dtype that it was computed in.
+      *terms: The terms t_i of the sum, each in the dtype in which it was computed.
 
     Returns:
-      The bound, with eps_i the distance of 1 from the next number of the term's dtype.
+      The bound on the rounding error.
     """
     return sum(
         float(np.finfo(term.dtype).eps) * float(np.abs(term).mean(dtype=np.float64))
@@ -96,25 +97,25 @@ def stratified_estimate(
 ) -> Estimate:
     r"""Estimates a population mean from draws within strata (observations).
 
-    Stratum q of the Q that were looked at holds S independent draws `f_sq`. The estimate is their
-    overall mean. Its standard error is that of two-stage sampling without replacement among the N
-    strata (Cochran 1977, section 10.3):
+    Each of Q sampled strata has S independent draws f_sq. The estimate is their overall mean. Its
+    variance is that of two-stage sampling without replacement among the N strata (Cochran 1977,
+    section 10.3):
 
         Var = (1 - Q/N) s_b^2 / Q + (Q/N) mean_q(s_q^2) / (Q S),
 
-    with s_b^2 the sample variance of the stratum means and s_q^2 that within stratum q. At Q = N
-    the first part vanishes and what remains is the stratified (within-observation) error. Where
-    rounding and truncation are larger than that, the standard error is they.
+    with s_b^2 the sample variance of the stratum means and s_q^2 that within stratum q. At Q = N,
+    the first term vanishes and the stratified (within-observation) variance remains. The standard
+    error is at least the sum of `rounding` and `truncation`.
 
     Args:
-      terms: Floating array, shape `[S, Q]`: f; or a sequence of arrays of which f is the sum, each
-        in the dtype it was computed in, which tells its `rounding`.
+      terms: Draws f, floating array, shape `[S, Q]`. Or a sequence of arrays whose sum is f, each
+        in the dtype in which it was computed, which determines its `rounding`.
       population_size: N, at least Q.
-      truncation: What f may be off by beside the rounding of its terms.
+      truncation: Bound on the error of f in addition to the rounding of its terms.
 
     Returns:
-      The `Estimate`; its standard error is NaN where S = 1, since the spread within an observation
-      cannot be seen from one draw, and where Q = 1 < N.
+      The `Estimate`. Its standard error is NaN if S = 1, since one draw does not show the variance
+      within a stratum, and if Q = 1 < N.
 
     #### References
 
@@ -128,7 +129,7 @@ def stratified_estimate(
     num_samples, num_strata = values.shape
     fraction = num_strata / population_size
     spread = values.var(axis=0, ddof=1) if num_samples > 1 else np.full(num_strata, math.nan)
-    within = fraction * spread / (num_strata**2 * num_samples)  # [Q]: of each stratum
+    within = fraction * spread / (num_strata**2 * num_samples)  # [Q]
     variance = within.sum()
     fourth_moment = np.square(within).sum() / (num_samples + 1)
     if num_strata < population_size:
@@ -144,14 +145,14 @@ def stratified_estimate(
 
 
 def exact_strata_estimate(values: np.ndarray, population_size: int) -> Estimate:
-    """Estimates a population mean from exact stratum values: only a subset has an error.
+    """Estimates a population mean from exact values of Q of the N strata.
 
     Args:
-      values: Floating array, shape `[Q]`: the value of each stratum, without Monte Carlo error.
+      values: Value of each stratum without Monte Carlo error, floating array, shape `[Q]`.
       population_size: N, at least Q.
 
     Returns:
-      The `Estimate`, with standard error 0 where Q = N.
+      The `Estimate`. Its standard error is that of sampling strata, 0 if Q = N.
     """
     arrays.reject_missing("values", values)
     values = np.asarray(values, np.float64)

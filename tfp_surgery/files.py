@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic replacement of files, and errors of loading them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# How the name of a file begins that is not yet whole: a killed process may leave one.
+# Prefix of the names of incomplete files, which a killed process may leave behind.
 UNFINISHED = ".unfinished-"
 
 
 @contextmanager
 def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
-    """A file to write beside `filepath`, which it replaces once it is written.
+    """Replaces a file atomically when the body of the context succeeds.
 
-    A process that is killed while it saves leaves the earlier file as it was.
+    If the process is killed while it writes, the earlier file remains unchanged.
 
     Args:
       filepath: The file to replace.
 
     Yields:
-      The path to write to, with the same ending.
+      The path to write to, in the same folder and with the same suffix.
     """
     filepath = Path(filepath)
     unfinished = filepath.with_name(f"{UNFINISHED}{filepath.name}")
@@ -33,10 +33,13 @@ def replaced_when_whole(filepath: str | Path) -> Iterator[Path]:
 
 
 def cause_of(error: Exception) -> str:
-    """What Keras could not load, without the configuration of the model that it prints along.
+    """Returns the message of a loading error without the model configuration that Keras adds.
 
     Args:
-      error: From loading a model or weights.
+      error: Error raised by Keras while it loaded a model or weights.
+
+    Returns:
+      The message, which ends with a period.
     """
     innermost = str(error).rpartition("Exception encountered: ")[2]
     text = re.split(r"Full object config:|\n\nconfig=|List of objects", innermost)[0].strip()

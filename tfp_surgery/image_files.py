@@ -1,4 +1,4 @@
-"""Arrays of images from scikit-learn's bundled digits and from TensorFlow Datasets."""
+"""Reads images of scikit-learn's bundled digits and of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _READ_BATCH = 1024
 
 
 def read_digits(split: str) -> np.ndarray:
-    """Intensities of scikit-learn's digits, float32 `[N, 8, 8, 1]`; see `datasets.load`."""
+    """Returns intensities of scikit-learn's digits, float32 `[N, 8, 8, 1]`; see `datasets.load`."""
     rows = {"train": slice(_DIGITS_TRAIN_SIZE), "test": slice(_DIGITS_TRAIN_SIZE, None)}
     if split not in rows:
         raise ValueError(f"digits has the splits 'train' and 'test', got {split!r}.")
@@ -37,9 +37,22 @@ def read_tfds(
     manual_dir: str | os.PathLike[str] | None,
     max_level: int | None,
 ) -> tuple[np.ndarray, int]:
-    """Levels of a TFDS image data set, uint8 `[N, H, W, C]`, and which of them stands for 1.
+    """Reads an image data set of TFDS; see `datasets.load`.
 
-    See `datasets.load`.
+    Args:
+      name: See `datasets.load`.
+      split: See `datasets.load`.
+      data_dir: See `datasets.load`.
+      manual_dir: See `datasets.load`.
+      max_level: See `datasets.load`.
+
+    Returns:
+      levels: Array of uint8, shape `[N, H, W, C]`.
+      max_level: The level of intensity 1.
+
+    Raises:
+      ValueError: See `datasets.load`.
+      OSError: See `datasets.load`.
     """
     if data_dir is not None and Path(data_dir).is_file():
         raise NotADirectoryError(f"data_dir {os.fspath(data_dir)!r} is a file, not a folder.")
@@ -55,7 +68,7 @@ def read_tfds(
             f"the other image data sets among the {len(names)} that "
             "tensorflow_datasets.list_builders() lists."
         ) from None
-    except (AssertionError, ImportError) as error:  # a version there is not, a source not installed
+    except (AssertionError, ImportError) as error:  # unknown version, missing dependency
         raise ValueError(f"TFDS cannot build {name!r}: {error}") from error
     image_shape = _image_shape(builder)
     if not builder.data_path.exists():
@@ -79,7 +92,7 @@ def read_tfds(
         raise OSError(f"{builder.data_dir} holds {filled} images of {split!r} instead of {size}.")
     low, high = levels.min(), levels.max()
     if max_level is None and high <= LARGEST_OF_SEVEN_BITS:
-        # The split may be the dark part of a data set: they all decide.
+        # The split may be a dark part of the data set.
         low, high = _range_of_all(builder, split, int(low), int(high))
     try:
         return levels, decided_max_level(levels.dtype, low, high, max_level)
@@ -88,7 +101,7 @@ def read_tfds(
 
 
 def _batches(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[np.ndarray]:
-    """The images of a split, in order."""
+    """Yields batches of the images of a split, in order."""
     batches = builder.as_dataset(
         split=split,
         batch_size=_READ_BATCH,
@@ -102,9 +115,16 @@ def _batches(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[np.ndarr
 def _range_of_all(
     builder: tfds.core.DatasetBuilder, known: str, low: int, high: int
 ) -> tuple[int, int]:
-    """The smallest and largest level of all splits, or of as many images as show 8 bits.
+    """Returns the smallest and largest level of all splits, or stops once a level needs 8 bits.
 
-    That of the split `known` is given.
+    Args:
+      builder: Builder of the data set.
+      known: A split that is already read.
+      low: Smallest level of that split.
+      high: Largest level of that split.
+
+    Returns:
+      The smallest and the largest level.
     """
     for split, info in builder.info.splits.items():
         if info.num_examples and split != known:
@@ -134,7 +154,7 @@ def _image_shape(builder: tfds.core.DatasetBuilder) -> tuple[int, ...]:
 def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike[str] | None) -> None:
     download_dir = Path(builder.data_dir_root) / "downloads"
     files = Path(manual_dir) if manual_dir is not None else download_dir / "manual"
-    # What TFDS finds in neither folder it fetches; a file is found by its name on record.
+    # TFDS looks for files by their recorded names, and downloads those that it does not find.
     names = {url: info.filename or url for url, info in (builder.url_infos or {}).items()}
     missing = [url for url, name in names.items() if not (files / name).is_file()]
     if manual_dir is not None and missing and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -145,8 +165,8 @@ def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike[st
         )
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir,
-        # TFDS names an extracted file after the archive alone, and fashion_mnist's archives are
-        # called like mnist's: in a shared folder the second data set would read the first.
+        # TFDS names extracted files after their archives, and the archives of mnist and
+        # fashion_mnist have the same names: with one folder, the second would read the first.
         extract_dir=download_dir / "extracted" / builder.name,
     )
     try:
@@ -172,7 +192,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike[st
 
 
 def _check_network(url: str) -> None:
-    """Fails at once where TFDS would try again for minutes."""
-    # An answer of any kind is a network; TFDS reports what the server says.
+    """Fails at once without network, where TFDS would retry for minutes."""
+    # Any answer means that there is a network; TFDS reports errors of the server.
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(url, timeout=20).close()

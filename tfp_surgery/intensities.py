@@ -1,7 +1,4 @@
-"""What the numbers in images stand for: intensities in [0, 1], or levels of which one stands for 1.
-
-One rule serves every data set, and decides once for all of it: see `decided_max_level`.
-"""
+"""Interpretation of image values as intensities in [0, 1], or as levels up to `max_level`."""
 
 from __future__ import annotations
 
@@ -12,35 +9,35 @@ import numpy as np
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import checked_numbers
 
-# A byte above this needs its highest bit: fewer than 256 levels are ruled out.
+# A byte above this uses its highest bit, so that there are 256 levels.
 LARGEST_OF_SEVEN_BITS = 127
 _LARGEST_BYTE = 255
 
 
 def decided_max_level(dtype: Any, low: Any, high: Any, max_level: int | None) -> int:
-    """The level that stands for intensity 1.
+    """Returns the level of intensity 1 for a whole data set.
 
-    Where `max_level` is None,
+    If `max_level` is None,
 
-    * booleans are the intensities 0 and 1;
-    * floats in [0, 1] are intensities;
-    * integers of 0 and 1 alone are the intensities 0 and 1, as in binarized MNIST or dSprites;
-    * integers from 0 to 255, one of them above 127, are levels of 8 bits: 255 stands for 1;
-    * all else is open (a largest level of 16 may be one of 17 levels, or a dark image of 8 bits)
-      and must be said.
+    * booleans are the intensities 0 and 1.
+    * floats in [0, 1] are intensities.
+    * integers 0 and 1 are the intensities 0 and 1, as in binarized MNIST or dSprites.
+    * integers from 0 to 255 with one above 127 are 8-bit levels, and 255 is intensity 1.
+    * all other values are ambiguous (a largest level of 16 may be one of 17 levels, or a dark 8-bit
+      image) and require `max_level`.
 
     Args:
-      dtype: That of the images.
-      low: Their smallest value, over the whole data set.
-      high: Their largest value, over the whole data set.
-      max_level: What the caller said, integer of at least 1; or None.
+      dtype: Dtype of the images.
+      low: Smallest value of the whole data set.
+      high: Largest value of the whole data set.
+      max_level: Integer of at least 1, or None.
 
     Returns:
       The level.
 
     Raises:
-      TypeError: If `max_level` is no integer.
-      ValueError: If the values leave it open, or leave [0, max_level].
+      TypeError: If `max_level` is not an integer.
+      ValueError: If the values do not determine `max_level`, or lie outside [0, max_level].
     """
     if max_level is not None:
         max_level = checked_integer("max_level", max_level, 1)
@@ -85,20 +82,21 @@ def _of_integers(low: Any, high: Any, max_level: int | None) -> int:
 
 
 def checked_images(given: Any, max_level: int | None) -> tuple[np.ndarray, int]:
-    """Checks the images of a data set, and decides what their levels stand for.
+    """Checks the images of a data set and determines the level of intensity 1.
 
     Args:
-      given: Array `[N, *event_shape]` of floats, integers or booleans.
+      given: Array of floats, integers or booleans, shape `[N, *event_shape]`.
       max_level: See `decided_max_level`.
 
     Returns:
-      The images, read-only, uint8 where they are whole numbers up to 255 and float32 otherwise,
-      and the level that stands for 1. A writable array is copied.
+      images: The images as a read-only array: uint8 for booleans and for integers with a level of
+        at most 255, float32 otherwise. A writable array is copied.
+      max_level: The level of intensity 1.
 
     Raises:
-      TypeError: If `given` is no NumPy array of numbers, or `max_level` no integer.
-      ValueError: If it is empty or has no event dimension, holds masked values, NaN or infinity,
-        or as in `decided_max_level`.
+      TypeError: If `given` is not a NumPy array of numbers, or `max_level` is not an integer.
+      ValueError: If `given` is empty, has no event dimension, or holds masked values, NaN or
+        infinity, and in the cases of `decided_max_level`.
     """
     if not isinstance(given, np.ndarray):
         raise TypeError(f"intensities must be a numpy array, got {type(given).__name__}.")
@@ -124,16 +122,14 @@ def checked_images(given: Any, max_level: int | None) -> tuple[np.ndarray, int]:
 
 
 def reject_raw_levels(x: np.ndarray, name: str = "x") -> None:
-    """Raises for bytes above 1, where a model that was trained on floats is to see them.
-
-    `fit` takes floats alone; images as they are stored would be another data set to the model.
+    """Rejects uint8 levels as observations of a trained model, which was trained on floats.
 
     Args:
       x: Observations.
-      name: What they are called, for the message.
+      name: Name of the argument, for error messages.
 
     Raises:
-      ValueError: If they are uint8 and one is above 1.
+      ValueError: If `x` is uint8 with a value above 1.
     """
     if x.dtype == np.uint8 and x.max() > 1:
         raise ValueError(
@@ -144,7 +140,7 @@ def reject_raw_levels(x: np.ndarray, name: str = "x") -> None:
 
 
 def described_levels(images: np.ndarray, max_level: int) -> str:
-    """What the levels stand for, in words; empty for intensities that came as such."""
+    """Describes the levels of images; empty for images given as intensities."""
     if max_level != 1:
         return f"level {max_level} is intensity 1"
     return "levels 0 and 1" if images.dtype == np.uint8 else ""

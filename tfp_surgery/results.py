@@ -1,4 +1,4 @@
-"""What the measurements return."""
+"""The result classes of all measurements."""
 
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.bidirectional_monte_carlo import BidirectionalMonteCarlo
@@ -39,11 +39,6 @@ __all__ = [
     "Result",
     "ScoredDraws",
 ]
-
-
-def __dir__() -> list[str]:
-    """Lists the public names."""
-    return __all__
 
 
 def __dir__() -> list[str]:

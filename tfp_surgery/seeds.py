@@ -1,4 +1,4 @@
-"""The register of random streams: one seed serves many uses, and no two of them share noise."""
+"""Named random streams: independent random numbers for every use of one seed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import tensorflow as tf
 
 Seed: TypeAlias = int | tuple[int, int]
 
-MAX_SEED = 2**31 - 1  # of the int32 pairs that TFP takes
+MAX_SEED = 2**31 - 1  # TFP's stateless seeds are int32
 
-# Each name is used in one place. The draws of data sets, which have to stay what they were, have a
-# register of their own (`dataset_draws`), whose numbers no name here has.
+# Each name is used in one place. Data sets have their own register (`dataset_draws`), so that their
+# draws never change; its numbers differ from the hashes of all names here.
 STREAMS = frozenset(
     {
         "annealing/adaptation",
@@ -70,18 +70,18 @@ STREAMS = frozenset(
 
 
 def checked_seed(seed: Any, name: str = "seed") -> Seed:
-    """Checks that a seed is one that TFP would take as stateless.
+    """Checks that a seed is an integer or a stateless TFP seed.
 
     Args:
-      seed: An integer in [0, 2**31), or a pair of int32: a sequence, array or `Tensor`.
-      name: What it is called, for the message.
+      seed: An integer in [0, 2**31), or a pair of int32 as a sequence, array or `Tensor`.
+      name: Name of the argument, for error messages.
 
     Returns:
-      An `int`, or a tuple of two: what JSON can hold, and what gives the same draws again.
+      The seed as a JSON-ready `int` or tuple of two `int`s.
 
     Raises:
-      TypeError: If it is neither.
-      ValueError: If it is out of range.
+      TypeError: If `seed` is neither an integer nor a pair of integers.
+      ValueError: If `seed` is out of range.
     """
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)
@@ -103,15 +103,18 @@ def checked_seed(seed: Any, name: str = "seed") -> Seed:
 
 
 def key(seed: Seed, name: str, *numbers: Any) -> tf.Tensor:
-    """The stateless seed of one use.
+    """Returns the stateless seed of a stream.
 
     Args:
-      seed: From `checked_seed`.
-      name: Of the stream, one of `STREAMS`.
-      *numbers: Integers or scalar integer `Tensor`s: of a step, a batch, an observation.
+      seed: Seed from `checked_seed`.
+      name: Name of the stream, one of `STREAMS`.
+      *numbers: Integers or scalar integer `Tensor`s to fold in, such as the number of a step.
 
     Returns:
-      `Tensor` of two int32.
+      int32 `Tensor`, shape `[2]`.
+
+    Raises:
+      KeyError: If `name` is not in `STREAMS`.
     """
     result = tf.constant(_entropy(seed, name).generate_state(2).view(np.int32))
     for number in numbers:
@@ -120,14 +123,14 @@ def key(seed: Seed, name: str, *numbers: Any) -> tf.Tensor:
 
 
 def pair(seed: Any, name: str) -> Any:
-    """The stateless seed of one call, for functions that TFP's seeds are handed on to.
+    """Returns the stateless seed of a call that may be given an integer or a TFP seed.
 
     Args:
-      seed: As for `checked_seed`, or a symbolic `Tensor`.
-      name: Of the stream of an integer, one of `STREAMS`.
+      seed: See `checked_seed`; or a symbolic `Tensor`.
+      name: Name of the stream used for an integer, one of `STREAMS`.
 
     Returns:
-      A pair of int32: of an integer the `key` of the stream, and what was given otherwise.
+      A pair of int32: `key(seed, name)` for an integer, otherwise the given pair.
     """
     if not tf.is_tensor(seed):
         seed = checked_seed(seed)
@@ -135,12 +138,12 @@ def pair(seed: Any, name: str) -> Any:
 
 
 def fold_in(key: tf.Tensor, number: Any) -> tf.Tensor:
-    """The seed of one of many steps of a use: another for every number."""
+    """Returns a stateless seed that depends on `key` and `number`, such as that of a step."""
     return tf.random.experimental.stateless_fold_in(key, number)
 
 
 def generator(seed: Seed, name: str, *numbers: int) -> np.random.Generator:
-    """NumPy's random numbers of one use; see `key`."""
+    """Returns the NumPy generator of a stream; see `key` for the arguments."""
     return np.random.default_rng(_entropy(seed, name, *numbers))
 
 
@@ -149,5 +152,5 @@ def _entropy(seed: Seed, name: str, *numbers: int) -> np.random.SeedSequence:
         raise KeyError(f"{name} is not in the register of random streams (tfp_surgery.seeds).")
     parts = (seed,) if isinstance(seed, int) else seed
     words = [part % 2**32 for part in (*parts, *numbers)]
-    # A SeedSequence does not tell trailing zeros from nothing: the lengths go in front.
+    # A SeedSequence ignores trailing zeros, so that the lengths come first.
     return np.random.SeedSequence((zlib.crc32(name.encode()), len(parts), len(numbers), *words))

@@ -1,4 +1,4 @@
-"""All that this package takes from TFP beside its public names: what a new TFP may change."""
+"""All names that this package uses from TFP's private modules, which a new TFP may change."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ __all__ = [
     "tensor_util",
 ]
 
-# By pair of classes; `tfd.RegisterKL` adds to it.
+# KL formulas by pair of classes, extended by `tfd.RegisterKL`.
 REGISTERED_DIVERGENCES = kullback_leibler._DIVERGENCES

@@ -1,14 +1,14 @@
-"""The flag that keeps XLA from fusions that can end the process; imported before all else.
+"""Disables XLA fusions of TensorFlow 2.21 that can crash the process; imported first.
 
-TensorFlow 2.21 lets YNNPACK do reductions of many elements on CPUs. Such a fusion makes an
-executable for each thread that is in it at the same time, when it is first needed, and every time
-appends its constants to one vector that belongs to the fusion, without a lock
-(`EmitYnnFusionBuilder` in `xla/backends/cpu/ynn_emitter.cc`). Two threads that do so at once can
-end the process by SIGSEGV. To run a program once alone is no cure: it leaves one executable, and of
-three threads that come next two make theirs at once.
+TensorFlow 2.21 computes reductions of many elements on CPUs with YNNPACK. Such a fusion builds one
+executable for each thread that runs it concurrently, when it is first needed. Each build appends
+constants to a vector of the fusion without a lock (`EmitYnnFusionBuilder` in
+`xla/backends/cpu/ynn_emitter.cc`), and two concurrent builds can crash the process by SIGSEGV.
+Running a program once in a single thread does not help: it builds one executable, and three later
+threads build two more concurrently.
 
-TensorFlow reads XLA_FLAGS once, when XLA first compiles, not when it is imported. An XLA that does
-not know a flag aborts the process; TensorFlow 2.20 does not know this one, and has no such fusions.
+TensorFlow reads XLA_FLAGS once, when XLA first compiles, not on import. XLA aborts the process if
+it does not know a flag. TensorFlow 2.20 does not know this flag, and has no such fusions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import os
 import tensorflow as tf
 
 _NAME = "--xla_cpu_experimental_ynn_fusion_type"
-FLAG = f"{_NAME}="  # no type
+FLAG = f"{_NAME}="  # an empty list of fusion types
 
 
 def set_flag() -> bool:
-    """Turns the fusions off, where XLA_FLAGS does not name them and does not name a file.
+    """Adds the flag to XLA_FLAGS, unless that already has it or is the name of a file.
 
     Returns:
       Whether XLA_FLAGS was changed.
@@ -31,15 +31,16 @@ def set_flag() -> bool:
     known = tf.__version__.startswith("2.21.")
     if not known or _NAME in flags or not (flags + "-").startswith("-"):
         return False
-    # In front: XLA reads no further than what is no flag.
+    # In front, because XLA stops reading at the first word that is not a flag.
     os.environ["XLA_FLAGS"] = f"{FLAG} {flags}".strip()
     return True
 
 
 def withdraw_flag() -> None:
-    """Takes the flag out of the environment again, once XLA has read it.
+    """Removes the flag from XLA_FLAGS after XLA has read it.
 
-    Another XLA in this process or in a child, such as an older JAX, may not know it.
+    Another XLA in this process or in a child process, such as that of an older JAX, may not know
+    the flag.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if IS_SET and flags.split(" ")[0] == FLAG:

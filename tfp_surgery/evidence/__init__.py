@@ -1,1 +1,1 @@
-"""From the ELBO to log p(x): importance weighting, annealing, the gaps between them."""
+"""Estimates of log p(x) by importance weighting and annealing, and its gaps to the ELBO."""

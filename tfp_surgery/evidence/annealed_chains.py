@@ -1,4 +1,4 @@
-"""Chains of Hamiltonian Monte Carlo along a path of distributions from prior to posterior."""
+"""Hamiltonian Monte Carlo chains along a path of distributions from prior to posterior."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Network: TypeAlias = Callable[[Any], tfd.Distribution]
 Prior: TypeAlias = tfd.Distribution | Callable[[], tfd.Distribution]
 
 TARGET_ACCEPTANCE_RATE = 0.65
-# Change of a step size's logarithm for each unit that the acceptance rate is off.
+# Change of the log step size per unit of deviation from the target acceptance rate.
 _ADAPTATION_RATE = 1.0
-# Step sizes are adapted at every fourth temperature, and interpolated between. At a lower rate they
+# Step sizes are adapted at every fourth temperature and interpolated. With fewer temperatures they
 # lag behind, and the bound is looser.
 _ADAPTATION_STRIDE = 4
 _MIN_ADAPTATION_TEMPERATURES = 20
@@ -45,13 +45,13 @@ class Annealing:
     Attributes:
       num_temperatures: T, at least 1.
       num_chains: C, at least 1.
-      num_leapfrog_steps: Of each HMC step, at least 1.
+      num_leapfrog_steps: Number of leapfrog steps per HMC step, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32.
-      batch_size: Number of codes, over chains and observations, to move at a time.
+      batch_size: Number of codes, over chains and observations, moved at a time.
 
     Raises:
-      TypeError: If a setting is no integer.
-      ValueError: If it is out of range.
+      TypeError: If a setting is not an integer.
+      ValueError: If a setting is out of range.
     """
 
     num_temperatures: int
@@ -67,7 +67,7 @@ class Annealing:
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
 
     def describe(self) -> str:
-        """One line for results."""
+        """Returns the method and its settings in words."""
         return (
             f"annealed importance sampling, {self.num_temperatures} temperatures, "
             f"{self.num_chains} chains, {self.num_leapfrog_steps} leapfrog steps"
@@ -75,11 +75,11 @@ class Annealing:
 
 
 class WeighedChains(NamedTuple):
-    """What a run of the chains gives.
+    """The result of a run of the chains.
 
     Attributes:
-      log_weights: Of the chains of each observation, float64 `[C, B]`.
-      acceptance_rates: At each temperature, averaged over the chains, float64 `[T, B]`.
+      log_weights: Log weights of the chains, float64, shape `[C, B]`.
+      acceptance_rates: Means over chains at each temperature, float64, shape `[T, B]`.
     """
 
     log_weights: np.ndarray
@@ -87,12 +87,15 @@ class WeighedChains(NamedTuple):
 
 
 def inverse_temperatures(num_temperatures: int) -> np.ndarray:
-    """beta_0 = 0, ..., beta_T = 1 along a sigmoid from -4 to 4, float64 `[T + 1]`.
+    """Returns beta_0 = 0, ..., beta_T = 1 along a sigmoid from -4 to 4, dense at both ends.
 
-    Dense at both ends (Grosse, Ghahramani and Adams 2015, section 5).
+    The schedule is that of Grosse, Ghahramani and Adams (2015, section 5).
 
     Args:
       num_temperatures: T.
+
+    Returns:
+      Inverse temperatures, float64, shape `[T + 1]`.
     """
     sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-4.0, 4.0, num_temperatures + 1)))
     betas: np.ndarray = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
@@ -100,19 +103,19 @@ def inverse_temperatures(num_temperatures: int) -> np.ndarray:
 
 
 class AnnealedChains:
-    """C chains for each observation of a batch.
+    """C annealed chains for each observation of a batch.
 
-    The chains move in the unconstrained space of the prior's default bijector, through pi_t
-    proportional to p(z) p(x|z)^beta_t.
+    The chains move in the unconstrained space of the prior's default bijector, through the
+    distributions pi_t(z) proportional to p(z) p(x|z)^beta_t.
     """
 
     def __init__(self, decoder: Network, prior: tfd.Distribution, settings: Annealing) -> None:
-        """Makes the chains; nothing runs.
+        """Defines the chains without running them.
 
         Args:
           decoder: See `log_evidence_by_annealed_importance_sampling`.
-          prior: From `checked_prior`.
-          settings: Of the chains.
+          prior: p(z) from `checked_prior`.
+          settings: Settings of the chains.
         """
         self._prior = prior
         self._bijector = event_space_bijector(prior)
@@ -121,19 +124,19 @@ class AnnealedChains:
         self._hmc_step = _compiled_hmc_step(decoder, prior, settings.num_leapfrog_steps)
 
     def batches(self, num_observations: int) -> Iterator[Step]:
-        """Cuts the observations into batches of one size; see `steps`."""
+        """Splits the observations into batches of one size; see `steps`."""
         settings = self._settings
         return steps(num_observations, settings.batch_size // settings.num_chains or 1)
 
     def adapted_step_sizes(self, x: tf.Tensor, number: int) -> np.ndarray:
-        """Adapts step sizes towards the target acceptance rate, along a forward run of its own.
+        """Adapts step sizes to the target acceptance rate in a separate forward run.
 
         Args:
-          x: Observations `[B, *event_shape]`.
-          number: Of the batch.
+          x: Observations, shape `[B, *event_shape]`.
+          number: Number of the batch.
 
         Returns:
-          The step size of each temperature and observation, float64 `[T + 1, B]`.
+          Step sizes of each temperature and observation, float64, shape `[T + 1, B]`.
         """
         seed = seeds.key(self._settings.seed, "annealing/adaptation", number)
         u = self._starts(len(x), seed)
@@ -150,15 +153,15 @@ class AnnealedChains:
         return np.exp([np.interp(self._betas, betas, row) for row in adapted]).T
 
     def run_forward(self, x: tf.Tensor, number: int, step_sizes: np.ndarray) -> WeighedChains:
-        """Runs from the prior to the posterior: the weights are of mean p(x).
+        """Runs from the prior to the posterior; the weights have the mean p(x).
 
         Args:
-          x: Observations `[B, *event_shape]`.
-          number: Of the batch.
-          step_sizes: `[T + 1, B]`.
+          x: Observations, shape `[B, *event_shape]`.
+          number: Number of the batch.
+          step_sizes: Step sizes, shape `[T + 1, B]`.
 
         Returns:
-          The weights of the chains.
+          `WeighedChains`.
         """
         seed = seeds.key(self._settings.seed, "annealing/forward", number)
         steps = range(1, len(self._betas))
@@ -167,16 +170,16 @@ class AnnealedChains:
     def run_reverse(
         self, x: tf.Tensor, number: int, step_sizes: np.ndarray, z: tf.Tensor
     ) -> WeighedChains:
-        """Runs from exact posterior samples to the prior: 1 / weight is of mean 1 / p(x).
+        """Runs from exact posterior samples to the prior; 1 / weight has the mean 1 / p(x).
 
         Args:
-          x: Observations `[B, *event_shape]`.
-          number: Of the batch.
-          step_sizes: `[T + 1, B]`.
-          z: A draw from each p(z|x), `[B, *code_shape]`, where all chains start.
+          x: Observations, shape `[B, *event_shape]`.
+          number: Number of the batch.
+          step_sizes: Step sizes, shape `[T + 1, B]`.
+          z: A draw from each p(z|x), at which all its chains start, shape `[B, *code_shape]`.
 
         Returns:
-          The weights of the chains.
+          `WeighedChains`.
         """
         seed = seeds.key(self._settings.seed, "annealing/reverse", number)
         code = self._bijector.inverse(z)
@@ -193,9 +196,9 @@ class AnnealedChains:
         shift: int,
         step_sizes: np.ndarray,
     ) -> WeighedChains:
-        """Weighs where the chains are, then moves them at temperature `step + shift`.
+        """Runs the chains: each step first weights, then moves them at temperature `step + shift`.
 
-        The last move, at beta = 1 or 0, enters no weight.
+        The last move, at beta = 1 or 0, does not affect the weights.
         """
         log_weights = np.zeros(u.shape[:2])
         rates = np.empty([len(steps), len(x)])
@@ -208,47 +211,47 @@ class AnnealedChains:
         return WeighedChains(log_weights, rates)
 
     def _starts(self, num_observations: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws from the prior, unconstrained, `[C, B, *code_shape]`."""
+        """Draws unconstrained codes from the prior, shape `[C, B, *code_shape]`."""
         z = self._prior.sample((self._settings.num_chains, num_observations), seed=seed)
         return self._bijector.inverse(z)
 
 
 def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
-    """The prior, once it is known that HMC can move its codes.
+    """Builds the prior and checks that HMC can move its codes.
 
     Args:
-      decoder: See `log_evidence_by_annealed_importance_sampling`, as for `prior`.
-      prior: Likewise.
+      decoder: See `log_evidence_by_annealed_importance_sampling`.
+      prior: See `log_evidence_by_annealed_importance_sampling`.
 
     Returns:
-      The prior, built.
+      The prior as a distribution.
 
     Raises:
-      TypeError: If the decoder is no callable, the prior gives no distribution, or HMC cannot move
-        the codes.
-      ValueError: If the prior has a batch.
+      TypeError: If the decoder is not callable, the prior does not give a distribution, or HMC
+        cannot move the codes.
+      ValueError: If the prior has a batch shape.
     """
     if not callable(decoder):
         raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
     prior_now = build_prior(prior)
     event_space_bijector(prior_now)
-    check_prior(prior_now, prior_now)  # it has no batch
+    check_prior(prior_now, prior_now)  # checks the batch shape
     check_code_space(prior_now)
     return prior_now
 
 
 def check_densities(x: np.ndarray, decoder: Network, prior: tfd.Distribution) -> None:
-    """Runs the decoder on a code, so that what does not fit is said before the work.
+    """Checks decoder and prior on one code, before the actual work.
 
     Args:
-      x: Observations `[N, *event_shape]`.
+      x: Observations, shape `[N, *event_shape]`.
       decoder: See `log_evidence_by_annealed_importance_sampling`.
-      prior: From `checked_prior`.
+      prior: p(z) from `checked_prior`.
 
     Raises:
-      TypeError: If the decoder gives no distribution, or a density is no graph of TensorFlow
-        operations.
-      ValueError: If shapes do not fit, or x is outside the likelihood's support.
+      TypeError: If the decoder does not return a distribution, or a density does not consist of
+        TensorFlow operations.
+      ValueError: If shapes do not fit, or x lies outside the support of the likelihood.
     """
     code = prior.sample(1, seed=tf.constant([0, 0], tf.int32))
     check_decoder(decoder, code, x)
@@ -272,11 +275,11 @@ def _needs(what: str) -> str:
 def _compiled_hmc_step(
     decoder: Network, prior: tfd.Distribution, num_leapfrog_steps: int
 ) -> Callable[..., tuple[tf.Tensor, np.ndarray, np.ndarray]]:
-    """A function that moves chains `[C, B, *code_shape]` by one step of HMC.
+    """Returns a function that moves chains `[C, B, *code_shape]` by one step of HMC.
 
-    Its arguments are the chains, their observations, the inverse temperature, the step sizes
-    `[B]`, a seed and the number of the step. It returns the moved chains, log p(x|z) where they
-    were before `[C, B]`, and the acceptance rate of each observation `[B]`, over its chains.
+    Its arguments are the chains, the observations, the inverse temperature, the step sizes `[B]`, a
+    seed and the number of the step. It returns the moved chains, log p(x|z) `[C, B]` before the
+    move, and the mean acceptance rate of the chains of each observation `[B]`.
     """
     bijector = event_space_bijector(prior)
 
@@ -290,25 +293,25 @@ def _compiled_hmc_step(
         number: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         beta = tf.cast(beta, u.dtype)
-        # One step size an observation: [B] -> [B, 1, ...]
+        # [B] -> [B, 1, ...]
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
 
         def log_likelihood(u: tf.Tensor) -> tf.Tensor:
             return tf.cast(reconstruction_log_prob(decoder, bijector.forward(u), x), u.dtype)
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
-            # tfd.TransformedDistribution would take the density of the prior's base class.
+            # tfd.TransformedDistribution would use the density of the prior's base class.
             start = prior.log_prob(bijector.forward(u))
             start += bijector.forward_log_det_jacobian(u, event_ndims=len(u.shape) - 2)
             return start + beta * log_likelihood(u)
 
         kernel = tfp.mcmc.HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
-        # Results anew: those of the step before hold the density at its temperature.
+        # Previous results hold the density at the previous temperature.
         results = kernel.bootstrap_results(u)
         step_seed = seeds.fold_in(seed, number)
         moved, results = kernel.one_step(u, results, seed=step_seed)
         ratio = results.log_accept_ratio
-        # NaN where a chain stands on the border of the support, which it does not leave.
+        # NaN if a chain is on the border of the support, where it stays.
         rate = tf.where(
             tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0))
         )

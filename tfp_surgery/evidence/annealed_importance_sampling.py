@@ -1,4 +1,4 @@
-"""Log evidence of every observation by annealed importance sampling with HMC."""
+"""Estimates the log evidence of every observation by annealed importance sampling with HMC."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log_evidence_by_annealed_importance_sampling(
     seed: Any = 0,
     batch_size: int = 2000,
 ) -> LogEvidence:
-    r"""Estimates log p(x_n) of every observation along a path from the prior to the posterior.
+    r"""Estimates log p(x_n) of every observation by annealed importance sampling.
 
     Chains start at z_0 ~ p(z) and move through pi_t(z) proportional to p(z) p(x|z)^beta_t, with
     beta_0 = 0 and beta_T = 1, by one step of Hamiltonian Monte Carlo each. The weight of a chain,
@@ -44,60 +44,63 @@ def log_evidence_by_annealed_importance_sampling(
         log w = sum_{t=1}^T (beta_t - beta_{t-1}) log p(x|z_{t-1}),
 
     is unbiased, E[w] = p(x) (Neal 2001), so that log 1/C sum_c w_c over C chains is, in
-    expectation, a lower bound of log p(x). No encoder enters: what q(z|x) does not cover, and
-    importance sampling from it misses, can be found here (Wu et al. 2017).
+    expectation, a lower bound on log p(x). It needs no encoder, and can find posterior mass that
+    q(z|x) does not cover and that importance sampling from q(z|x) misses (Wu et al. 2017).
 
-    The inverse temperatures are sigmoidal (Grosse et al. 2015). The step size of each temperature
-    and observation is adapted towards an acceptance rate of 0.65 by chains of their own that run
-    first, and is then held: chains that adapt their own steps depend on their past, and their
-    weights are not unbiased. (Nor are those of
-    `tfp.mcmc.sample_annealed_importance_chain` of TFP 0.25 at finite T, whose kernel compares the
-    proposal's density with that of the current state at the temperature before.)
+    The inverse temperatures are sigmoidal (Grosse et al. 2015). Separate chains run first to adapt
+    the step size of each temperature and observation to an acceptance rate of 0.65. The step sizes
+    are then fixed, because weights of chains that adapt to their own past are biased. (The weights
+    of `tfp.mcmc.sample_annealed_importance_chain` of TFP 0.25 are also biased for finite T: its
+    kernel compares the density of the proposal with that of the current state at the previous
+    temperature.)
 
-    Codes on a constrained space are moved in the unconstrained space of the prior's default
-    bijector, which leaves the evidence as it is. It is tried on draws of the prior first: those of
-    the distributions on spheres, of `tfd.WishartTriL` and of `tfd.LKJ` in TFP 0.25 do not serve,
-    and `log_evidence_by_importance_sampling` takes these priors. Mixtures (`tfd.MixtureSameFamily`,
-    `tfd.Mixture`) move in the space of their components, which must share one support.
+    Chains move in the unconstrained space of the prior's default bijector, which does not change
+    the evidence. The bijector is checked on draws of the prior. In TFP 0.25 those of distributions
+    on spheres, `tfd.WishartTriL` and `tfd.LKJ` fail; use `log_evidence_by_importance_sampling` for
+    these priors. For mixtures (`tfd.MixtureSameFamily`, `tfd.Mixture`), the bijector is that of the
+    components, which must share one support.
 
-    Standard errors and intervals are around the expectation of the bound for these T and C, not
-    around log p(x); see `LogEvidence` for how often they cover it.
-
-    A warning is given where the effective sample size of the chains' weights is below 10 and
-    below C / 2; and one where the dtype rounds more than 1 in 100 codes of the prior onto the
-    border of its support, from where HMC cannot move them.
+    Standard errors and intervals refer to the expectation of the bound for these T and C, not to
+    log p(x); see `LogEvidence` for their coverage.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`; differentiable, of operations that XLA compiles.
-      prior: `tfd.Distribution` over continuous codes with batch `[]`, or a callable that returns
-        one.
-      num_temperatures: T, at least 1; at 1 this is importance sampling from the prior.
-      num_chains: C, at least 1. With 1 the standard errors are NaN.
-      num_leapfrog_steps: Of each HMC step, at least 1.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
+        compiles.
+      prior: `tfd.Distribution` over continuous codes with batch shape `[]`, or a callable that
+        returns one.
+      num_temperatures: T, at least 1. With 1, this is importance sampling from the prior.
+      num_chains: C, at least 1. With 1, the standard errors are NaN.
+      num_leapfrog_steps: Number of leapfrog steps per HMC step, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same draws.
-      batch_size: Number of codes, over chains and observations, to move at a time (at least the C
+      batch_size: Number of codes, over chains and observations, moved at a time (at least the C
         of one observation).
 
     Returns:
       `LogEvidence`, a stochastic lower bound, with acceptance rates.
 
     Raises:
-      TypeError: If decoder or prior do not give distributions; if HMC cannot move the codes, or the
-        space that it moves in does not stand for them; or if decoder or prior are not made of
+      TypeError: If decoder or prior do not return distributions, if HMC cannot move the codes, if
+        the bijector of the prior fails its checks, or if decoder or prior do not consist of
         TensorFlow operations that XLA compiles.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if the model gives NaN.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, or if a log density is NaN.
+
+    Warns:
+      UserWarning: If the effective sample size of the chains of an observation is below 10 and
+        below C / 2, or if the dtype rounds more than 1% of the codes of the prior to the border of
+        its support, from where HMC cannot move them.
 
     #### References
 
     Radford M. Neal. Annealed importance sampling. Statistics and Computing 11, 2001.
+
     Yuhuai Wu, Yuri Burda, Ruslan Salakhutdinov, Roger Grosse. On the quantitative analysis of
     decoder-based generative models. ICLR 2017.
+
     Roger B. Grosse, Zoubin Ghahramani, Ryan P. Adams. Sandwiching the marginal likelihood using
     bidirectional Monte Carlo. arXiv:1511.02543, 2015.
     """

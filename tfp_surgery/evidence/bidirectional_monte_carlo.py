@@ -1,4 +1,4 @@
-"""Annealed importance sampling checked from both sides, on data that the model simulates."""
+"""Lower and upper bounds on the log evidence of simulated data by annealed importance sampling."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ tfd = tfp.distributions
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BidirectionalMonteCarlo(Result):
-    r"""Bounds on the average log evidence of data that a model simulates, from both sides.
+    r"""Lower and upper bounds on the average log evidence of simulated data, in nats.
 
-    The standard errors are those over the N simulated pairs (x_n, z_n), which are independent:
-    that of `lower` and `upper` contains the spread between observations beside the Monte Carlo
-    error, that of `gap` is of the differences, from which the former has gone. Their 95% intervals
-    are around the expectations of the bounds over pairs and draws, not around E_p(x)[log p(x)];
-    with 40 pairs of a Gaussian model they cover in 92 to 95 of 100 cases.
+    The standard errors are over the N simulated pairs (x_n, z_n), which are independent. Those of
+    `lower` and `upper` include the spread between observations; that of `gap` is over the paired
+    differences, in which this spread cancels. 95% intervals refer to the expectations of the bounds
+    over pairs and draws, not to E_p(x)[log p(x)]. With 40 pairs of a Gaussian model, they cover
+    these in 92 to 95 of 100 cases.
 
     Attributes:
-      lower: Average of the lower bounds; in expectation below E_p(x)[log p(x)].
-      upper: Average of the upper bounds; in expectation above it.
-      gap: `upper` - `lower`, in expectation at least 0 and at least the error of either.
+      lower: Average of the lower bounds, in expectation at most E_p(x)[log p(x)].
+      upper: Average of the upper bounds, in expectation at least E_p(x)[log p(x)].
+      gap: `upper` - `lower`, in expectation at least the bias of either bound.
       forward: The lower bound of each log p(x_n).
-      reverse: The upper bound of each. The standard errors in it are those given z_n, where all
-        chains of an observation start: its intervals are around the expectation given z_n and cover
-        that over z_n too seldom. Averages over observations are for `upper`.
-      x: The simulated observations, `[N, *event_shape]`.
-      z: The codes that they were simulated from, `[N, *code_shape]`.
+      reverse: The upper bound of each log p(x_n). Its standard errors and intervals are conditional
+        on z_n, where all chains of an observation start, and are too small for the expectation over
+        z_n. Use `upper` for averages over observations.
+      x: The simulated observations, shape `[N, *event_shape]`.
+      z: The codes of the simulated observations, shape `[N, *code_shape]`.
     """
 
     lower: Estimate
@@ -90,35 +90,39 @@ def bidirectional_monte_carlo(
 ) -> BidirectionalMonteCarlo:
     r"""Bounds the log evidence of simulated data from both sides by annealed importance sampling.
 
-    Where x was simulated, z ~ p(z), x ~ p(x|z), the code z is an exact draw from p(z|x). Chains
-    that start there and take the annealing backwards have E[1/w] = 1 / p(x), so that
-    -log 1/C sum_c 1/w_c is, in expectation, an upper bound of log p(x), as the forward chains
-    give a lower one (Grosse, Ghahramani and Adams 2015; Grosse, Ancha and Roy 2016). How far the
-    two are apart says whether the settings suffice for this model. Of real data only the lower
-    bound can be had: what is found here carries over to them as far as the model resembles them.
+    If x is simulated by z ~ p(z), x ~ p(x|z), the code z is an exact draw from p(z|x). Reverse
+    chains that start at z have E[1/w] = 1 / p(x), so that -log 1/C sum_c 1/w_c is, in expectation,
+    an upper bound on log p(x). The forward chains give a lower bound (Grosse, Ghahramani and Adams
+    2015; Grosse, Ancha and Roy 2016). The distance of the bounds shows whether the settings suffice
+    for the model. Real data have the lower bound only, and the distance applies to them as far as
+    the model resembles them.
 
     Args:
-      decoder: See `log_evidence_by_annealed_importance_sampling`, as for all that is not said
-        here.
-      prior: Likewise.
-      num_observations: N, the number of pairs (x, z) to simulate, at least 2.
-      num_temperatures: Likewise.
-      num_chains: Likewise; in each direction.
-      num_leapfrog_steps: Likewise.
-      seed: Likewise; of the simulation too.
-      batch_size: Likewise.
+      decoder: See `log_evidence_by_annealed_importance_sampling`.
+      prior: See `log_evidence_by_annealed_importance_sampling`.
+      num_observations: Number N of simulated pairs (x, z), at least 2.
+      num_temperatures: See `log_evidence_by_annealed_importance_sampling`.
+      num_chains: Number of chains in each direction, at least 1.
+      num_leapfrog_steps: See `log_evidence_by_annealed_importance_sampling`.
+      seed: Seed of the simulation and the chains: integer in [0, 2**31), or a pair of int32.
+      batch_size: See `log_evidence_by_annealed_importance_sampling`.
 
     Returns:
       `BidirectionalMonteCarlo`.
 
     Raises:
-      TypeError: As `log_evidence_by_annealed_importance_sampling` does.
-      ValueError: If shapes do not fit, a number is out of range, or the model gives NaN.
+      TypeError: See `log_evidence_by_annealed_importance_sampling`.
+      ValueError: If shapes do not fit, a number is out of range, or a log density is NaN.
+
+    Warns:
+      UserWarning: If the upper bound is below the lower bound by many standard errors, or the dtype
+        rounds more than 1% of the codes of the prior to the border of its support.
 
     #### References
 
     Roger B. Grosse, Zoubin Ghahramani, Ryan P. Adams. Sandwiching the marginal likelihood using
     bidirectional Monte Carlo. arXiv:1511.02543, 2015.
+
     Roger B. Grosse, Siddharth Ancha, Daniel M. Roy. Measuring the reliability of MCMC inference
     with bidirectional Monte Carlo. NeurIPS 2016.
     """
@@ -174,11 +178,14 @@ def bidirectional_monte_carlo(
 
 
 def pair_average(values: np.ndarray, num_chains: int) -> Estimate:
-    """The average over independent simulated pairs, with its standard error.
+    """Estimates the mean over independent simulated pairs.
 
     Args:
-      values: One a pair, `[N]`.
-      num_chains: Behind each.
+      values: One value per pair, shape `[N]`.
+      num_chains: Number of chains per value.
+
+    Returns:
+      The mean with its standard error.
     """
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(float(values.mean()), error, len(values) * num_chains, len(values) - 1.0)
@@ -190,7 +197,7 @@ def _simulate(
     num_observations: int,
     settings: Annealing,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Observations `[N, *event_shape]` and the codes `[N, *code_shape]` behind them."""
+    """Simulates pairs; returns observations `[N, *event_shape]` and codes `[N, *code_shape]`."""
     key = seeds.key(settings.seed, "annealing/simulation")
     z = prior.sample(num_observations, seed=seeds.fold_in(key, 0))
     parts = []

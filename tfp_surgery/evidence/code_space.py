@@ -1,4 +1,4 @@
-"""Whether the real numbers that chains move in stand for the codes of a prior."""
+"""Checks that a prior's bijector maps unconstrained space one-to-one to the codes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tfp_surgery.measurement.event_space import (
 tfd = tfp.distributions
 
 _NUM_DRAWS = 512
-# A support is looked at through this many components of a mixture.
+# Number of components of a mixture whose supports are compared.
 _NUM_COMPONENTS = 8
-# Share of draws on the border of the support, and of points that do not come back, that pass.
+# Largest share allowed of draws on the border of the support, and of points that are not inverted.
 _FEW = 0.01
-# Points at which Jacobians are taken, and the size of codes up to which they are.
+# Number of points at which Jacobians are computed, and largest size of codes for which they are.
 _NUM_JACOBIANS = 8
 _MAX_JACOBIAN_SIZE = 64
-# Nats that a log determinant may be off by from one point to another.
+# Largest range of the error of the log determinants, in nats.
 _JACOBIAN_TOLERANCE = 0.05
 
 _WAY_OUT = (
@@ -37,22 +37,23 @@ _WAY_OUT = (
 
 
 def check_code_space(prior: tfd.Distribution) -> None:
-    """Checks on draws of a prior that its bijector is one between real numbers and the codes.
+    """Checks on draws of a prior that its event space bijector is valid.
 
-    Inverse and forward map must return the draws; forward and inverse map the points among them;
-    and the log determinant must be that of the Jacobian, up to a constant. The last is asked for
-    codes of up to 64 numbers that fill a flat space: a simplex or symmetric matrices do, Cholesky
-    factors of correlation matrices do not.
+    The inverse followed by the forward map must return the draws, the forward followed by the
+    inverse map must return points among the unconstrained draws, and the log determinant must be
+    that of the Jacobian up to a constant. The log determinant is checked for codes of at most 64
+    numbers whose support is flat (part of an affine subspace, such as a simplex or the symmetric
+    matrices), but not for curved supports, such as Cholesky factors of correlation matrices.
 
     Args:
-      prior: p(z), batch `[]`.
+      prior: p(z), batch shape `[]`.
 
     Raises:
-      TypeError: If the bijector is none, or if the components of a mixture have more than one
-        support.
+      TypeError: If the bijector is not valid, or if the components of a mixture have different
+        supports.
 
     Warns:
-      UserWarning: If more than 1 in 100 draws lie on the border of the support, where the chains
+      UserWarning: If more than 1% of the draws lie on the border of the support, from where chains
         cannot move them.
     """
     bijector = event_space_bijector(prior)
@@ -62,9 +63,9 @@ def check_code_space(prior: tfd.Distribution) -> None:
             _check_component(prior, with_components(prior, index), z)
     u, on_border = _reached(prior.name, bijector, z)
     if on_border.mean() > _FEW:
-        # User, estimator, checked_prior, here.
+        # The caller of the estimator, which called checked_prior.
         warnings.warn(_border_message(prior, on_border), stacklevel=4)
-    if u.size == 0:  # a point has no room to move in
+    if u.size == 0:
         return
     _check_one_to_one(prior.name, bijector, u)
     _check_jacobian(prior.name, bijector, u)
@@ -76,7 +77,7 @@ def _draws(distribution: tfd.Distribution) -> np.ndarray:
 
 
 def _check_component(prior: tfd.Distribution, component: tfd.Distribution, z: np.ndarray) -> None:
-    """Raises where the map of a mixture's component does not reach the draws of the others."""
+    """Raises a TypeError if the bijector of a mixture's component does not reach all draws."""
     bijector = default_bijector(component)
     if bijector is None:
         raise TypeError(
@@ -95,7 +96,20 @@ def _check_component(prior: tfd.Distribution, component: tfd.Distribution, z: np
 
 
 def _reached(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The draws as real numbers `[S, *shape]`, all of them reached, and which are on the border."""
+    """Maps draws to unconstrained space and checks that the bijector reaches them.
+
+    Args:
+      name: Name of the distribution, for error messages.
+      bijector: The bijector.
+      z: Draws, shape `[S, *code_shape]`.
+
+    Returns:
+      u: Unconstrained draws, shape `[S, *shape]`.
+      on_border: Mask of draws on the border of the support, shape `[S]`.
+
+    Raises:
+      TypeError: If draws inside the support are not reached.
+    """
     u, missed = _unconstrained(name, bijector, z)
     on_border = _on_border(bijector, z, u, missed)
     missed &= ~on_border
@@ -109,9 +123,9 @@ def _reached(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _unconstrained(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The draws through the inverse map, and which of them the forward map does not return."""
+    """Returns the draws mapped by the inverse, and a mask of those the forward map misses."""
     try:
-        # By way of NumPy: a bijector remembers tensors that it has mapped, and would return them.
+        # NumPy copies defeat the cache of bijectors, which would return the original tensors.
         u = bijector.inverse(tf.constant(z)).numpy()
         returned = bijector.forward(tf.constant(u)).numpy()
     except Exception as error:
@@ -119,7 +133,7 @@ def _unconstrained(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray,
             f"HMC moves codes as real numbers, and the map from the codes of {name} to these "
             f"({bijector.name}) fails on its own draws: {error} {_WAY_OUT}"
         ) from error
-    # Wide of the rounding of maps, and narrow of what another support is off by.
+    # Far above the rounding error of bijectors, and far below the error of a wrong support.
     tolerance = float(np.finfo(z.dtype).eps) ** 0.25
     with np.errstate(invalid="ignore", over="ignore"):
         spread = np.subtract(*np.quantile(z, [0.75, 0.25], axis=0))
@@ -129,10 +143,11 @@ def _unconstrained(name: str, bijector: Any, z: np.ndarray) -> tuple[np.ndarray,
 
 
 def _on_border(bijector: Any, z: np.ndarray, u: np.ndarray, missed: np.ndarray) -> np.ndarray:
-    """Which draws the dtype has rounded onto the border of the support, bool `[S]`.
+    """Returns a mask `[S]` of draws that the dtype has rounded to the border of the support.
 
-    They are infinite; or several have one extreme value, as those do that TFP keeps off the border;
-    or they are no real numbers, and become some where they are moved a little inside.
+    A draw counts as such if it is infinite, if several draws share its extreme value (TFP clips
+    draws next to the border), or if the bijector maps it to unconstrained space only after it is
+    moved slightly inside.
     """
     size = len(z)
     flat = u.reshape(size, -1)
@@ -162,7 +177,7 @@ def _border_message(prior: tfd.Distribution, on_border: np.ndarray) -> str:
 
 
 def _check_one_to_one(name: str, bijector: Any, u: np.ndarray) -> None:
-    """Raises where the forward map takes two points that chains come to, to one code."""
+    """Raises a TypeError if the forward map takes two points in reach of chains to one code."""
     with np.errstate(invalid="ignore", over="ignore"):
         low, median, high = np.quantile(u, [0.05, 0.5, 0.95], axis=0)
         points = (2 * median - np.clip(u, low, high)).astype(u.dtype)
@@ -180,13 +195,13 @@ def _check_one_to_one(name: str, bijector: Any, u: np.ndarray) -> None:
 
 
 def _check_jacobian(name: str, bijector: Any, u: np.ndarray) -> None:
-    """Raises where the log determinant that a bijector reports is not that of its forward map."""
+    """Raises a TypeError if the log determinant of a bijector is not that of its forward map."""
     code_size = int(np.prod(bijector.forward_event_shape(u.shape[1:])))
     if code_size > _MAX_JACOBIAN_SIZE:
         return
     rng = np.random.default_rng(0)
     points = rng.normal(size=[_NUM_JACOBIANS, *u.shape[1:]]).astype(u.dtype)
-    # Every point once for each coordinate of the code, whose derivatives it is there for.
+    # Each point is repeated for each coordinate of the code, whose derivatives are one row.
     repeated = tf.constant(np.repeat(points, code_size, axis=0))  # [P E, *shape]
     chosen = tf.tile(tf.eye(code_size, dtype=repeated.dtype), [_NUM_JACOBIANS, 1])  # [P E, E]
     with tf.GradientTape() as tape:
@@ -198,7 +213,7 @@ def _check_jacobian(name: str, bijector: Any, u: np.ndarray) -> None:
     if found is None or not np.isfinite(found).all():
         return
     reported = bijector.forward_log_det_jacobian(tf.constant(points), event_ndims=points.ndim - 1)
-    # A constant is nothing to HMC.
+    # HMC is invariant to a constant.
     off = float(np.ptp(found - reported.numpy()))
     if off > _JACOBIAN_TOLERANCE:
         raise TypeError(
@@ -210,10 +225,10 @@ def _check_jacobian(name: str, bijector: Any, u: np.ndarray) -> None:
 
 
 def _log_volumes(jacobians: np.ndarray) -> np.ndarray | None:
-    """log |det J| up to a constant, `[P]`, of Jacobians `[P, E, D]`; None in a curved space."""
+    """Returns log |det J| `[P]` of Jacobians `[P, E, D]` up to a constant; None if curved."""
     num_points, code_size, size = jacobians.shape
     if code_size != size:
-        # In a flat space the columns of all Jacobians lie in one space of D dimensions.
+        # The support is flat if the columns of all Jacobians span D dimensions.
         columns = jacobians.transpose(1, 0, 2).reshape(code_size, num_points * size)
         basis, singular_values, _ = np.linalg.svd(columns, full_matrices=False)
         if np.sum(singular_values > 1e-3 * singular_values[0]) != size:

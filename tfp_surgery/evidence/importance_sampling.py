@@ -1,4 +1,4 @@
-"""Log evidence of every observation by importance sampling."""
+"""Estimates the log evidence of every observation by importance sampling."""
 
 from __future__ import annotations
 
@@ -28,27 +28,24 @@ def log_evidence_by_importance_sampling(
     seed: Any = 0,
     batch_size: int = 2000,
 ) -> LogEvidence:
-    r"""Estimates log p(x_n) of every observation with q(z|x_n) as importance distribution.
+    r"""Estimates log p(x_n) of every observation by importance sampling from q(z|x_n).
 
         log p(x_n) >= E[log 1/m sum_s p(x_n, z_s) / q(z_s|x_n)],   z_s ~ q(z|x_n)
 
-    (Burda et al. 2016, equation 8), with equality as m grows. The weights are unbiased for p(x_n);
-    their logarithm is, in expectation, a lower bound of log p(x_n), tighter with every m. The sum
-    is streamed: memory does not grow with m.
-
-    A warning is given where the effective sample size of an observation is below 10 and below
-    m / 2: its standard error is then about 0.3 nats or more, and can itself not be trusted.
+    (Burda et al. 2016, equation 8), with equality as m grows. The mean weight is unbiased for
+    p(x_n). Its logarithm is, in expectation, a lower bound on log p(x_n), which tightens as m
+    grows. Memory does not grow with m.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`.
-        Or the proposals themselves, an `AggregatePosterior` or a `tfd.Distribution` with batch
-        `[N]`: those of `refined_posteriors`, for one. They must not depend on the draws made here.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` over codes
+        with batch shape `[B]`. Or the proposals: an `AggregatePosterior`, or a `tfd.Distribution`
+        with batch shape `[N]`, for instance from `refined_posteriors`. They must be independent of
+        the draws made here.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
       num_importance_samples: m, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the same
         draws.
@@ -58,13 +55,19 @@ def log_evidence_by_importance_sampling(
       `LogEvidence`, a stochastic lower bound.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if the model gives NaN.
+      TypeError: If encoder, decoder or prior do not return distributions.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, or if a log density is NaN.
+
+    Warns:
+      UserWarning: If the effective sample size of an observation is below 10 and below m / 2, where
+        its standard error is about 0.3 nats or more and not reliable, or if rounding has moved
+        draws of the posteriors.
 
     #### References
 
     Yuri Burda, Roger Grosse, Ruslan Salakhutdinov. Importance weighted autoencoders. ICLR 2016.
+
     Sebastian Nowozin. Debiasing evidence approximations. ICLR 2018.
     """
     num_importance_samples = checked_integer("num_importance_samples", num_importance_samples, 1)

@@ -1,4 +1,4 @@
-"""importance_weighted_elbo: the bounds between the ELBO and the log evidence."""
+"""importance_weighted_elbo: bounds between the ELBO and the log evidence."""
 
 from __future__ import annotations
 
@@ -30,50 +30,55 @@ def importance_weighted_elbo(
     seed: Any = 0,
     batch_size: int = 2000,
 ) -> LogEvidence:
-    r"""The importance-weighted bound on the log evidence, MC_k-IW_m-ELBO, of a data set.
+    r"""Estimates the importance-weighted bound IW_m on the log evidence of a data set.
 
-    With k repetitions of m draws z_sin from q(z|x_n) (Burda et al. 2016, section 3; for both
-    numbers Rainforth et al. 2018, who train with it as MIWAE):
+    With k repetitions of m draws z_sin from q(z|x_n) (Burda et al. 2016, section 3, for k = 1;
+    Rainforth et al. 2018, who train with it as MIWAE, for any k):
 
         MC_k-IW_m = 1/N sum_n 1/k sum_s log 1/m sum_i w_sin,
         w_sin = p(x_n|z_sin) p(z_sin) / q(z_sin|x_n)
 
-    (k, 1) is the Monte Carlo estimate of the ELBO from k draws, (1, m) one draw of the IWAE's
-    bound. For every k the expectation is IW_m, and
+    With m = 1, it is the Monte Carlo estimate of the ELBO from k draws; with k = 1, one draw of the
+    IWAE's bound. Its expectation is IW_m for every k, with
 
         ELBO = IW_1 <= IW_m <= IW_m+1 <= log p(x),
 
-    and for bounded weights IW_m tends to log p(x) (Burda et al. 2016, theorem 1). The estimate is
-    unbiased for IW_m, and its interval covers IW_m. As an estimate of log p(x) it is biased
-    downwards, to first order by Var(w) / (2 m p(x)^2) (Nowozin 2018), and neither standard error
-    nor interval know of that bias: compare two values of m, and look at the effective sample
-    size.
+    and IW_m tends to log p(x) for bounded weights (Burda et al. 2016, theorem 1). The standard
+    error and interval refer to IW_m. As an estimate of log p(x), it is biased downwards, to first
+    order by Var(w) / (2 m p(x)^2) (Nowozin 2018). To assess this bias, compare two values of m and
+    look at the effective sample size.
 
-    The sum over i is streamed: a step holds `batch_size` codes at most, however large m is.
+    A step holds at most `batch_size` codes, however large m is.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      encoder: Callable from `[B, *event_shape]` to a `tfd.Distribution` over codes, batch `[B]`. Or
-        what it gave for x: an `AggregatePosterior` or a `tfd.Distribution` with batch `[N]`.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      num_importance_samples: m, draws of z inside the logarithm, at least 1.
-      num_samples: k, independent repetitions, at least 1. With k = m = 1 the standard errors are
-        NaN.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` over codes
+        with batch shape `[B]`. Or the posteriors of x, which are then not encoded again: an
+        `AggregatePosterior`, or a `tfd.Distribution` with batch shape `[N]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      num_importance_samples: Number m of draws of z inside the logarithm, at least 1.
+      num_samples: Number k of independent repetitions, at least 1. With k = m = 1, the standard
+        errors are NaN.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed, m, k and `batch_size` give the
-        same draws; another m or k gives draws of its own.
+        same draws; other values of m or k give independent draws.
       batch_size: Number of observations encoded, and of codes decoded and scored, at a time.
 
     Returns:
-      `LogEvidence`, a stochastic lower bound; its `estimate` is MC_k-IW_m.
+      `LogEvidence`, a stochastic lower bound. Its `estimate` is MC_k-IW_m.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions, or a number is no integer.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if the model gives NaN, or all m weights are zero.
+      TypeError: If encoder, decoder or prior do not return distributions, or a number is not an
+        integer.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, if a log density is NaN, or if all m weights of an
+        observation are zero.
+
+    Warns:
+      UserWarning: If the standard errors are unknown, or if rounding has moved draws of the
+        posteriors.
 
     #### References
 

@@ -1,4 +1,4 @@
-"""Importance weights of every observation, streamed: what the bounds on the log evidence sum."""
+"""Importance weights of every observation, computed in chunks."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ def log_weight_chunks(
     key: tf.Tensor,
     batch_size: int,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Draws log p(x_n, z) - log q(z|x_n), at most `batch_size` of them at a time.
+    """Computes log weights log p(x_n, z) - log q(z|x_n), at most `batch_size` at a time.
 
     Args:
       model: p(x, z) and the observations.
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it: those of the model, or
-        others.
-      num_samples: Draws an observation over all chunks.
-      key: `Tensor` of two int32.
+      posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it. May differ from the
+        posteriors of the model.
+      num_samples: Number of draws per observation over all chunks.
+      key: int32 `Tensor`, shape `[2]`.
       batch_size: Number of codes decoded at a time.
 
     Yields:
-      Which draws, of which observations, and their log weights, float64 `[S, B]`. Every draw of
-      every observation comes once; those of an observation come in order.
+      draws: Slice of the draws in the chunk.
+      rows: Slice of the observations in the chunk.
+      log_weights: Log weights, float64, shape `[S, B]`, in nats. Every draw of every observation
+        occurs once, and the draws of an observation are in order.
     """
-    # Steps as equal as can be, since all decode the same number of codes: kernels compile once.
+    # All steps decode the same number of codes, so that kernels compile once. Nearly equal steps
+    # waste the fewest codes.
     length = _share(model.num_observations, batch_size)
     chunk_size = _share(num_samples, batch_size // length)
 
@@ -59,24 +62,24 @@ def log_weight_chunks(
             log_weights = model.log_likelihood(z, step.shown).numpy().astype(np.float64)
             log_weights += log_prior.numpy()
             log_weights -= log_posterior.numpy()
-            # The last chunk draws more than it needs.
+            # The last chunk may draw more than is needed.
             draws = slice(first, min(first + chunk_size, num_samples))
             yield draws, step.rows, log_weights[: draws.stop - first, step.new]
 
 
 def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[str, ...]:
-    """Looks at some draws of the posteriors before the weights of many are computed.
+    """Checks some draws of the posteriors, before weights are computed.
 
     Args:
-      posteriors: q(z|x_n), batch `[N]`, every parameter broadcast to it.
+      posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
       prior: p(z).
 
     Returns:
-      What to warn of: draws that rounding moved.
+      Warnings about draws moved by rounding.
 
     Raises:
-      ValueError: If a draw has no finite density under its own posterior, or lies outside the
-        support of the prior, whose formula is finite there.
+      ValueError: If the log density of a draw under its own posterior is not finite, or a draw lies
+        outside the support of the prior where the prior's `log_prob` is finite.
     """
     z = draws_of(posteriors)
     check_codes_in_support(prior, z)
@@ -84,5 +87,5 @@ def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[st
 
 
 def _share(total: int, limit: int) -> int:
-    """The size of the fewest equal parts of a total, none above the limit."""
+    """Returns the size of parts when a total is split into the fewest equal parts up to a limit."""
     return -(-total // -(-total // limit))

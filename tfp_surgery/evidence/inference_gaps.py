@@ -1,4 +1,4 @@
-"""What is lost between the log evidence and the ELBO: by the family, and by the encoder."""
+"""Decomposes the gap between log evidence and ELBO into approximation and amortization gap."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ tfd = tfp.distributions
 
 @dataclasses.dataclass(frozen=True)
 class InferenceGaps(Result):
-    r"""The gap between log evidence and ELBO in its two parts, in nats per observation.
+    r"""The gap between log evidence and ELBO, in nats per observation.
 
         log p(x) - ELBO = approximation gap + amortization gap
 
-    All expectations are averages over the same N observations; standard errors are those of the
-    draws given the data, and of the log evidence as given. 95% intervals are around the ELBO of q
-    and of the q* that the optimiser found; that of the approximation gap around the expectation of
-    the log evidence's bound less the latter.
+    All expectations are averages over the same N observations. Standard errors are conditional on
+    the data, and include that of the log evidence. 95% intervals refer to the ELBO of q and to that
+    of the q* found by the optimiser. The interval of the approximation gap refers to the
+    expectation of the given log evidence (which may be a bound) minus the latter.
 
     Attributes:
       log_evidence: 1/N sum_n log p(x_n), as given.
-      elbo: Of the encoder's q(z|x).
-      optimal_elbo: Of the refined q*_n, one for each observation.
-      approximation_gap: log evidence - optimal ELBO, what the family cannot express.
-      amortization_gap: Optimal ELBO - ELBO, what the encoder does not find.
+      elbo: ELBO of the encoder's q(z|x).
+      optimal_elbo: ELBO of the refined q*_n, one per observation.
+      approximation_gap: Log evidence - optimal ELBO, due to the family of q.
+      amortization_gap: Optimal ELBO - ELBO, due to the encoder.
       num_observations: N.
-      num_steps: Of the refinement.
-      data: What data set this is.
-      seed: The seed of the draws.
+      num_steps: Number of steps of the refinement.
+      data: Description of the data set: its name, N and binarization.
+      seed: Seed of the draws.
     """
 
     log_evidence: Estimate
@@ -90,33 +90,35 @@ def inference_gaps(
     seed: Any = 0,
     batch_size: int = 2000,
 ) -> InferenceGaps:
-    r"""Splits log p(x) - ELBO into approximation and amortization gap (Cremer et al. 2018).
+    r"""Decomposes log p(x) - ELBO into approximation and amortization gap (Cremer et al. 2018).
 
         log p(x) - ELBO[q] = (log p(x) - ELBO[q*]) + (ELBO[q*] - ELBO[q])
 
-    q* is the best member of the encoder's family for each observation, as `refined_posteriors`
-    finds it. Both ELBOs are then measured by fresh draws, common to both.
+    q* is the best member of the encoder's family for each observation, found by
+    `refined_posteriors`. Both ELBOs are measured with common draws that are independent of the
+    optimisation.
 
-    What the optimiser does not find of q* makes the approximation gap too large and the
-    amortization gap too small; a log evidence that is a lower bound makes the approximation gap
-    too small by what it lacks.
+    If the optimiser does not reach q*, the approximation gap is too large and the amortization gap
+    too small by the same amount. If the log evidence is a lower bound, the approximation gap is too
+    small by the gap of the bound.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      encoder: Callable from `[B, *event_shape]` to Gaussians with independent dimensions, batch
-        `[B]`: `tfd.MultivariateNormalDiag`, or `tfd.Independent` of `tfd.Normal`, or `tfd.Normal`
-        for scalar codes. Or what it gave for x: an `AggregatePosterior` or a distribution of these
-        families with batch `[N]`.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`; differentiable, of operations that XLA compiles.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      log_evidence: log p(x_n) of the same observations in the same order: a `LogEvidence`, or an
-        array `[N]` of exact values.
-      num_samples: Draws an observation to measure both ELBOs with, at least 2.
-      num_steps: Of Adam, at least 1.
-      learning_rate: Of Adam at first.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      encoder: Callable from observations `[B, *event_shape]` to Gaussians with independent
+        dimensions and batch shape `[B]`: `tfd.MultivariateNormalDiag`, `tfd.Independent` of
+        `tfd.Normal`, or `tfd.Normal` for scalar codes. Or the posteriors of x, which are then not
+        encoded again: an `AggregatePosterior`, or a distribution of these families with batch shape
+        `[N]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
+        compiles.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      log_evidence: log p(x_n) of the same observations in the same order, in nats: a `LogEvidence`,
+        or an array of exact values, shape `[N]`.
+      num_samples: Number of draws per observation from which both ELBOs are measured, at least 2.
+      num_steps: Number of steps of Adam, at least 1.
+      learning_rate: Initial learning rate of Adam.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
@@ -125,10 +127,13 @@ def inference_gaps(
       `InferenceGaps`.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions, or the encoder gives
-        others than those named; or if decoder or prior have no gradients that XLA compiles.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if the model gives NaN.
+      TypeError: If encoder, decoder or prior do not return distributions, if the posteriors are of
+        another family, or if decoder or prior have no gradients that XLA compiles.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, or if a log density is not finite.
+
+    Warns:
+      UserWarning: If a gap is negative by many standard errors.
 
     #### References
 
@@ -142,7 +147,7 @@ def inference_gaps(
     num_observations = model.num_observations
     evidence = _average_log_evidence(log_evidence, num_observations)
     refined = refinement.run(model)
-    # One key: the same noise for both.
+    # One key, so that both ELBOs share their noise.
     key = seeds.key(seed, "inference_gaps/codes")
     samples = {
         name: _elbo_draws(model, posteriors, num_samples, key, refinement.batch_size)
@@ -200,7 +205,7 @@ def _elbo_draws(
     key: tf.Tensor,
     batch_size: int,
 ) -> np.ndarray:
-    """Draws of log p(x_n, z) - log q(z), `[S, N]` in the dtype of the densities."""
+    """Returns draws of log p(x_n, z) - log q(z), shape `[S, N]`, in the dtype of the posteriors."""
     draws = np.empty([num_samples, model.num_observations], posteriors.dtype.as_numpy_dtype)
     for samples, rows, log_weights in log_weight_chunks(
         model, posteriors, num_samples, key, batch_size

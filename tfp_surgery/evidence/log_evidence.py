@@ -1,4 +1,4 @@
-"""LogEvidence: bounds of every log p(x_n) from importance weights, and the sums behind them."""
+"""LogEvidence: bounds on every log p(x_n) from importance weights, and their running sums."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.seeds import Seed
 
-_NUM_GROUPS = 100  # of the jackknife over weights
+_NUM_GROUPS = 100  # largest number of groups in the jackknife over weights
 
-# Below it, unless half of the draws count, the weights of an observation rest on too few of them.
+# An effective sample size below this, and below half of the draws, causes a warning.
 _MIN_EFFECTIVE_SAMPLE_SIZE = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogEvidence(Result):
-    r"""Stochastic bounds of log p(x_n), in nats, from the weights of independent draws.
+    r"""Stochastic bounds on log p(x_n), in nats, from the weights of independent draws.
 
-    With weights w_si of mean p(x_n), i = 1..m in each of k repetitions s, the lower bound is
-    1/k sum_s log 1/m sum_i w_si. Its expectation is IW_m for every k, and lies below log p(x_n)
-    (Jensen; Burda et al. 2016) by half the variance of the logarithm to leading order (Nowozin
-    2018); at k = 1 it exceeds log p(x_n) by b nats with probability at most exp(-b) (Markov). An
-    upper bound is -log 1/m sum_i w_i from weights of mean 1 / p(x_n), with the inequalities turned
-    round.
+    With weights w_si of mean p(x_n), i = 1..m, in k repetitions s, the lower bound is
+    1/k sum_s log 1/m sum_i w_si. Its expectation is IW_m for every k. IW_m is at most log p(x_n)
+    (Jensen; Burda et al. 2016), and smaller by half the variance of the logarithm to leading order
+    (Nowozin 2018). If k = 1, the bound exceeds log p(x_n) by b nats with probability at most
+    exp(-b) (Markov). An upper bound is -log 1/m sum_i w_i from weights of mean 1 / p(x_n), with
+    reversed inequalities.
 
-    Standard errors and 95% intervals are around the expectation of the bound, not around
-    log p(x_n). The standard errors are jackknife ones (Efron and Stein 1981): they leave out one
-    repetition at a time, which is the spread between repetitions; at k = 1 one weight at a time,
-    or, above 100 weights, one of 100 groups of them. The delta method, sd(w) / (sqrt(m) mean(w)),
-    is below 1 nat whatever happens, and too small by a fifth at m = 4 to 8 where an effective
-    sample size is about half of m. They are NaN where m = k = 1, or where at k = 1 the weights
-    outside of one group are all zero. They know no more than the draws: where those have missed a
-    mode that matters, they are too small.
+    Standard errors and 95% intervals refer to the expectation of the bound, not to log p(x_n). The
+    standard errors are those of the jackknife (Efron and Stein 1981), which leaves out one
+    repetition at a time. If k = 1, it leaves out one weight at a time, or one of 100 groups of more
+    than 100 weights. The delta method, sd(w) / (sqrt(m) mean(w)), is not used: it is always below 1
+    nat, and too small by a fifth at m = 4 to 8 if the effective sample size is about m / 2.
+    Standard errors are NaN if m = k = 1, or if k = 1 and the weights outside of one group are all
+    zero. They are too small if the draws miss an important mode.
 
-    Measured on one-dimensional Gaussian models, by importance sampling and annealed: the interval
-    of the average over 20 observations covers in 94 to 97 of 100 cases from m = 4 on. That of one
-    observation, a normal one for the skewed logarithm of few weights, covers in 84 to 87 cases at
-    m = 4 or 5, in 90 to 94 at m = 16 or 20, and in 93 to 95 from m = 100 on.
+    Coverage of the intervals was measured on one-dimensional Gaussian models, by importance
+    sampling and by annealing. The interval of the mean over 20 observations covers in 94 to 97 of
+    100 cases from m = 4 on. The interval of one observation, which is normal although the logarithm
+    of few weights is skewed, covers in 84 to 87 cases at m = 4 or 5, in 90 to 94 at m = 16 or 20,
+    and in 93 to 95 from m = 100 on.
 
     Attributes:
-      values: The bound of each log p(x_n) from each repetition, float64 `[k, N]`.
-      standard_errors: Those of `per_observation`, float64 `[N]`, around its expectation.
+      values: The bound on each log p(x_n) from each repetition, float64, shape `[k, N]`.
+      standard_errors: Standard errors of `per_observation`, float64, shape `[N]`.
       effective_sample_sizes: (sum_i w_si)^2 / sum_i w_si^2, from 1 to m, averaged over the
-        repetitions, float64 `[N]`. Near 1 a single weight carries the bound.
-      num_importance_samples: m, the number of weights inside a logarithm.
-      num_samples: k, the number of repetitions.
+        repetitions, float64, shape `[N]`. Near 1, a single weight dominates the bound.
+      num_importance_samples: Number m of weights inside a logarithm.
+      num_samples: Number k of repetitions.
       bound: "lower" or "upper".
       method: How the weights were drawn.
-      data: What data set this is: its name, N and binarization.
-      seed: The seed of the draws.
-      acceptance_rates: Of the Metropolis-Hastings steps at each temperature, averaged over the
-        chains, float64 `[num_temperatures, N]`; None for a method without them.
-      rounding: That of the mean of the bounds, in nats; no standard error is below it.
+      data: Description of the data set: its name, N and binarization.
+      seed: Seed of the draws.
+      acceptance_rates: Acceptance rates of the Metropolis-Hastings steps at each temperature,
+        averaged over the chains, float64, shape `[num_temperatures, N]`; None for other methods.
+      rounding: Rounding error of the mean of the bounds, the smallest standard error reported.
 
     #### References
 
@@ -86,27 +86,27 @@ class LogEvidence(Result):
 
     @property
     def per_observation(self) -> np.ndarray:
-        """The bound of each log p(x_n), float64 `[N]`."""
+        """The bound on each log p(x_n), averaged over repetitions, float64, shape `[N]`."""
         means: np.ndarray = self.values.mean(axis=0)
         return means
 
     @property
     def num_observations(self) -> int:
-        """N."""
+        """The number of observations N."""
         return int(self.values.shape[1])
 
     @property
     def acceptance_rate(self) -> float | None:
-        """The average over temperatures and observations; None for a method without."""
+        """The mean acceptance rate over temperatures and observations; None for other methods."""
         return None if self.acceptance_rates is None else float(self.acceptance_rates.mean())
 
     @property
     def estimate(self) -> Estimate:
-        """1/N sum_n of the bounds; the standard error is that of the draws given the data."""
+        """The mean of the bounds over observations; its standard error is conditional on them."""
         error = math.sqrt(float(np.sum(self.standard_errors**2))) / self.num_observations
         if not math.isnan(error):
             error = max(error, self.rounding)
-        # Of a sum of jackknife variances, each of as many degrees as groups less one.
+        # Each jackknife variance in the sum has one degree of freedom fewer than it has groups.
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = self.standard_errors**2 / np.sum(self.standard_errors**2)
         num_groups = self.num_samples
@@ -117,7 +117,7 @@ class LogEvidence(Result):
         return Estimate(float(self.values.mean()), error, num_draws, degrees)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON-ready values: one of each kind an observation, without the repetitions."""
+        """Returns JSON-ready values, without those of repetitions and temperatures."""
         left_out = ("values", "acceptance_rates", "rounding")
         return {name: value for name, value in super().to_dict().items() if name not in left_out}
 
@@ -137,7 +137,7 @@ class LogEvidence(Result):
 
 
 class RunningWeights:
-    """The sums of weights and of their squares, an observation each, as float64 logarithms."""
+    """Running sums of the weights and squared weights of each observation, as float64 logs."""
 
     def __init__(
         self,
@@ -146,13 +146,13 @@ class RunningWeights:
         num_samples: int,
         dtype: tf.DType,
     ) -> None:
-        """Starts without weights.
+        """Starts sums of no weights.
 
         Args:
           num_observations: N.
-          num_importance_samples: m, weights inside a logarithm.
-          num_samples: k, repetitions.
-          dtype: Of the log densities that the weights are made of: their rounding.
+          num_importance_samples: Number m of weights inside a logarithm.
+          num_samples: Number k of repetitions.
+          dtype: Dtype of the log densities, which determines the rounding error.
         """
         self._size = num_importance_samples
         self._dtype = dtype.as_numpy_dtype
@@ -164,9 +164,9 @@ class RunningWeights:
         """Adds weights.
 
         Args:
-          draws: Which of the k m draws they are of.
-          rows: Of which observations.
-          log_weights: Their log weights `[S, B]`, -inf for weights of zero.
+          draws: Slice of the k m draws.
+          rows: Slice of the observations.
+          log_weights: Log weights, shape `[S, B]`, -inf for weights of zero.
 
         Raises:
           ValueError: If a log weight is NaN or +inf.
@@ -191,14 +191,14 @@ class RunningWeights:
             sums[shown, rows] = np.logaddexp(sums[shown, rows], total)
 
     def log_evidence(self, bound: str, **fields: Any) -> LogEvidence:
-        """The bounds from the weights.
+        """Returns the bounds from the weights added so far.
 
         Args:
-          bound: "lower", or "upper" if the weights are of mean 1 / p(x_n).
-          **fields: Of `LogEvidence`: method, data, seed, acceptance_rates, warnings.
+          bound: "lower", or "upper" for weights of mean 1 / p(x_n).
+          **fields: Other fields of `LogEvidence`: method, data, seed, acceptance_rates, warnings.
 
         Returns:
-          The `LogEvidence`.
+          `LogEvidence`.
 
         Raises:
           ValueError: If all weights of an observation are zero in a repetition.
@@ -217,7 +217,7 @@ class RunningWeights:
             values=log_means if bound == "lower" else -log_means,
             standard_errors=np.maximum(self._standard_errors(log_means), rounding_errors),
             rounding=float(rounding_errors.mean()),
-            # Rounding can take them out of their range.
+            # Rounding can move them out of [1, m].
             effective_sample_sizes=np.clip(effective, 1.0, self._size).mean(axis=0),
             num_importance_samples=self._size,
             num_samples=len(log_means),
@@ -226,14 +226,14 @@ class RunningWeights:
         )
 
     def _standard_errors(self, log_means: np.ndarray) -> np.ndarray:
-        """Of the mean over k of log means `[k, N]`, by leaving out one group at a time."""
+        """Returns jackknife standard errors `[N]` of the mean over k of log means `[k, N]`."""
         if len(log_means) > 1:
             spread: np.ndarray = log_means.std(axis=0, ddof=1)
             return spread / math.sqrt(len(log_means))
         sums = self._group_sums[0]  # [G, N]
         num_groups = len(sums)
         none = np.full_like(sums[:1], -np.inf)
-        # The others are added up, not subtracted: nothing cancels where one group has nearly all.
+        # Sums of all other groups, without subtraction, which cancels if one group dominates.
         before = np.concatenate([none, np.logaddexp.accumulate(sums, axis=0)[:-1]])
         after = np.concatenate([none, np.logaddexp.accumulate(sums[::-1], axis=0)[:-1]])[::-1]
         sizes = self._size // num_groups + (np.arange(num_groups) < self._size % num_groups)
@@ -244,11 +244,14 @@ class RunningWeights:
 
 
 def warn_of_few_samples(result: LogEvidence, stacklevel: int) -> None:
-    """Warns where few weights carry an estimate.
+    """Warns if effective sample sizes are below 10 and below m / 2.
 
     Args:
-      result: What was estimated.
-      stacklevel: Of `warnings.warn`, counted from this function.
+      result: The estimate.
+      stacklevel: Argument of `warnings.warn`, counted from this function.
+
+    Warns:
+      UserWarning: If an observation has such an effective sample size.
     """
     limit = min(_MIN_EFFECTIVE_SAMPLE_SIZE, result.num_importance_samples / 2)
     few = int(np.sum(result.effective_sample_sizes < limit))

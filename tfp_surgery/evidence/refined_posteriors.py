@@ -1,4 +1,4 @@
-"""refined_posteriors: the best q(z) of the encoder's family for each observation by itself."""
+"""refined_posteriors: the best posterior of the encoder's family for each observation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
-# Draws an observation for each gradient.
+# Draws per observation for each gradient.
 _GRADIENT_SAMPLES = 4
 
 
@@ -40,48 +40,48 @@ def refined_posteriors(
     seed: Any = 0,
     batch_size: int = 2000,
 ) -> tfd.Distribution:
-    r"""Optimises the ELBO over q(z) of each observation, within the encoder's family.
+    r"""Maximises the ELBO over q(z) of each observation, within the encoder's family.
 
         q*_n = argmax_q E_q[log p(x_n, z) - log q(z)] = argmin_q KL(q || p(z|x_n))
 
-    Location and scale start at those of the encoder and are moved by Adam on the reparameterized
-    ELBO, with a learning rate that falls to 0 along a cosine, in units of the encoder's standard
-    deviations. The gradient leaves out the score of q, whose mean is zero (Roeder et al. 2017), so
-    that its noise vanishes where the family contains the posterior.
+    Adam maximises the reparameterized ELBO over location and scale, in units of the encoder's
+    standard deviations, starting from the encoder's posterior. The learning rate decays to 0 along
+    a cosine. The gradient omits the score of q, whose mean is zero (Roeder et al. 2017), so that
+    its noise vanishes if the family contains the posterior.
 
-    These are better proposals for `log_evidence_by_importance_sampling` than the encoder's, on
-    held-out data above all. The draws of the refinement have a stream of the seed to themselves:
-    whoever draws from q* next, with the same seed or another, draws independently of them, and a
-    lower bound from those draws is one. KL(q || p(z|x)) makes q* narrower than the posterior where
-    its dimensions are correlated; the weights may then have heavy tails, which shows in the
-    effective sample size.
+    The refined posteriors are better proposals for `log_evidence_by_importance_sampling` than the
+    encoder's, especially on held-out data. The refinement has its own random stream, so that later
+    draws from q*, with the same seed or another, are independent of it and give a valid lower
+    bound. Minimising KL(q || p(z|x)) makes q* narrower than a posterior with correlated dimensions.
+    The weights may then have heavy tails, which lower the effective sample size.
 
     Args:
       x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is observed in the one draw that
-        `seed` names.
-      encoder: Callable from `[B, *event_shape]` to Gaussians with independent dimensions, batch
-        `[B]`: `tfd.MultivariateNormalDiag`, or `tfd.Independent` of `tfd.Normal`, or `tfd.Normal`
-        for scalar codes. Or what it gave for x: an `AggregatePosterior` or a distribution of these
-        families with batch `[N]`.
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`, event `event_shape`; differentiable, of operations that XLA compiles.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      num_steps: Of Adam, at least 1.
-      learning_rate: Of Adam at first.
+        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      encoder: Callable from observations `[B, *event_shape]` to Gaussians with independent
+        dimensions and batch shape `[B]`: `tfd.MultivariateNormalDiag`, `tfd.Independent` of
+        `tfd.Normal`, or `tfd.Normal` for scalar codes. Or the posteriors of x, which are then not
+        encoded again: an `AggregatePosterior`, or a distribution of these families with batch shape
+        `[N]`.
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
+        compiles.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      num_steps: Number of steps of Adam, at least 1.
+      learning_rate: Initial learning rate of Adam.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
 
     Returns:
-      q*_n as a distribution with batch `[N]`: `tfd.MultivariateNormalDiag`, or `tfd.Normal` for
-      scalar codes.
+      The q*_n as a distribution with batch shape `[N]`: `tfd.MultivariateNormalDiag`, or
+      `tfd.Normal` for scalar codes.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not give distributions, or the encoder gives
-        others than those named; or if decoder or prior have no gradients that XLA compiles.
-      ValueError: If x is empty, not finite or outside the likelihood's support; if shapes do not
-        fit; if a number is out of range; or if a refined posterior is not finite.
+      TypeError: If encoder, decoder or prior do not return distributions, if the posteriors are of
+        another family, or if decoder or prior have no gradients that XLA compiles.
+      ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
+        not fit, if a number is out of range, or if a refined posterior is not finite.
 
     #### References
 
@@ -96,16 +96,16 @@ def refined_posteriors(
 
 @dataclasses.dataclass(frozen=True)
 class Refinement:
-    """The optimisation of `refined_posteriors`, with its settings.
+    """The optimisation of `refined_posteriors` and its settings.
 
     Attributes:
-      num_steps: Of Adam, at least 1.
-      learning_rate: Of Adam at first.
-      seed: Of the draws.
+      num_steps: Number of steps of Adam, at least 1.
+      learning_rate: Initial learning rate of Adam.
+      seed: Seed of the draws.
       batch_size: Number of codes decoded at a time.
 
     Raises:
-      TypeError: If a number of things is no integer.
+      TypeError: If `num_steps` or `batch_size` is not an integer.
       ValueError: If a setting is out of range.
     """
 
@@ -128,10 +128,10 @@ class Refinement:
           model: The model.
 
         Returns:
-          The best members of the family, batch `[N]`.
+          The refined posteriors, batch shape `[N]`.
 
         Raises:
-          TypeError: If the posteriors are no Gaussians with independent dimensions, or the
+          TypeError: If the posteriors are not Gaussians with independent dimensions, or the
             densities have no gradients that XLA compiles.
           ValueError: If a refined posterior is not finite.
         """
@@ -172,7 +172,7 @@ def _compiled_step(
     log_factor: keras.Variable,
     optimizer: keras.optimizers.Optimizer,
 ) -> Callable[..., None]:
-    """A step of the optimizer, of observations, their locations and scales, and a seed."""
+    """Returns an optimizer step, a function of observations, initial loc and scale, and a seed."""
 
     def step(
         observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
@@ -187,9 +187,9 @@ def _compiled_step(
                 + model.prior.log_prob(z)
                 - fixed.log_prob(z)
             )
-            # The terms of the observations share no parameter: the sum maximises each.
+            # Observations share no parameters, so that the sum optimises each of them.
             loss = -tf.reduce_sum(tf.reduce_mean(log_weights, axis=0))
-        # A density that is NaN can have a gradient that is none (tfd.Gamma below zero).
+        # A NaN density can have a finite gradient (tfd.Gamma below zero).
         is_lost = tf.reduce_any(tf.math.is_nan(log_weights), axis=0)[:, tf.newaxis]
         nan = tf.constant(math.nan, loss.dtype)
         gradients = [tf.where(is_lost, nan, part) for part in tape.gradient(loss, values)]
@@ -200,7 +200,7 @@ def _compiled_step(
 
 
 def _check_gradients(model: PreparedModel) -> None:
-    """Raises where the ELBO of two observations is no graph with gradients to the codes."""
+    """Raises a TypeError unless the densities can be traced and differentiated by the codes."""
     first = independent_gaussians(model.first_posteriors)
     z = first.sample(_GRADIENT_SAMPLES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
     for what, log_prob in (
@@ -220,23 +220,23 @@ def _needs(what: str) -> str:
 
 
 def independent_gaussians(posteriors: Any) -> tfd.Distribution:
-    """Gaussians with independent dimensions, in the one form that draws alike from one seed.
+    """Converts Gaussians with independent dimensions to one family, for equal draws per seed.
 
     Args:
-      posteriors: What an encoder returned.
+      posteriors: The posteriors.
 
     Returns:
-      The same as `tfd.MultivariateNormalDiag`, or `tfd.Normal` for scalars.
+      An equal `tfd.MultivariateNormalDiag`, or `tfd.Normal` for scalars.
 
     Raises:
-      TypeError: If they are something else.
+      TypeError: If the posteriors are not Gaussians with independent dimensions.
     """
     family, loc, scale = _family_and_parameters(posteriors)
     return family(loc, scale)
 
 
 def _family_and_parameters(posteriors: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
-    """What makes such Gaussians of locations and scales, and these `[..., D]`."""
+    """Returns a constructor of the Gaussians, and their locations and scales `[..., D]`."""
     posteriors = components_lib.prepare(unwrap(posteriors), "The encoder's posterior")
     parameters = diagonal_parameters(components_lib.broadcast(posteriors))
     if parameters is None:
@@ -249,7 +249,7 @@ def _family_and_parameters(posteriors: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
 
 
 def _family(is_scalar: bool) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distribution]:
-    """Makes distributions from locations and scales `[..., D]`, D = 1 for scalars."""
+    """Returns a constructor from locations and scales `[..., D]`, D = 1 for scalars."""
 
     def family(loc: tf.Tensor, scale: tf.Tensor) -> tfd.Distribution:
         if is_scalar:
@@ -260,7 +260,7 @@ def _family(is_scalar: bool) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distributio
 
 
 def _check_finite(loc: np.ndarray, scale: np.ndarray) -> None:
-    """Raises where a gradient was NaN: Adam has kept it."""
+    """Raises a ValueError if parameters are not finite, which Adam preserves once it occurs."""
     bad = np.flatnonzero(~(np.isfinite(loc) & np.isfinite(scale)).all(axis=1))
     if bad.size:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Bounds and minibatch estimates of mutual information, and rate-distortion."""
+"""Bounds and minibatch estimates of mutual information, and rate-distortion bounds."""

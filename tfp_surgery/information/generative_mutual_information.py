@@ -1,4 +1,4 @@
-"""The mutual information of code and observation under the generative model p(z) p(x|z)."""
+"""Mutual information of code and observation under the generative model p(z) p(x|z)."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from tfp_surgery.seeds import Seed
 tfd = tfp.distributions
 
 _QUANTITY = "I_dec(X; Z) under p(z) p(x|z)"
-# Groups of observations, the units of the standard error; a group shares its fresh codes.
+# Groups of observations that share their fresh codes; the standard error is between groups.
 _NUM_GROUPS = 50
 # Codes decoded at a time to draw observations.
 _DRAWN_TOGETHER = 1000
-# Values of x scored at a time: observations times codes times the size of an observation.
+# Elements scored at a time: observations times codes times the size of an observation.
 _BLOCK_SIZE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerativeMutualInformation(Result):
-    """Lower and upper bound of I_dec(X; Z) from common draws, in nats.
+    """Lower and upper bounds on I_dec(X; Z) from common draws, in nats.
 
     Attributes:
-      lower: The bound with the observation's own code among the inner ones; ceiling log(m + 1).
-      upper: The bound over fresh codes alone; None where it is infinite.
-      num_observations: Number of draws from p(z) p(x|z), as rounded.
-      num_importance_samples: m, the number of fresh codes that estimate log p(x).
-      seed: The seed of the draws.
+      lower: The bound that includes the observation's own code; ceiling log(m + 1).
+      upper: The bound over fresh codes alone; None if it is infinite.
+      num_observations: Number of draws from p(z) p(x|z), after rounding.
+      num_importance_samples: Number m of fresh codes that estimate log p(x).
+      seed: Seed of the draws.
     """
 
     lower: Bound
@@ -66,29 +66,31 @@ def generative_mutual_information(
     num_importance_samples: int = 1000,
     seed: Any = 0,
 ) -> GenerativeMutualInformation:
-    r"""Bounds how much an observation of the generative model tells about its code.
+    r"""Bounds the mutual information of code and observation under the generative model.
 
         I_dec(X; Z) = E_p(z)p(x|z)[log p(x|z) - log p(x)]
 
-    (Zheng's equation 3). The model alone enters, no data and no encoder. log p(x) is estimated from
-    m codes z'_1..z'_m of the prior that are independent of x ~ p(x|z):
+    (Zheng's equation 3) depends on decoder and prior alone, not on data or encoder. log p(x) is
+    estimated from m codes z'_1..z'_m of the prior that are independent of x ~ p(x|z):
 
         upper = E[log p(x|z) - log 1/m sum_j p(x|z'_j)]
         lower = E[log p(x|z) - log 1/(m+1) (p(x|z) + sum_j p(x|z'_j))]
 
-    By Jensen's inequality the first is at least I_dec. The second is InfoNCE with the decoder as
-    critic (Poole et al. 2019, equation 12): at most I_dec, and at most log(m + 1), which it
-    reaches where every x knows its code from m others. For large m the biases are near -c/(2m) and
-    c/(2m), with c = E_p(x) Var_p(z)[p(x|z) / p(x)]; c grows as exp(I_dec), and so must m.
+    By Jensen's inequality, the upper bound is at least I_dec. The lower bound is InfoNCE with the
+    decoder as critic (Poole et al. 2019, equation 12). It is at most I_dec and at most log(m + 1),
+    which it reaches if every x identifies its code among m others. For large m, the bias is near
+    -c/(2m) for the lower and c/(2m) for the upper bound, with
+    c = E_p(x) Var_p(z)[p(x|z) / p(x)]. Since c grows as exp(I_dec), so must m.
 
-    Observations come in 50 groups; a group shares its m fresh codes, and the standard errors are
-    those between groups. They are those of the two expectations above, not of I_dec.
+    The observations of a group share m fresh codes. There are 50 groups (fewer for fewer
+    observations), and standard errors are computed between groups. They refer to the expectations
+    of the two bounds, not to I_dec.
 
     Args:
-      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations,
-        batch `[B]`; discrete or continuous.
-      prior: `tfd.Distribution` over codes with batch `[]`, or a callable that returns one.
-      num_observations: Number of draws (z, x), at least 2; above 50 it is rounded up to a multiple
+      decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
+        batch shape `[B]`, discrete or continuous.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      num_observations: Number of draws (z, x), at least 2. Above 50, it is rounded up to a multiple
         of 50.
       num_importance_samples: m, at least 1. Memory does not grow with it.
       seed: Integer in [0, 2**31), or a pair of int32.
@@ -97,9 +99,13 @@ def generative_mutual_information(
       `GenerativeMutualInformation`, both bounds from common draws.
 
     Raises:
-      TypeError: If decoder or prior do not give distributions over single tensors.
-      ValueError: If the prior has a batch shape, the decoder's batch is not that of the codes, a
-        number is out of range, or the model gives no finite density at its own draws.
+      TypeError: If decoder or prior do not return distributions over single tensors.
+      ValueError: If the prior has a batch shape, the batch shape of the decoder's output is not
+        `[B]`, a number is out of range, or a log density of the model is not finite at its own
+        draws.
+
+    Warns:
+      UserWarning: If the lower bound exceeds the upper bound by many standard errors.
 
     #### References
 
@@ -177,7 +183,7 @@ def _draw(
     num_observations: int,
     key: tf.Tensor,
 ) -> tuple[tf.Tensor, np.ndarray]:
-    """Draws x ~ p(x|z), z ~ p(z), shape `[N, *event_shape]`, and log p(x|z), float64 `[N]`."""
+    """Draws z ~ p(z), x ~ p(x|z); returns x `[N, *event_shape]`, log p(x|z) float64 `[N]`."""
     observations, log_probs = [], []
     for number, start in enumerate(range(0, num_observations, _DRAWN_TOGETHER)):
         code_seed, observation_seed = tf.unstack(
@@ -198,12 +204,12 @@ def _log_sums(
     num_importance_samples: int,
     key: tf.Tensor,
 ) -> np.ndarray:
-    """log sum_j p(x|z'_j) over fresh codes of each group of x `[G, B, ...]`, float64 `[G, B]`."""
+    """Returns log sum_j p(x|z'_j) over the fresh codes of each group, float64, shape `[G, B]`."""
     num_groups, group_size = x.shape[:2]
     x = tf.transpose(x, [1, 0, *range(2, x.shape.rank)])  # [B, G, ...]
     per_step = max(1, _BLOCK_SIZE * num_groups // int(tf.size(x)))
     log_sums = np.full([group_size, num_groups], -np.inf)
-    # The codes of all groups in one row, so that small groups share a step.
+    # The codes of all groups form one sequence, so that small groups share a step.
     num_codes = num_groups * num_importance_samples
     for number, start in enumerate(range(0, num_codes, per_step)):
         groups = np.arange(start, min(start + per_step, num_codes)) // num_importance_samples  # [C]
@@ -219,7 +225,7 @@ def _log_sums(
 
 
 def _decode(decoder: Callable[[Any], tfd.Distribution], codes: tf.Tensor) -> tfd.Distribution:
-    """p(x|z) of codes `[B, *code_shape]`, checked."""
+    """Returns p(x|z) of codes `[B, *code_shape]` after checks."""
     likelihood = decoder(codes)
     if not isinstance(likelihood, tfd.Distribution) or tf.nest.is_nested(likelihood.dtype):
         raise TypeError(

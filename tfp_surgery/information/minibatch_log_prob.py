@@ -23,12 +23,12 @@ def minibatch_log_prob(
 ) -> tf.Tensor:
     r"""Estimates log q(z_b) of a data set of N from the B posteriors of one minibatch.
 
-    This is a training objective, not a measurement: `AggregatePosterior.log_prob` is exact. Every
-    method is a weighted sum over the minibatch, whose b-th code belongs to its b-th posterior,
+    Use it in training objectives; to measure, use `AggregatePosterior.log_prob`, which is exact.
+    Code b is drawn from posterior b. Every method is a weighted sum over the minibatch,
 
         log q(z_b) ~ log sum_b' w_bb' q(z_b|x_b'),
 
-    and differs in the weights alone:
+    with the weights:
 
     | method                 | w_bb    | w_bb', b' != b                                    |
     | ---------------------- | ------- | ------------------------------------------------- |
@@ -39,13 +39,12 @@ def minibatch_log_prob(
     | "partially_stratified" | 1/N     | (N-1)/(N (B-1))                                   |
 
     "mws" and "mss" are minibatch-weighted and minibatch-stratified sampling (Chen et al. 2018,
-    equation 3 and appendix C; the last observation's successor is the first). The partially
-    stratified estimate is that of Esmaeili et al. (2019). "batch" takes the minibatch for the data
-    set.
+    equation 3 and appendix C; b + 1 is taken modulo B). "partially_stratified" is the estimate of
+    Esmaeili et al. (2019). "batch" uses the minibatch as if it were the data set.
 
-    Let the minibatch be drawn uniformly without replacement, in random order. The mean of
-    log q(z_b|x_b) - log q(z_b) then estimates the index-code mutual information I(n; z), with this
-    ceiling, which no draw exceeds, and this bias of its expectation:
+    If the minibatch is drawn uniformly without replacement and in random order, the mean of
+    log q(z_b|x_b) - log q(z_b) estimates the index-code mutual information I(n; z). Its ceiling,
+    which no draw exceeds, and the bias of its expectation are:
 
     | method                 | ceiling  | bias of the mutual information                     |
     | ---------------------- | -------- | -------------------------------------------------- |
@@ -55,27 +54,27 @@ def minibatch_log_prob(
     | "mss"                  | log N    | in [0, log N - I(n; z)]: an upper bound            |
     | "partially_stratified" | log N    | in [0, log N - I(n; z)]: an upper bound            |
 
-    The last two are unbiased for q(z), and not for log q(z), which they underestimate (Jensen).
-    "mws" is "batch" shifted by log N: under overlap it estimates log q(z) - log N. Differences of
-    such estimates, total correlation for one, can have either sign. Both shift and underestimation
-    depend on the posteriors, so that none of the biases is harmless in an objective.
+    The last two are unbiased for q(z), but underestimate log q(z) by Jensen's inequality. "mws" is
+    "batch" shifted by log N: if posteriors overlap, it estimates log q(z) - log N. Differences of
+    such estimates, for instance total correlations, can have biases of either sign. All biases
+    depend on the posteriors, so that none is harmless in an objective.
 
     Args:
-      z: Codes `[S..., B, E...]`, `z[..., b, :]` drawn from component b.
-      components: The posteriors of the minibatch, batch shape `[B]`. Parameters in
-        float16 or bfloat16 are cast to float32, and codes with them.
+      z: Codes, shape `[S..., B, E...]`; `z[..., b, :]` is drawn from component b.
+      components: The posteriors of the minibatch, batch shape `[B]`. Parameters in float16 or
+        bfloat16 and the codes with them are cast to float32.
       num_observations: N.
       method: One of `METHODS`.
 
     Returns:
-      Floating `Tensor` `[S..., B]`, in nats, differentiable in `z` and in the parameters of the
-      components. Its memory is that of an array `[S..., B, B, E...]`. B may be unknown until the
-      graph runs (but for "full"); the two stratified methods then give
-      log q(z|x_1) - log N for a minibatch of one.
+      Floating `Tensor`, shape `[S..., B]`, in nats, differentiable in `z` and the parameters of the
+      components. Memory is that of an array `[S..., B, B, E...]`. B may be unknown while tracing,
+      except for "full"; the two stratified methods then give log q(z|x_1) - log N if B = 1.
 
     Raises:
-      TypeError: If the components are no distribution over single tensors, or N is no integer.
-      ValueError: If there is no such method, the batch shape is not `[B]`, z does not fit, B > N,
+      TypeError: If the components are not a distribution over single tensors, or N is not an
+        integer.
+      ValueError: If the method is unknown, the batch shape is not `[B]`, z does not fit, B > N,
         B < 2 for a stratified method, or B is not N for "full".
 
     #### References
@@ -98,29 +97,29 @@ def minibatch_marginal_log_prob(
 ) -> tf.Tensor:
     r"""Estimates log q(z_bj) of every dimension j from the B posteriors of one minibatch.
 
-    `minibatch_log_prob` of the D one-dimensional aggregate posteriors. The total correlation that
-    beta-TCVAE penalises (Chen et al. 2018, equation 2) is the mean of
+    Applies `minibatch_log_prob` to each of the D one-dimensional aggregate posteriors. The total
+    correlation that beta-TCVAE penalises (Chen et al. 2018, equation 2) is the mean of
 
         minibatch_log_prob(z, ...) - tf.reduce_sum(minibatch_marginal_log_prob(z, ...), axis=-1).
 
-    The bias that `minibatch_log_prob` states holds for each dimension. It thus counts D times in
-    the sum, and the estimated total correlation can be too high ("mws": by (D-1) log N where
+    The biases of `minibatch_log_prob` apply to each dimension and add up over the D terms of the
+    sum, so that the estimated total correlation can be too high ("mws": by (D-1) log N if
     posteriors coincide) or negative.
 
     Args:
-      z: Codes `[S..., B, D]`, `z[..., b, :]` drawn from component b.
-      components: The posteriors of the minibatch, batch shape `[B]`, event `[D]`.
+      z: Codes, shape `[S..., B, D]`; `z[..., b, :]` is drawn from component b.
+      components: The posteriors of the minibatch, batch shape `[B]`, event shape `[D]`.
       num_observations: N.
       method: One of `METHODS`.
 
     Returns:
-      Floating `Tensor` `[S..., B, D]`, in nats.
+      Floating `Tensor`, shape `[S..., B, D]`, in nats.
 
     Raises:
       TypeError: See `minibatch_log_prob`.
-      ValueError: Likewise, and if events are not vectors.
-      NotImplementedError: If the components' marginals have no closed form here; they are known
-        for Gaussians, `tfd.Independent` over one dimension and `tfd.Dirichlet`.
+      ValueError: See `minibatch_log_prob`, or if events are not vectors.
+      NotImplementedError: If the marginals of the components are not implemented. They are for
+        Gaussians, `tfd.Independent` over one dimension and `tfd.Dirichlet`.
     """
     components, z = _checked_codes(z, components)
     log_weights = _log_weights(components, num_observations, method)[:, tf.newaxis]  # [B, 1, B]
@@ -131,7 +130,7 @@ def minibatch_marginal_log_prob(
 
 
 def mutual_information_ceiling(method: str, batch_size: int, num_observations: int) -> float:
-    """Returns what no minibatch estimate of the index-code mutual information can exceed.
+    """Returns the ceiling of minibatch estimates of the index-code mutual information.
 
     Args:
       method: One of `METHODS`; see `minibatch_log_prob`.
@@ -142,8 +141,8 @@ def mutual_information_ceiling(method: str, batch_size: int, num_observations: i
       log N, log B or log(N B), in nats.
 
     Raises:
-      TypeError: If a size is no integer.
-      ValueError: If there is no such method, or the sizes do not suit it.
+      TypeError: If a size is not an integer.
+      ValueError: If the method is unknown, or the sizes are not valid for it.
     """
     batch_size = checked_integer("batch_size", batch_size, 1)
     num_observations = _checked_sizes(method, batch_size, num_observations)
@@ -153,16 +152,16 @@ def mutual_information_ceiling(method: str, batch_size: int, num_observations: i
 
 
 def checked_posteriors(components: Any) -> tfd.Distribution:
-    """Checks that a distribution is a batch of posteriors, one an observation.
+    """Checks that a distribution is a batch of posteriors, one per observation.
 
     Args:
-      components: What should be one.
+      components: The distribution.
 
     Returns:
-      The distribution, unwrapped, its parameters in float32 or wider.
+      The unwrapped distribution with parameters in float32 or wider.
 
     Raises:
-      TypeError: If it is no distribution over single tensors that declares its parameters.
+      TypeError: If it is not a distribution over single tensors that declares its parameters.
       ValueError: If its batch shape is not `[B]`.
     """
     components = components_lib.prepare(components, "components")
@@ -175,7 +174,7 @@ def checked_posteriors(components: Any) -> tfd.Distribution:
 
 
 def _checked_codes(z: Any, components: Any) -> tuple[tfd.Distribution, tf.Tensor]:
-    """The components, and z `[S..., B, E...]` in their dtype."""
+    """Checks the components and z; returns both, z `[S..., B, E...]` cast to their dtype."""
     components = checked_posteriors(components)
     arrays.reject_missing("z", z)
     if getattr(z, "dtype", None) in (tf.float16, tf.bfloat16):
@@ -194,7 +193,7 @@ def _checked_codes(z: Any, components: Any) -> tuple[tfd.Distribution, tf.Tensor
 
 
 def _checked_sizes(method: str, batch_size: int | None, num_observations: Any) -> int:
-    """N, once it is known to suit the method and B (None if unknown)."""
+    """Checks N against the method and B (None if unknown) and returns N."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     stratified = method in ("mss", "partially_stratified")
@@ -213,7 +212,7 @@ def _checked_sizes(method: str, batch_size: int | None, num_observations: Any) -
 
 
 def _log_weights(components: tfd.Distribution, num_observations: Any, method: str) -> tf.Tensor:
-    """log w_bb', shape `[B, B]`, in the dtype of the components' densities."""
+    """Returns log w_bb', shape `[B, B]`, in the dtype of the components' densities."""
     num_observations = _checked_sizes(method, components.batch_shape[0], num_observations)
     dtype = components_lib.dtype_of(components)
     batch_size = components_lib.num_components(components)
@@ -228,7 +227,7 @@ def _log_weights(components: tfd.Distribution, num_observations: Any, method: st
     column = tf.range(batch_size)
     row = column[:, tf.newaxis]
     if method == "mss":
-        # The whole row sums to one: 1/N + (M-1)/M + (N-M)/(N M).
+        # The weights of a row sum to one: 1/N + (M-1)/M + (N-M)/(N M).
         last = tf.math.log(tf.cast(num_observations + 1, dtype) - size) - log_n - log_others
         rest = tf.where(column == (row + 1) % batch_size, last, -log_others)
     else:

@@ -1,4 +1,4 @@
-"""Index-code mutual information and aggregate entropy, estimated from minibatches."""
+"""Estimates index-code mutual information and aggregate entropy from minibatches."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ tfd = tfp.distributions
 
 @dataclasses.dataclass(frozen=True)
 class MinibatchInformation(Result):
-    """Index-code mutual information and aggregate entropy, estimated from minibatches.
+    """Minibatch estimates of index-code mutual information and aggregate entropy, in nats.
 
-    The standard errors are those of the estimates about their own expectations; they do not
-    contain the bias that `minibatch_log_prob` states for each method.
+    The standard errors refer to the expectations of the estimates. They do not contain the bias of
+    each method, which is stated by `minibatch_log_prob`.
 
     Attributes:
-      mutual_information: Estimate of I(n; z), in nats.
-      aggregate_entropy: Estimate of H[q(z)] = -E_q(z)[log q(z)], from the same draws: the mutual
-        information plus the average entropy of q(z|x_n), and of the same bias.
-      ceiling: What `mutual_information` cannot exceed: log N, log B or log(N B). The entropy
-        cannot exceed it by more than the average entropy of q(z|x_n).
+      mutual_information: Estimate of I(n; z).
+      aggregate_entropy: Estimate of H[q(z)] = -E_q(z)[log q(z)] from the same draws: the mutual
+        information plus the average entropy of q(z|x_n), with the same bias.
+      ceiling: The ceiling of `mutual_information`: log N, log B or log(N B). The ceiling of the
+        entropy is larger by the average entropy of q(z|x_n).
       method: How log q(z) was estimated; see `minibatch_log_prob`.
       num_observations: N.
       batch_size: B.
       num_batches: Number of independent minibatches.
-      seed: The seed of minibatches and draws.
+      seed: Seed of the minibatches and draws.
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("at_ceiling",)
@@ -62,7 +62,7 @@ class MinibatchInformation(Result):
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the mutual information has come to its ceiling; see `Bound.at_ceiling`."""
+        """Whether the mutual information has reached its ceiling; see `Bound.at_ceiling`."""
         return at_ceiling(self.mutual_information, self.ceiling)
 
     def _title(self) -> list[str]:
@@ -86,30 +86,33 @@ def minibatch_mutual_information(
     num_samples: int = 1,
     seed: Any = 0,
 ) -> MinibatchInformation:
-    """Estimates I(n; z) and H[q(z)] from random minibatches, as a training loop sees them.
+    """Estimates I(n; z) and H[q(z)] from random minibatches, as in a training loop.
 
-    The estimates are biased as `minibatch_log_prob` states. To measure the quantities take
-    `elbo_surgery` or `AggregatePosterior`, which are exact in log q(z); this function shows what a
-    minibatch estimator makes of the same posteriors. The minibatches are independent of one
-    another, each drawn uniformly without replacement; the standard errors are those of the mean
-    over minibatches. A warning is given where the mutual information sits at its ceiling
-    (`MinibatchInformation.at_ceiling`): more information would not have changed it.
+    Use it to study minibatch estimators: the estimates have the biases stated by
+    `minibatch_log_prob`. To measure the quantities, use `elbo_surgery` or `AggregatePosterior`,
+    which are exact in log q(z). The minibatches are independent of one another, each drawn
+    uniformly without replacement. Standard errors are those of the mean over minibatches.
 
     Args:
-      aggregate_posterior: q(z) of the whole data set, batch `[]`, of equal weights.
+      aggregate_posterior: q(z) of the whole data set, batch shape `[]`, equal weights.
       batch_size: B.
       method: One of `METHODS`.
       num_batches: Number of minibatches, at least 2.
-      num_samples: Draws of z an observation of a minibatch.
+      num_samples: Number of draws of z per observation of a minibatch.
       seed: Integer in [0, 2**31), or a pair of int32.
 
     Returns:
       `MinibatchInformation`.
 
     Raises:
-      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or a number no integer.
-      ValueError: If it is batched or weighted, a number is out of range, there is no such method,
-        or the posteriors give NaN.
+      TypeError: If `aggregate_posterior` is not an `AggregatePosterior`, or a number is not an
+        integer.
+      ValueError: If `aggregate_posterior` is batched or weighted, a number is out of range, the
+        method is unknown, or a log density of the posteriors is not finite.
+
+    Warns:
+      UserWarning: If the mutual information is at its ceiling, where it would not change with more
+        information (`MinibatchInformation.at_ceiling`).
     """
     check_aggregate_posterior(aggregate_posterior)
     batch_size = checked_integer("batch_size", batch_size, 1)
@@ -138,7 +141,7 @@ def minibatch_mutual_information(
     )
     rng = seeds.generator(seed, "minibatch_mutual_information/batches")
     key = seeds.key(seed, "minibatch_mutual_information/codes")
-    means = np.empty([num_batches, 4])  # the two estimates, and what they round with
+    means = np.empty([num_batches, 4])  # two estimates, then magnitudes for their rounding errors
     for number in range(num_batches):
         indices = rng.choice(num_observations, size=batch_size, replace=False)
         step_seed = seeds.fold_in(key, number)
@@ -160,7 +163,7 @@ def minibatch_mutual_information(
     result = MinibatchInformation(
         information, entropy, ceiling, method, num_observations, batch_size, num_batches, seed
     )
-    if result.at_ceiling and method != "full":  # which is exact: the ceiling is the quantity's
+    if result.at_ceiling and method != "full":  # "full" is exact, and log N bounds I(n; z) itself
         warnings.warn(
             f'the "{method}" estimate of the index-code mutual information, {information} nats, '
             f"sits at its ceiling of {ceiling:.4f}: it says nothing of how much larger or smaller "

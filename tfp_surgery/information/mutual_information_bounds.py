@@ -1,4 +1,4 @@
-"""Bounds of the mutual information of an observation and its code, the critic log q(z|x) known."""
+"""Bounds on the mutual information of observation and code, with the known critic log q(z|x)."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ _LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class MutualInformationBounds(Result):
-    """Bounds of one mutual information from common draws, in nats; see the function.
+    """Bounds from common draws, in nats; see `mutual_information_bounds`.
 
     Attributes:
       index_code_mutual_information: I(n; z) = H[q(z)] - H[q(z|x)], over all N components.
-      info_nce: Lower bound from the batch, ceiling log B.
-      nguyen_wainwright_jordan: Lower bound with the critic 1 + log q(z|x) - log q(z), at which it
+      info_nce: Lower bound from the batch; ceiling log B.
+      nguyen_wainwright_jordan: Lower bound with the critic 1 + log q(z|x) - log q(z), for which it
         is tight.
-      leave_one_out: Upper bound from the batch without the code's own component; None where it is
+      leave_one_out: Upper bound from the batch without the code's own component; None if it is
         infinite.
       barber_agakov: Upper bound, the rate; None without a prior.
-      jensen_shannon: Lower bound of a Jensen-Shannon divergence, tight at this critic.
+      jensen_shannon: Lower bound on a Jensen-Shannon divergence, tight for this critic.
       aggregate_entropy: H[q(z)].
       conditional_entropy: H[q(z|x)], averaged over the data set.
       num_observations: N.
       batch_size: B.
       num_batches: Number of batches.
-      seed: The seed of batches and draws.
+      seed: Seed of the batches and draws.
     """
 
     _derived: ClassVar[tuple[str, ...]] = ("ceilings_reached",)
@@ -83,10 +83,10 @@ class MutualInformationBounds(Result):
     seed: Seed
 
     def impossible_values(self) -> list[str]:
-        """Sentences on bounds on the wrong side of what they bound, by many standard errors."""
+        """Describes bounds violated by many standard errors, one sentence each."""
         name, information = "Index-code mutual information", self.index_code_mutual_information
         found = consistency.negative(name, information.estimate)
-        # Nguyen-Wainwright-Jordan is left out: draws that miss rare terms put it too high.
+        # Not Nguyen-Wainwright-Jordan, which is too high if the draws miss rare terms.
         limits = [("InfoNCE", self.info_nce, name, information)]
         for limit_name, limit in (
             ("leave one out", self.leave_one_out),
@@ -104,7 +104,7 @@ class MutualInformationBounds(Result):
 
     @property
     def ceilings_reached(self) -> tuple[str, ...]:
-        """The fields whose estimate is at its ceiling; see `Bound.at_ceiling`."""
+        """The names of the fields at their ceiling; see `Bound.at_ceiling`."""
         return tuple(
             field.name
             for field in dataclasses.fields(self)
@@ -129,12 +129,12 @@ def mutual_information_bounds(
     prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
     tolerance: float | None = None,
 ) -> MutualInformationBounds:
-    r"""Bounds the mutual information of observation and code by what minibatches show of it.
+    r"""Bounds the mutual information of observation and code from minibatches.
 
-    Each batch is B distinct observations, drawn uniformly from the N, with one code
-    z_i ~ q(z|x_i) each; batches are independent. The critic is known, q_j(z) = q(z|x_j), and so
-    all bounds are numbers and not functions to be trained (Poole et al. 2019). With
-    i, j in the batch and q(z) = 1/N sum_n q_n(z):
+    Each batch has B distinct observations, drawn uniformly from the N, with one code
+    z_i ~ q(z|x_i) each; batches are independent. The optimal critic is known,
+    q_j(z) = q(z|x_j), so that no critic is trained (Poole et al. 2019). With i, j in the batch and
+    q(z) = 1/N sum_n q_n(z):
 
         index-code MI   E[log q_i(z_i) - log q(z_i)]                    unbiased, in [0, log N]
         InfoNCE         E[log q_i(z_i) - log 1/B sum_j q_j(z_i)]        lower, ceiling log B
@@ -143,56 +143,60 @@ def mutual_information_bounds(
         NWJ             E[f(n, z)] - 1/e E_q(n)q(z)[exp f(n, z)],
                         f = 1 + log q_n(z) - log q(z)              lower, tight at this critic
 
-    (InfoNCE and leave one out: Poole et al. 2019, equations 12 and 13.) `tfp.vi` computes InfoNCE,
-    NWJ and Jensen-Shannon. Its Jensen-Shannon "bound" is on E[log sigmoid(r)] +
-    E_q(n)q(z)[log sigmoid(-r)], r = log q_n(z) - log q(z), twice a divergence less log 4; what is
-    reported is the divergence, between 0 and log 2. It is not a mutual information.
+    InfoNCE and leave one out are equations 12 and 13 of Poole et al. (2019). `tfp.vi` computes
+    InfoNCE, NWJ and Jensen-Shannon. TFP's Jensen-Shannon bound is E[log sigmoid(r)] +
+    E_q(n)q(z)[log sigmoid(-r)] with r = log q_n(z) - log q(z), which is twice the divergence minus
+    log 4. The result holds the divergence itself, in [0, log 2]. It is not a mutual information.
 
-    *Which quantity.* The first is the index-code mutual information I(n; z) of these N
-    observations. Since the observations of a batch are distinct,
+    *Bounded quantity.* The first row is the index-code mutual information I(n; z) of these N
+    observations. Since the observations of a batch S are distinct,
 
-        E[InfoNCE] = E_S[I(n; z | n in S)] = I(n; z) - I(S; z)
+        E[InfoNCE] = E_S[I(n; z | n in S)] = I(n; z) - I(S; z).
 
-    for the set S of a batch: it lies below I(n; z) by what a code tells about its batch, and equals
-    it at B = N. The leave-one-out bound lies above N / (N-1) I(n; z) at every B. If the
-    observations are independent draws from a population and the encoder was not fitted to them
-    (held-out data), distinct observations are independent pairs of the population too, and
-    E[InfoNCE] <= I(X; Z) <= E[leave one out], E[rate] over data sets. I(n; z) <= I(X; Z) in that
-    sense as well: it is InfoNCE at B = N.
+    It is below I(n; z) by the information of a code about its batch, and equal at B = N. The
+    leave-one-out bound is at least N / (N-1) I(n; z) for every B. If the observations are
+    independent draws from a population and the encoder was not fitted to them (held-out data),
+    distinct observations give independent pairs of the population, and
+    E[InfoNCE] <= I(X; Z) <= E[leave one out] and E[rate], in expectation over data sets. In the
+    same sense I(n; z) <= I(X; Z), because I(n; z) is InfoNCE with B = N.
 
-    *NWJ and Jensen-Shannon* need pairs of q(n) q(z), where z's own observation occurs with
-    probability 1/N. Pairs of distinct observations alone (the off-diagonal scores, which `tfp.vi`
-    averages) exceed I(n; z) by up to one nat where posteriors do not overlap. Here own pairs have
-    the weight 1/N, which makes both unbiased; they hold for the data set and not its population.
-    The variance of NWJ grows as exp(I), and draws that miss rare large terms put it too high.
+    *NWJ and Jensen-Shannon* average over pairs from q(n) q(z), in which z meets its own observation
+    with probability 1/N. The mean over pairs of distinct observations (the off-diagonal scores that
+    `tfp.vi` averages) makes NWJ exceed I(n; z) by up to one nat if posteriors do not overlap.
+    Therefore own pairs get the weight 1/N, and both bounds are unbiased. They refer to the data
+    set, not to its population. The variance of NWJ grows as exp(I), and NWJ is too high if the
+    draws miss rare large terms.
 
-    *Ceilings.* InfoNCE cannot exceed log B, the index-code quantities log N; `ceilings_reached`
-    names those that have come within two standard errors, or one per cent, of theirs
+    *Ceilings.* InfoNCE is at most log B, and the index-code quantities are at most log N.
+    `ceilings_reached` lists the bounds within two standard errors or 1% of their ceiling
     (`Bound.at_ceiling`; McAllester and Stratos 2020).
 
-    Standard errors are those between batches: they contain the spread between observations, as
-    well as that of codes.
+    Standard errors are computed between batches, and include the spread between observations and
+    between codes.
 
     Args:
-      aggregate_posterior: q(z), batch shape `[]`, uniform weights, at least two components; its
+      aggregate_posterior: q(z), batch shape `[]`, equal weights, at least two components. Its
         components are the critic.
-      batch_size: B, from 2 to N. Scores take memory B^2.
+      batch_size: B, from 2 to N. Memory grows as B^2.
       num_batches: Number of batches, at least 2. log q(z) is evaluated over all N components at
         each of the `num_batches * batch_size` codes.
       seed: Integer in [0, 2**31), or a pair of int32.
-      prior: p(z) for the Barber-Agakov bound: a `tfd.Distribution` with batch `[]` or a callable
-        that returns one; None leaves the bound out.
-      tolerance: Bound in nats on what may be left out of log q(z); see
-        `AggregatePosterior.evaluate`. None for none. It enters the standard errors.
+      prior: p(z) for the Barber-Agakov bound: a `tfd.Distribution` with batch shape `[]`, or a
+        callable that returns one. None omits the bound.
+      tolerance: Bound in nats on the error of log q(z), included in the standard errors; see
+        `AggregatePosterior.evaluate`. None for exact values.
 
     Returns:
       `MutualInformationBounds`, from common draws.
 
     Raises:
-      TypeError: If `aggregate_posterior` is no `AggregatePosterior`, or a number no integer.
-      ValueError: If it is batched, weighted or of one component; if a number is out of range; if
-        the prior is over other codes; or if the posteriors give no finite density at their own
-        draws.
+      TypeError: If `aggregate_posterior` is not an `AggregatePosterior`, or a number is not an
+        integer.
+      ValueError: If `aggregate_posterior` is batched, weighted or has one component, if a number is
+        out of range, if the prior is over other codes, or if a log density of a draw is not finite.
+
+    Warns:
+      UserWarning: If bounds are violated by many standard errors.
 
     #### References
 
@@ -227,7 +231,7 @@ def mutual_information_bounds(
     contrasts = contrastive_bounds(posteriors, batches, z, log_aggregate.astype(np.float64))
     checked_draws("InfoNCE", contrasts["info_nce"])
 
-    left_out = tolerance or 0.0  # of log q(z)
+    left_out = tolerance or 0.0  # error bound of log q(z)
 
     def estimate(
         *terms: np.ndarray, rounding_error: float = 0.0, truncation: float = 0.0
@@ -314,7 +318,7 @@ def mutual_information_bounds(
 
 
 def _batches(num_observations: int, batch_size: int, num_batches: int, seed: Seed) -> np.ndarray:
-    """Indices of distinct observations, int32 `[K, B]`."""
+    """Draws batches of distinct observations; returns their indices, int32, shape `[K, B]`."""
     rng = seeds.generator(seed, "mutual_information_bounds/batches")
     return np.stack(
         [rng.choice(num_observations, batch_size, replace=False) for _ in range(num_batches)]
@@ -324,7 +328,17 @@ def _batches(num_observations: int, batch_size: int, num_batches: int, seed: See
 def _draw_codes(
     posteriors: tfd.Distribution, batches: np.ndarray, seed: Seed
 ) -> tuple[tf.Tensor, np.ndarray]:
-    """A code of each observation in each batch, `[K, B, *code_shape]`, and log q(z_i|x_i)."""
+    """Draws a code for each observation of each batch.
+
+    Args:
+      posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
+      batches: Indices of observations, shape `[K, B]`.
+      seed: Seed of the draws.
+
+    Returns:
+      z: Codes, shape `[K, B, *code_shape]`.
+      log_posterior: log q(z_i|x_i), shape `[K, B]`.
+    """
     key = seeds.key(seed, "mutual_information_bounds/codes")
 
     def draw(indices: tf.Tensor, number: tf.Tensor) -> Any:
@@ -340,7 +354,7 @@ def _draw_codes(
 
 
 def _checked_size(aggregate_posterior: Any) -> int:
-    """N of an aggregate posterior that the bounds apply to."""
+    """Checks that an aggregate posterior has at least two components; returns their number."""
     check_aggregate_posterior(aggregate_posterior)
     num_components = int(aggregate_posterior.num_components)
     if num_components < 2:

@@ -1,4 +1,4 @@
-"""Rate, distortion and the interval that they leave for the mutual information."""
+"""Rate-distortion bounds on the mutual information."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class RateDistortionBounds(Result):
     Attributes:
       rate: R, the average KL from posterior to prior.
       distortion: D, the negative average reconstruction.
-      data_entropy: H, or None where it is unknown.
-      lower_bound: H - D, the bound of Barber and Agakov (2003); None without H. Where it is
-        negative it says nothing.
+      data_entropy: H; None if unknown.
+      lower_bound: H - D, the bound of Barber and Agakov (2003), vacuous if negative; None without
+        H.
       upper_bound: R.
-      elbo_gap: D + R - H >= 0, the negative ELBO less the entropy of the data: how far the two
-        bounds lie apart; None without H.
+      elbo_gap: D + R - H >= 0, the negative ELBO minus the entropy of the data, which is the
+        distance of the two bounds; None without H.
     """
 
     rate: Estimate
@@ -45,16 +45,16 @@ class RateDistortionBounds(Result):
     elbo_gap: Estimate | None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Returns an interval that holds I(X; Z) with at least this confidence.
+        """Returns an interval that contains I(X; Z) with at least the given confidence.
 
-        Its ends are the outer ends of the two bounds' normal intervals of the same level: each
-        fails in (1 - level) / 2 of all cases at most.
+        Its ends are the outer ends of the normal intervals of the two bounds, each of which fails
+        with probability at most (1 - level) / 2.
 
         Args:
           level: Nominal coverage, in (0, 1).
 
         Returns:
-          The lower end, never below 0, and the upper end; NaN where a standard error is.
+          The lower end, at least 0, and the upper end; NaN if a standard error is NaN.
 
         Raises:
           ValueError: If `level` is not in (0, 1).
@@ -87,7 +87,7 @@ def rate_distortion_bounds(
     data_entropy: float | Estimate | None = None,
     discrete: bool = False,
 ) -> RateDistortionBounds:
-    r"""Bounds I(X; Z) by what a surgery knows: H - D <= I(X; Z) <= R.
+    r"""Bounds I(X; Z) by rate and distortion: H - D <= I(X; Z) <= R.
 
     With rate R = E KL(q(z|x) || p(z)) and distortion D = -E_q(x,z)[log p(x|z)] (Alemi et al. 2018,
     section 2),
@@ -95,37 +95,37 @@ def rate_distortion_bounds(
         H - D <= I(X; Z) <= R,        D + R - H = -ELBO - H >= 0,
 
     for any decoder p(x|z) and any prior p(z). The gap of the lower bound is
-    E_q(z) KL(q(x|z) || p(x|z)), that of the upper one the marginal KL. The lower bound is the one
-    of Barber and Agakov (2003), `tfp.vi.lower_bound_barber_agakov`.
+    E_q(z) KL(q(x|z) || p(x|z)), and that of the upper bound is the marginal KL. The lower bound is
+    that of Barber and Agakov (2003), `tfp.vi.lower_bound_barber_agakov`.
 
-    X has the distribution whose entropy H is. Over the data set itself that is the empirical one:
-    H = `empirical_entropy(x)`, which is log N for N distinct observations, and I(X; Z) is the
-    index-code mutual information. This holds only where the likelihood is a probability mass
-    function (a Bernoulli, a discretized logistic); beside a density, log N means nothing. For
-    continuous data H is the differential entropy of the population, seldom known, and I(X; Z) is
-    the population's; the standard errors then leave out that the data are a sample. An upper bound
-    of H in place of H makes the lower bound invalid; a lower bound of H keeps it valid.
+    H is the entropy of X. If X has the empirical distribution of the data set, H is
+    `empirical_entropy(x)`, which is log N for N distinct observations, and I(X; Z) is the
+    index-code mutual information. This requires a likelihood that is a probability mass function (a
+    Bernoulli, a discretized logistic); log N is not comparable with a density. For continuous data,
+    H is the differential entropy of the population, which is seldom known, and I(X; Z) is that of
+    the population; the standard errors then ignore that the data are a sample. A lower bound on H
+    keeps H - D a valid bound; an upper bound does not.
 
     Args:
-      elbo: The ELBO, as in `ElboSurgery.elbo` (from per-draw values: `stratified_estimate`).
+      elbo: The ELBO, as in `ElboSurgery.elbo`; `stratified_estimate` computes it from draws.
       average_reconstruction: -D, as in `ElboSurgery.average_reconstruction`.
       average_kl: R, analytic or Monte Carlo.
-      data_entropy: H in nats: a number, or an `Estimate` that is independent of the draws; None
-        where it is unknown.
-      discrete: Whether the likelihood is a probability mass function. Then H is the ceiling of the
-        lower bound.
+      data_entropy: H in nats: a number, or an `Estimate` independent of the draws; None if unknown.
+      discrete: Whether the likelihood is a probability mass function. If so, H is the ceiling of
+        the lower bound.
 
     Returns:
       `RateDistortionBounds`.
 
     Raises:
-      TypeError: If an argument is no `Estimate` (no number, for `data_entropy`).
-      ValueError: If a value is not finite; if `discrete` and H is negative, or the average
-        reconstruction is positive, as no probability's logarithm is.
+      TypeError: If an argument is not an `Estimate`, or `data_entropy` is neither an `Estimate` nor
+        a number.
+      ValueError: If a value is not finite, or if `discrete` and H is negative or the average
+        reconstruction is positive.
 
     Warns:
-      UserWarning: If D + R - H is negative beyond its error: then H is too large, is not that of
-        these data, or is that of a discrete variable beside a density.
+      UserWarning: If D + R - H is negative by many standard errors. Then H is too large, is the
+        entropy of other data, or is a discrete entropy combined with a density.
 
     #### References
 
@@ -183,24 +183,24 @@ def rate_distortion_bounds(
 
 
 def empirical_entropy(x: Any) -> float:
-    """The entropy of the empirical distribution of a data set, in nats.
+    """Returns the entropy of the empirical distribution of a data set, in nats.
 
-    It is log N where all observations are distinct; copies count as one value of X with the
-    probability of them all. The distribution is discrete: the entropy goes with likelihoods that
-    are probability mass functions.
+    It is log N if all observations are distinct. Equal observations are one value of X. The
+    distribution is discrete, so that the entropy is comparable only with likelihoods that are
+    probability mass functions.
 
     Args:
       x: The observations, array-like of shape `[N, *event_shape]`.
 
     Returns:
-      H[x] in nats, in [0, log N].
+      The entropy in nats, in [0, log N].
 
     Raises:
-      TypeError: If x is no array of numbers.
+      TypeError: If x is not an array of numbers.
       ValueError: If x is empty or not finite.
     """
     x = check_observations(x)
-    # 0 is added so that -0.0 and 0.0 have the same bytes.
+    # Adding 0 gives -0.0 and 0.0 the same bytes.
     rows = np.ascontiguousarray(x if x.dtype == np.bool_ else x + np.zeros([], x.dtype))
     counts = np.fromiter(collections.Counter(row.tobytes() for row in rows).values(), np.float64)
     return float(max(0.0, math.log(len(x)) - (counts * np.log(counts)).sum() / len(x)))
@@ -231,7 +231,7 @@ def _check_discrete(average_reconstruction: Estimate, entropy: Estimate | None) 
 
 
 def _sum(first: Estimate, second: Estimate) -> Estimate:
-    """The sum of independent estimates."""
+    """Returns the sum of two independent estimates."""
     return Estimate(
         first.value + second.value,
         math.hypot(first.standard_error, second.standard_error),

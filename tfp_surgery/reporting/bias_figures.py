@@ -11,19 +11,19 @@ from matplotlib.figure import Figure
 
 
 def minibatch_bias_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Minibatch estimates beside the exact value, a column for each method.
+    """Plots minibatch estimates against exact values, one column per method.
 
-    Above stands the estimated index-code mutual information against the exact one, a line for each
-    minibatch size with its ceiling dotted; on the diagonal there is no bias. Below stands the bias
-    of log q(z) against the minibatch size, a line for each set of posteriors. Error bars are 2
-    standard errors.
+    The upper row shows the estimated against the exact index-code mutual information, one line per
+    minibatch size with its ceiling dotted; estimates on the diagonal are unbiased. The lower row
+    shows the bias of log q(z) against the minibatch size, one line per set of posteriors. Error
+    bars are 2 standard errors.
 
     Args:
-      records: One a set of posteriors, from collapsed to separated, all with the same methods and
-        minibatch sizes: `"mutual_information"`, exact, and `"estimates"`, entries with `"method"`,
-        `"batch_size"`, `"ceiling"`, `"mutual_information"` and `"log_prob_bias"`. Quantities are
-        `Estimate.to_dict()`, in nats.
-      title: Of the figure.
+      records: One record per set of posteriors, from collapsed to separated, all with the same
+        methods and minibatch sizes. Each has the exact `"mutual_information"` and `"estimates"`,
+        entries with `"method"`, `"batch_size"`, `"ceiling"`, `"mutual_information"` and
+        `"log_prob_bias"`. Quantities are `Estimate.to_dict()`, in nats.
+      title: Title of the figure.
 
     Returns:
       The figure.

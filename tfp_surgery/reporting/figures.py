@@ -1,7 +1,7 @@
 """Figures of the terms of the ELBO, of codes and of images.
 
-The functions take arrays and records and return a `matplotlib.figure.Figure`, without the global
-state of pyplot and without a display.
+The functions return a `matplotlib.figure.Figure`. They need no display and do not use the global
+state of pyplot.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PRIOR_MASSES = (0.5, 0.9, 0.99)
 
 
 def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Index-code mutual information and marginal KL, stacked to the average KL, against log N.
+    """Plots index-code mutual information and marginal KL, stacked to the average KL, and log N.
 
     Args:
-      records: `ElboSurgery.to_dict()` with the entry `"latent_size"`, one a latent size, all of
+      records: One `ElboSurgery.to_dict()` with the entry `"latent_size"` per latent size, all of
         one data set.
-      title: Of the figure.
+      title: Title of the figure.
 
     Returns:
       The figure.
@@ -103,21 +103,21 @@ def codes_figure(
     log_prior: np.ndarray,
     title: str,
 ) -> Figure:
-    """Two-dimensional codes, the density of q(z), and where it falls short of the prior.
+    """Plots two-dimensional codes, log q(z) and log q(z) - log p(z).
 
     Args:
-      means: `[M, 2]`, means of posteriors q(z|x_n).
-      kl: `[M]`, KL(q(z|x_n) || p(z)) in nats, which colours the means.
-      grid: `[G]`, increasing positions along both axes.
-      log_aggregate: `[G, G]`, log q(z) in nats; rows go along the second axis of z.
-      log_prior: `[G, G]`, log p(z) likewise.
-      title: Of the figure.
+      means: Means of the posteriors q(z|x_n), shape `[M, 2]`.
+      kl: KL(q(z|x_n) || p(z)) in nats, shape `[M]`, shown as the colours of the means.
+      grid: Increasing positions along both axes, shape `[G]`.
+      log_aggregate: log q(z) in nats, shape `[G, G]`; rows run along the second axis of z.
+      log_prior: log p(z) in nats, likewise.
+      title: Title of the figure.
 
     Returns:
       The figure.
 
     Raises:
-      ValueError: If the shapes do not go together.
+      ValueError: If the shapes do not match.
     """
     size = len(grid)
     if means.ndim != 2 or means.shape[1] != 2 or kl.shape != means.shape[:1]:
@@ -191,12 +191,12 @@ def codes_figure(
 def reconstructions_figure(
     originals: np.ndarray, reconstructions: np.ndarray, title: str
 ) -> Figure:
-    """Observations in one row and their reconstructions below.
+    """Plots observations in one row and their reconstructions below.
 
     Args:
-      originals: `[M, height, width, channels]`, in [0, 1].
-      reconstructions: Of the same shape: means of p(x|z).
-      title: Of the figure.
+      originals: Images in [0, 1], shape `[M, height, width, channels]`.
+      reconstructions: Means of p(x|z), of the same shape.
+      title: Title of the figure.
 
     Returns:
       The figure.
@@ -219,15 +219,15 @@ def reconstructions_figure(
 
 
 def samples_figure(panels: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Decoded images, each panel from draws of another distribution of codes.
+    """Plots decoded images, one panel per distribution of codes.
 
     Args:
-      panels: By what their codes were drawn from, images `[M, height, width, channels]`: means of
-        p(x|z).
-      title: Of the figure.
+      panels: Means of p(x|z), images of shape `[M, height, width, channels]`, by the label of the
+        distribution of their codes.
+      title: Title of the figure.
 
     Returns:
-      The figure: at most four panels in a row.
+      The figure, with at most four panels in a row.
 
     Raises:
       ValueError: If the shapes are not those of images, or there are none.
@@ -247,7 +247,7 @@ def samples_figure(panels: Mapping[str, np.ndarray], title: str) -> Figure:
 
 
 def _highest_density_levels(log_density: np.ndarray) -> list[float]:
-    """Levels, increasing, above which a density on a regular grid has the stated masses."""
+    """Returns increasing log density levels whose highest-density regions have `_PRIOR_MASSES`."""
     descending = np.sort(log_density.ravel())[::-1]
     mass = np.cumsum(np.exp(descending - descending[0]))
     indices = np.searchsorted(mass / mass[-1], sorted(_PRIOR_MASSES, reverse=True))
@@ -266,7 +266,7 @@ def _show_images(axes: Axes, images: np.ndarray, columns: int, label: str) -> No
 
 
 def _image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images `[M, H, W, C]` laid out in rows of `columns`, as one image with gaps."""
+    """Arranges images `[M, H, W, C]` in rows of `columns` as one image with gaps."""
     count, height, width, channels = images.shape
     rows, gap = -(-count // columns), max(1, height // 14)
     grid = np.full(

@@ -1,4 +1,4 @@
-"""The ladder of importance-weighted bounds as a figure."""
+"""Figure of importance-weighted bounds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _SIZE_COLOR = "#d95f3b"
 
 
 def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """IW_m against m, from the ELBO at m = 1 upwards, and how many draws carry each bound.
+    """Plots the bounds IW_m (the ELBO at m = 1) and their effective sample sizes against m.
 
     Args:
-      records: Of `experiments.importance_weighting`, one an m, of one data set.
-      title: Of the figure.
+      records: Records of `experiments.importance_weighting`, one per m, of one data set.
+      title: Title of the figure.
 
     Returns:
-      The figure: bounds with two standard errors, where these are known, beside the mean and the
-      least effective sample size.
+      The figure: on the left the bounds with 2 standard errors if known, on the right the mean and
+      the smallest effective sample sizes.
 
     Raises:
-      ValueError: If there are no records, or two of one m, or they are of different data sets.
+      ValueError: If there are no records, two records of one m, or different data sets.
     """
     records = sorted(records, key=lambda record: record["num_importance_samples"])
     numbers = [record["num_importance_samples"] for record in records]
@@ -40,7 +40,7 @@ def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     bounds, sizes = figure.subplots(1, 2)
-    # matplotlib draws no bar for an error that is NaN.
+    # matplotlib draws no bar if the error is NaN.
     bounds.errorbar(
         numbers,
         values("value"),
@@ -54,7 +54,7 @@ def ladder_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
         bounds.annotate(
             f"{bound:.2f}",
             (number, bound),
-            xytext=(7, -13),  # below the line, which rises
+            xytext=(7, -13),  # below the increasing line
             textcoords="offset points",
             fontsize="small",
         )

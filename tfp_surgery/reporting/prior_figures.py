@@ -1,4 +1,4 @@
-"""The marginal KL of learned priors as a figure."""
+"""Figure of the marginal KL of learned priors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _COLORS = ("#4477aa", "#d95f3b", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#7
 
 
 def marginal_kl_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """The marginal KL on training and test data against the power of the prior.
+    """Plots the marginal KL of priors on training and test data, one row per mode.
 
     Args:
-      records: One a prior, each with `mode`, `prior`, `family`, `num_components` (None where a
-        family has none), and under `train` and `test` an `ElboSurgery.to_dict()`.
-      title: Of the figure.
+      records: One record per prior with `mode`, `prior`, `family`, `num_components` (None for
+        families without components), and `ElboSurgery.to_dict()` under `train` and `test`.
+      title: Title of the figure.
 
     Returns:
-      The figure, a row for each mode, N(0, I) (the family `standard`) in all: at the left the
-      priors that have a number of components, against that number, if it varies in any family; at
-      the right every prior, as a bar for each of the two sets.
+      The figure. On the left, it shows the marginal KL against the number of components, if that
+      varies within a family. On the right, it shows two bars per prior. N(0, I) (the family
+      `standard`) appears in all rows.
 
     Raises:
       ValueError: If there are no records.

@@ -28,15 +28,14 @@ _READING_CROSS_TERM = (
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """All latent sizes in one table, for a terminal.
+    """Returns the terms of all latent sizes as a plain text table.
 
     Args:
-      records: One a latent size: `ElboSurgery.to_dict()` of the training set with the entry
-        `"latent_size"` and, where a held-out set was carved, its `ElboSurgery.to_dict()` under
-        `"test"`.
+      records: One `ElboSurgery.to_dict()` of the training set with the entry `"latent_size"` per
+        latent size. `ElboSurgery.to_dict()` of a held-out set, if any, is under `"test"`.
 
     Returns:
-      Lines of text: the data sets, a row for each latent size and split, how to read them.
+      Text: the data sets, one row per latent size and split, a legend and warnings.
 
     Raises:
       ValueError: If there are no records.
@@ -49,13 +48,13 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_estimate(entry: Mapping[str, Any] | None) -> str:
-    """An estimate as value ± standard error, with as many digits as that allows.
+    """Formats an estimate as value ± standard error; see `Estimate`.
 
     Args:
       entry: `Estimate.to_dict()`, or None.
 
     Returns:
-      The text, or a dash where there is no such quantity.
+      The text, or a dash if there is no estimate.
     """
     if entry is None:
         return "-"
@@ -66,7 +65,7 @@ def format_estimate(entry: Mapping[str, Any] | None) -> str:
 
 
 def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the surgeries of some records warn of, a line each, the model and split first."""
+    """Returns the warnings of all records, one line each, with latent size and split."""
     return [
         f"WARNING, D = {record['latent_size']}, {split}: {sentence}"
         for record in records
@@ -83,7 +82,7 @@ def _splits(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The header and a row for each latent size and split."""
+    """Returns the header and one row per latent size and split."""
     if not records:
         raise ValueError("a table needs at least one record.")
     held_out = any("test" in _splits(record) for record in records)
@@ -103,7 +102,7 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _data_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each data set once."""
+    """Returns the descriptions of the data sets without duplicates."""
     return list(
         dict.fromkeys(surgery["data"] for record in records for surgery in _splits(record).values())
     )
