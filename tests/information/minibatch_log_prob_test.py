@@ -38,17 +38,17 @@ def posteriors(loc: np.ndarray, scale: np.ndarray) -> tfd.Distribution:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_the_weighted_sum(method: str, case: str) -> None:
-    size, dataset_size, dim = 6, 6 if method == "full" else 50, 3
+    size, num_observations, dim = 6, 6 if method == "full" else 50, 3
     loc, scale = gaussian_case(case, size, dim)
     z = loc + scale * np.random.default_rng(1).standard_normal((2, 4, size, dim))
-    weights = np.log(weights_of(method, size, dataset_size))
+    weights = np.log(weights_of(method, size, num_observations))
     every = stats.norm.logpdf(z[..., :, np.newaxis, :], loc, scale)  # [2, 4, B, B, D]
-    found = minibatch_log_prob(z, posteriors(loc, scale), dataset_size, method)
+    found = minibatch_log_prob(z, posteriors(loc, scale), num_observations, method)
     assert found.dtype == tf.float64
     np.testing.assert_allclose(
         found, special.logsumexp(every.sum(axis=-1) + weights, axis=-1), rtol=1e-12, atol=1e-12
     )
-    marginal = minibatch_marginal_log_prob(z, posteriors(loc, scale), dataset_size, method)
+    marginal = minibatch_marginal_log_prob(z, posteriors(loc, scale), num_observations, method)
     np.testing.assert_allclose(
         marginal,
         special.logsumexp(every + weights[..., np.newaxis], axis=-2),
@@ -222,17 +222,17 @@ def test_the_bias_of_the_minibatch_as_data_set_falls_with_its_size() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_separated_posteriors_reach_the_ceiling_and_none_exceed_it(method: str) -> None:
-    size, dataset_size = 16, 16 if method == "full" else 60000
+    size, num_observations = 16, 16 if method == "full" else 60000
     ceiling = {
         "batch": math.log(16),
         "mws": math.log(16 * 60000),
         "full": math.log(16),
     }.get(method, math.log(60000))
-    assert mutual_information_ceiling(method, size, dataset_size) == pytest.approx(ceiling)
+    assert mutual_information_ceiling(method, size, num_observations) == pytest.approx(ceiling)
     for case in CASES:
         components = posteriors(*gaussian_case(case, size, 4))
         z = components.sample(10, seed=(1, 2))
-        ratio = components.log_prob(z) - minibatch_log_prob(z, components, dataset_size, method)
+        ratio = components.log_prob(z) - minibatch_log_prob(z, components, num_observations, method)
         assert np.all(ratio.numpy() < ceiling + 1e-9)
         if case == "separated":
             np.testing.assert_allclose(ratio, np.full([10, size], ceiling), atol=1e-9)
@@ -245,7 +245,7 @@ def test_separated_posteriors_reach_the_ceiling_and_none_exceed_it(method: str) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_have_their_closed_form(method: str) -> None:
-    size, dataset_size = 5, 5 if method == "full" else 40
+    size, num_observations = 5, 5 if method == "full" else 40
     loc, scale = gaussian_case("overlapping", size, 2)
     z = loc + scale * np.random.default_rng(3).standard_normal((3, size, 2))
     upstream = np.random.default_rng(4).standard_normal((3, size))
@@ -253,12 +253,12 @@ def test_gradients_have_their_closed_form(method: str) -> None:
     with tf.GradientTape() as tape:
         tape.watch(variables)
         components = posteriors(variables[1], variables[2])
-        log_prob = minibatch_log_prob(variables[0], components, dataset_size, method)
+        log_prob = minibatch_log_prob(variables[0], components, num_observations, method)
         loss = tf.reduce_sum(upstream * log_prob)
     found = tape.gradient(loss, variables)
     difference = (z[..., :, np.newaxis, :] - loc) / scale  # [S, B, B, D]
     every = stats.norm.logpdf(difference).sum(-1) - np.log(scale).sum(-1)
-    shares = special.softmax(every + np.log(weights_of(method, size, dataset_size)), axis=-1)
+    shares = special.softmax(every + np.log(weights_of(method, size, num_observations)), axis=-1)
     shares = (upstream[..., np.newaxis] * shares)[..., np.newaxis]
     expected = [
         (-shares * difference / scale).sum(axis=-2),
@@ -325,22 +325,26 @@ def test_half_precision_is_widened() -> None:
     ("change", "error", "message"),
     [
         ({"method": "stratified"}, ValueError, "method must be one of full, batch"),
-        ({"dataset_size": 2}, ValueError, "minibatch of 4 exceeds dataset_size = 2"),
-        ({"dataset_size": 10.0}, TypeError, "dataset_size must be an integer"),
-        ({"dataset_size": 0, "method": "batch"}, ValueError, "dataset_size must be at least 1"),
+        ({"num_observations": 2}, ValueError, "minibatch of 4 exceeds num_observations = 2"),
+        ({"num_observations": 10.0}, TypeError, "num_observations must be an integer"),
+        (
+            {"num_observations": 0, "method": "batch"},
+            ValueError,
+            "num_observations must be at least 1",
+        ),
         ({"method": "full"}, ValueError, "all N = 10 observations, got a minibatch of 4"),
         ({"z": np.zeros([3, 2])}, ValueError, r"\(3, 2\) does not end in \(4, 2\)"),
         ({"z": np.zeros([4])}, ValueError, "does not end in"),
         (
-            {"components_distribution": tfd.MultivariateNormalDiag(np.zeros(2))},
+            {"components": tfd.MultivariateNormalDiag(np.zeros(2))},
             ValueError,
             "batch of posteriors",
         ),
-        ({"components_distribution": np.zeros([4, 2])}, TypeError, "must be a tfd.Distribution"),
+        ({"components": np.zeros([4, 2])}, TypeError, "must be a tfd.Distribution"),
         (
             {
                 "z": np.zeros([1, 2]),
-                "components_distribution": tfd.MultivariateNormalDiag(np.zeros([1, 2])),
+                "components": tfd.MultivariateNormalDiag(np.zeros([1, 2])),
             },
             ValueError,
             '"mss" needs a larger minibatch',
@@ -353,8 +357,8 @@ def test_wrong_input_is_refused(
 ) -> None:
     arguments = {
         "z": np.zeros([4, 2]),
-        "components_distribution": tfd.MultivariateNormalDiag(np.zeros([4, 2]), np.ones([4, 2])),
-        "dataset_size": 10,
+        "components": tfd.MultivariateNormalDiag(np.zeros([4, 2]), np.ones([4, 2])),
+        "num_observations": 10,
         "method": "mss",
     }
     with pytest.raises(error, match=message):

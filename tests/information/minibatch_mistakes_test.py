@@ -41,17 +41,19 @@ def dimension_log_densities(z: np.ndarray, loc: np.ndarray, scale: np.ndarray) -
     return densities
 
 
-def misplaced(every: np.ndarray, dataset_size: int) -> tuple[np.ndarray, np.ndarray]:
+def misplaced(every: np.ndarray, num_observations: int) -> tuple[np.ndarray, np.ndarray]:
     """log q(z_b) and sum_j log q(z_bj) with misplaced weights."""
-    weights = np.log(misplaced_weights(len(every), dataset_size))
+    weights = np.log(misplaced_weights(len(every), num_observations))
     joint = special.logsumexp(every.sum(axis=-1) + weights, axis=-1)
     product = special.logsumexp(every + weights[..., np.newaxis], axis=1).sum(axis=-1)
     return joint, product
 
 
-def weighted_by_dimension(every: np.ndarray, dataset_size: int) -> tuple[np.ndarray, np.ndarray]:
+def weighted_by_dimension(
+    every: np.ndarray, num_observations: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Likewise, with the weight added to every dimension before the sum over dimensions."""
-    every = every + np.log(misplaced_weights(len(every), dataset_size))[..., np.newaxis]
+    every = every + np.log(misplaced_weights(len(every), num_observations))[..., np.newaxis]
     joint = special.logsumexp(every.sum(axis=-1), axis=-1)
     product = special.logsumexp(every, axis=1).sum(axis=-1)
     return joint, product
@@ -76,39 +78,39 @@ def over_batches(values: list[float]) -> Estimate:
 
 def test_misplaced_weights_cap_the_information_below_its_value() -> None:
     """Posteriors that do not overlap: I(n; z) = log N = 11.00, and log(B - 1) = 4.14 is found."""
-    size, dataset_size = 64, 60000
+    size, num_observations = 64, 60000
     loc, scale = gaussian_case("separated", size, 2)
     z = loc + scale * np.random.default_rng(0).standard_normal(loc.shape)
     every = dimension_log_densities(z, loc, scale)
     own = own_log_density(every)
-    wrong = own - misplaced(every, dataset_size)[0]
+    wrong = own - misplaced(every, num_observations)[0]
     # All but two of the B observations have the weight 1/(B-1).
     np.testing.assert_allclose(np.median(wrong), math.log(size - 1), atol=1e-9)
     assert wrong.mean() < math.log(size - 1) + 0.12
     for method in ("mss", "partially_stratified"):
         right = own - minibatch_log_prob(
-            z, tfd.MultivariateNormalDiag(loc, scale), dataset_size, method
+            z, tfd.MultivariateNormalDiag(loc, scale), num_observations, method
         )
-        np.testing.assert_allclose(right, np.full(size, math.log(dataset_size)), atol=1e-9)
+        np.testing.assert_allclose(right, np.full(size, math.log(num_observations)), atol=1e-9)
 
 
 def test_a_weight_for_each_dimension_leaves_the_sum_right_and_the_terms_wrong() -> None:
     """D = 10, no overlap: I(n; z) = log N = 11.00; D log(B - 1) = 41.43 is found at B = 64."""
-    size, dataset_size, dim = 64, 60000, 10
+    size, num_observations, dim = 64, 60000, 10
     loc, scale = gaussian_case("separated", size, dim)
     z = loc + scale * np.random.default_rng(0).standard_normal(loc.shape)
     every = dimension_log_densities(z, loc, scale)
     own = own_log_density(every)
-    joint, product = weighted_by_dimension(every, dataset_size)
+    joint, product = weighted_by_dimension(every, num_observations)
     information, total_correlation = own - joint, joint - product
     assert np.median(information) == pytest.approx(dim * math.log(size - 1))
-    assert information.mean() > 3 * math.log(dataset_size)
+    assert information.mean() > 3 * math.log(num_observations)
     # The sum of both does not know: the weights cancel in it.
-    sound = own - misplaced(every, dataset_size)[1]
+    sound = own - misplaced(every, num_observations)[1]
     np.testing.assert_allclose(information + total_correlation, sound, rtol=1e-10)
     components = tfd.MultivariateNormalDiag(loc, scale)
-    right = own - minibatch_log_prob(z, components, dataset_size)
-    np.testing.assert_allclose(right, np.full(size, math.log(dataset_size)), atol=1e-9)
+    right = own - minibatch_log_prob(z, components, num_observations)
+    np.testing.assert_allclose(right, np.full(size, math.log(num_observations)), atol=1e-9)
 
 
 def test_the_minibatch_as_data_set_saturates() -> None:
@@ -127,17 +129,17 @@ def test_the_minibatch_as_data_set_saturates() -> None:
 
 def test_mws_overestimates_total_correlation_where_posteriors_coincide() -> None:
     """I(n; z) = TC = 0, and log N and (D - 1) log N are found."""
-    size, dataset_size, dim = 64, 60000, 10
+    size, num_observations, dim = 64, 60000, 10
     components = tfd.MultivariateNormalDiag(*gaussian_case("collapsed", size, dim))
     z = components.sample(seed=(1, 2))
     for method, information, correlation in (
-        ("mws", math.log(dataset_size), (dim - 1) * math.log(dataset_size)),
+        ("mws", math.log(num_observations), (dim - 1) * math.log(num_observations)),
         ("mss", 0.0, 0.0),
         ("partially_stratified", 0.0, 0.0),
         ("batch", 0.0, 0.0),
     ):
-        joint = minibatch_log_prob(z, components, dataset_size, method)
-        marginals = minibatch_marginal_log_prob(z, components, dataset_size, method)
+        joint = minibatch_log_prob(z, components, num_observations, method)
+        marginals = minibatch_marginal_log_prob(z, components, num_observations, method)
         found = components.log_prob(z) - joint, joint - marginals.numpy().sum(axis=-1)
         np.testing.assert_allclose(found[0], np.full(size, information), atol=1e-9)
         np.testing.assert_allclose(found[1], np.full(size, correlation), atol=1e-9)

@@ -13,38 +13,38 @@ from tests.testing.oracles import gaussian_case
 NUM = 5  # small enough to look at every ordered minibatch
 
 
-def weights_of(method: str, batch_size: int, dataset_size: int) -> np.ndarray:
+def weights_of(method: str, batch_size: int, num_observations: int) -> np.ndarray:
     """The weights `[B, B]` written out entry by entry."""
     weights = np.empty((batch_size, batch_size))
     others = batch_size - 1
     for row, column in np.ndindex(weights.shape):
         if method == "full":
-            weight = 1 / dataset_size
+            weight = 1 / num_observations
         elif method == "batch":
             weight = 1 / batch_size
         elif method == "mws":
-            weight = 1 / (dataset_size * batch_size)
+            weight = 1 / (num_observations * batch_size)
         elif column == row:
-            weight = 1 / dataset_size
+            weight = 1 / num_observations
         elif method == "partially_stratified":
-            weight = (dataset_size - 1) / (dataset_size * others)
+            weight = (num_observations - 1) / (num_observations * others)
         elif column == (row + 1) % batch_size:
-            weight = (dataset_size - others) / (dataset_size * others)
+            weight = (num_observations - others) / (num_observations * others)
         else:
             weight = 1 / others
         weights[row, column] = weight
     return weights
 
 
-def misplaced_weights(batch_size: int, dataset_size: int) -> np.ndarray:
+def misplaced_weights(batch_size: int, num_observations: int) -> np.ndarray:
     """The published mistake: a stride of B, and not B + 1, through the flattened `[B, B]` matrix.
 
     What was meant for the diagonal lands in column 0, what was meant beside it in column 1.
     """
     others = batch_size - 1
-    last = (dataset_size - others) / (dataset_size * others)
+    last = (num_observations - others) / (num_observations * others)
     flat = np.full(batch_size * batch_size, 1 / others)
-    flat[0::batch_size] = 1 / dataset_size
+    flat[0::batch_size] = 1 / num_observations
     flat[1::batch_size] = last
     weights = flat.reshape(batch_size, batch_size)
     weights[batch_size - 2, 0] = last
