@@ -31,7 +31,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values.
 
-        Estimates become dicts, arrays become nested lists, and NaN and infinity become None.
+        Estimates become `{"value", "standard_error"}`, arrays nested lists, NaN and infinity None.
         """
         names = [field.name for field in dataclasses.fields(self)] + [*self._derived]
         return {name: plain(getattr(self, name)) for name in names}
