@@ -36,7 +36,7 @@ class Dataset:
 
     An intensity p in [0, 1] becomes, by binarization,
 
-    * `"stochastic"`: a Bernoulli(p) draw, drawn anew in every epoch of `batches`.
+    * `"stochastic"`: a Bernoulli(p) draw, redrawn in every epoch of `batches`.
     * `"fixed"`: a Bernoulli(p) draw, drawn once from `seed` and `split`.
     * `"threshold"`: 1 if p > 0.5, else 0.
     * `"none"`: p itself, for real-valued likelihoods.

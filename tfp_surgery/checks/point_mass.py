@@ -1,7 +1,7 @@
 """Checks that posterior and prior are both probability masses or both densities.
 
 TFP's `log_prob` is the logarithm of either, and the two have no common unit. The KL from a
-posterior with point masses to a prior with a density is infinite, although the difference of their
+posterior with point masses to a prior with a density is infinite, even if the difference of their
 `log_prob`s is finite.
 """
 

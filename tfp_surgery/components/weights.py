@@ -98,8 +98,8 @@ def sample_index(
     Args:
       weights: See `log_weights`.
       components: Distribution with batch shape `[B..., N]`.
-      n: The number of draws.
-      seed: A TFP seed.
+      n: Number of draws.
+      seed: TFP seed.
 
     Returns:
       int32 `Tensor`, shape `[B..., n]`.

@@ -226,7 +226,7 @@ def independent_gaussians(posteriors: Any) -> tfd.Distribution:
       posteriors: The posteriors.
 
     Returns:
-      An equal `tfd.MultivariateNormalDiag`, or `tfd.Normal` for scalars.
+      The same distributions as `tfd.MultivariateNormalDiag`, or `tfd.Normal` for scalars.
 
     Raises:
       TypeError: If the posteriors are not Gaussians with independent dimensions.

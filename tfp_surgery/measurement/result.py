@@ -31,7 +31,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values.
 
-        Estimates become dicts, arrays become nested lists, and NaN and infinity become None.
+        Estimates become `{"value", "standard_error"}`, arrays nested lists, NaN and infinity None.
         """
         names = [field.name for field in dataclasses.fields(self)] + [*self._derived]
         return {name: plain(getattr(self, name)) for name in names}
@@ -61,12 +61,12 @@ def aligned_rows(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -
     """Returns the lines of a table: words aligned at the left, numbers at the decimal point.
 
     Args:
-      rows: Cells of each row, of as many cells each; a number may have words behind it, as an
-        `Estimate` has. Rows with None are left out.
-      header: The name of each column, for a table with a rule below; none for one without.
+      rows: Cells of each row, the same number in all rows. A number may be followed by words, as in
+        an `Estimate`. Rows with None are skipped.
+      header: Names of the columns, printed above a rule; empty for a table without header.
 
     Returns:
-      The lines, indented.
+      The indented lines.
     """
     texts = [[str(cell) for cell in row] for row in rows if not any(cell is None for cell in row)]
     columns = []

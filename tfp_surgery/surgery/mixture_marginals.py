@@ -47,9 +47,10 @@ def as_mixture(prior: tfd.Distribution) -> AggregatePosterior | None:
       prior: Distribution with batch shape `[]` and event shape `[D]`.
 
     Returns:
-      An equal `AggregatePosterior`: with the same components if the prior is a mixture
-      (`tfd.MixtureSameFamily` or `AggregatePosterior`), with one component if it is Gaussian, or
-      `tfd.Independent` or `tfd.Sample` over scalars. None if the marginals are not known.
+      The same distribution as an `AggregatePosterior`: with the components of the prior if it is a
+      mixture (`tfd.MixtureSameFamily` or `AggregatePosterior`), with one component if it is
+      Gaussian, or `tfd.Independent` or `tfd.Sample` over scalars. None if the marginals are not
+      known.
     """
     if isinstance(prior, AggregatePosterior):
         mixture = prior
