@@ -135,14 +135,14 @@ class _Fitted:
     Attributes:
       prior: p(z).
       num_parameters: of p(z) alone.
-      layer: what builds p(z), if anything does.
+      vae: the model with the layer that builds p(z), if one was fitted.
       report: of the fit, if there was one, in types that JSON knows.
       own_components: see `audit.audit`.
     """
 
     prior: tfd.Distribution
     num_parameters: int
-    layer: Prior | None = None
+    vae: VAE | None = None
     report: dict[str, Any] | None = None
     own_components: Any = None
 
@@ -188,11 +188,9 @@ class _PriorsOfSize:
             fitted = self._fitted(name, model)
             seconds = time.monotonic() - start
         folder = self._folder / _file_name(mode, name)
-        if fitted.layer is not None:
-            saved = VAE(model.vae.encoder, model.vae.decoder, fitted.layer, seed=self._config.seed)
-            saved.build((None, *self._evaluation.train.event_shape))
+        if fitted.vae is not None:
             with replaced_when_whole(folder / "model.keras") as unfinished:
-                saved.save(unfinished)
+                fitted.vae.save(unfinished)
         images = audit.decoded_samples(model.vae, fitted.prior, self._config.seed)
         with (
             replaced_when_whole(folder / "samples.npy") as unfinished,
@@ -243,6 +241,8 @@ class _PriorsOfSize:
         x = self._evaluation.train.observations()[fitted_to]
         keras.utils.set_random_seed(seed)  # the layer's first weights
         layer = families.build(name, Ingredients(model.vae.encoder, self._latent_size, x, seed))
+        vae = VAE(model.vae.encoder, model.vae.decoder, layer, seed=seed)
+        vae.build((None, *x.shape[1:]))  # checks the model before it is fitted
         settings = FAMILIES[name.family].fit
         report = fit_prior(
             audit.part_of(model.train, fitted_to),
@@ -255,7 +255,7 @@ class _PriorsOfSize:
             seed=seed,
         )
         return _Fitted(
-            layer(), _num_parameters(layer), layer, report.to_dict(), self._own_components(layer)
+            layer(), _num_parameters(layer), vae, report.to_dict(), self._own_components(layer)
         )
 
     def _own_components(self, layer: Any) -> Any:
