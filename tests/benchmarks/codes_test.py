@@ -55,7 +55,7 @@ def test_an_image_moves_with_zeros_at_the_edges() -> None:
 
 def test_the_posteriors_of_shifted_images_are_written(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.keras"
-    images = np.random.default_rng(0).uniform(size=(20, 4, 4, 1)).astype(np.float32)
+    images = np.random.default_rng(0).integers(2, size=(20, 4, 4, 1)).astype(np.float32)
     vae = tfs.VAE(
         tfs.networks.MLPEncoder(latent_size=2, hidden_sizes=[3]),
         tfs.networks.MLPDecoder(event_shape=(4, 4, 1), hidden_sizes=[3]),

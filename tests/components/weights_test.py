@@ -27,6 +27,20 @@ def test_what_remains_without_one_component() -> None:
     np.testing.assert_allclose(np.exp(remaining), [[0.25, 0.75], [1.0, 1.0]], rtol=1e-14)
 
 
+@pytest.mark.parametrize("given", [None, [1.0, 0.0, 3.0]])
+def test_indices_are_drawn_by_weight(given: list[float] | None) -> None:
+    num = 20000
+    chosen = None if given is None else tf.constant(given, tf.float64)
+    index = weights.sample_index(chosen, COMPONENTS, tf.constant(num), seed=(1, 2))
+    assert index.shape == (2, num)
+    assert index.dtype == tf.int32
+    expected = np.full(3, 1 / 3) if given is None else np.array(given) / 4
+    error = np.sqrt(expected * (1 - expected) / num)
+    for row in index.numpy():
+        assert np.all(np.abs(np.bincount(row, minlength=3) / num - expected) <= 4.5 * error)
+    assert np.any(index[0] != index[1])
+
+
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights.check_shape(tf.TensorShape([3]), COMPONENTS.batch_shape)
     with pytest.raises(ValueError, match=r"weights of shape \(2,\).*\(2, 3\)"):

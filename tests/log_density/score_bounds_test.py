@@ -137,9 +137,20 @@ def test_what_passes_is_visited_once(num: int) -> None:
 
 
 @pytest.mark.parametrize("num", [1, 64, 65, 5000])
-def test_running_counts_are_cumulative_sums(num: int) -> None:
-    x = np.random.default_rng(0).integers(0, 2, size=num).astype(np.float32)
-    np.testing.assert_array_equal(score_bounds._running_count(tf.constant(x)), np.cumsum(x))
+def test_a_list_grows_in_order(num: int) -> None:
+    rng = np.random.default_rng(0)
+    first, mask = (rng.integers(0, 2, size=num).astype(bool) for _ in range(2))
+    index = rng.permutation(num).astype(np.int32)
+    longer, places = score_bounds.append(
+        score_bounds.listed(tf.constant(first)), tf.constant(index), tf.constant(mask)
+    )
+    expected = np.concatenate([np.flatnonzero(first), index[mask]])
+    room = len(longer.index) - 1  # a list holds at most N components and a tile
+    assert int(longer.count) == len(expected)
+    np.testing.assert_array_equal(longer.index[: len(expected)][:room], expected[:room])
+    np.testing.assert_array_equal(
+        places.numpy()[mask], np.arange(first.sum(), len(expected), dtype=np.int32)
+    )
 
 
 def test_the_cut_leaves_about_a_tile() -> None:
@@ -147,7 +158,8 @@ def test_the_cut_leaves_about_a_tile() -> None:
     for spread in (1e-2, 1.0, 1e6):
         bounds = tf.constant(-spread * rng.uniform(size=60000), tf.float32)
         near = np.sum(bounds >= score_bounds.cut_near(bounds))
-        assert score_bounds._TILE / 4 < near < 2 * score_bounds._TILE
+        tile = len(score_bounds.first_tile(score_bounds.listed(bounds >= -np.inf)))
+        assert tile / 4 < near < 2 * tile
     odd = tf.constant([-np.inf, np.nan, 0.0] * 10000, tf.float32)
     assert np.isfinite(score_bounds.cut_near(odd))
 

@@ -1,9 +1,9 @@
-"""The parameter tensors of a batch of distributions: broadcast, gather, join.
+"""Operations on a batch of distributions by its parameter tensors: broadcast, gather, join.
 
-A batch of N posteriors is handled as the list of its parameter tensors ("leaves"), each carrying
-the full batch shape on the left, so that components can be picked, joined and differentiated
-without knowing which distribution they belong to. The traversal is TFP's own
-(`parameter_properties`), so any distribution or bijector that declares its parameters works.
+A batch of N posteriors is a list of parameter tensors ("leaves") with the full batch shape on the
+left. Components can thus be picked, joined and differentiated whatever their distribution. Leaves
+are found through TFP's `parameter_properties`, which works for every distribution or bijector that
+declares its parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfp_surgery.tfp_internals import prefer_static as ps
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
-# Declared to have a batch of parameters, and refused by TFP with one: shared by all components.
+# TFP declares a batch of their parameters but refuses one: all components share them.
 _SHARED = (tfb.Permute,)
 _OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 
@@ -36,7 +36,7 @@ def _map_leaves(node: Any, fn: Callable[[tf.Tensor], tf.Tensor], x_event_ndims: 
 def _mapped_parameters(
     node: Any, fn: Callable[[tf.Tensor], Any], descend: Callable[..., Any], x_event_ndims: Any
 ) -> dict[str, Any]:
-    """`fn` of every parameter tensor of `node`, `descend` of every nested object."""
+    """Applies `fn` to every parameter tensor of `node` and `descend` to every nested object."""
 
     def visit(parameter: Any, event_ndims: Any) -> Any:
         if isinstance(parameter, tfb.Bijector):
@@ -66,11 +66,11 @@ def _mapped_parameters(
 
 
 def prepare(distribution: Any, what: str) -> tfd.Distribution:
-    """Returns a distribution whose batch can be indexed and whose densities are wide enough.
+    """Returns a distribution whose batch can be indexed, with densities of at least 32 bits.
 
     Distributions that a layer of `tfp.layers` made coercible to a tensor are unwrapped at every
-    level, and parameters in float16 or bfloat16 are cast to float32: densities and log-sum-exps in
-    fewer bits are wrong by whole nats. Its own NumPy arrays become tensors, which TFP would make of
+    level. Parameters in float16 or bfloat16 are cast to float32, because densities and log-sum-exps
+    in fewer bits are wrong by whole nats. NumPy arrays become tensors, because TFP would convert
     them anew whenever it is asked for a shape.
 
     Args:
@@ -123,7 +123,7 @@ def _unwrap(distribution: tfd.Distribution) -> tfd.Distribution:
 
 
 def _kinds(distribution: tfd.Distribution) -> list[type]:
-    """The types of a distribution and of all distributions and bijectors in it."""
+    """Returns the types of a distribution and of all distributions and bijectors in it."""
     found = [type(distribution)]
 
     def collect(inner: Any, ignore: Callable[[tf.Tensor], Any], x_event_ndims: Any = None) -> None:
@@ -135,10 +135,10 @@ def _kinds(distribution: tfd.Distribution) -> list[type]:
 
 
 def undeclared(distribution: tfd.Distribution) -> list[str]:
-    """Where a distribution may hold parameters that it does not declare, in words; often nowhere.
+    """Returns the places, in words, where a distribution may hold parameters it does not declare.
 
-    These are functions, which may close over anything, what a class of TFP takes without declaring
-    it (the bijectors of `tfb.Blockwise`), and classes that are not TFP's.
+    These are functions (which may close over anything), undeclared arguments of TFP's classes (the
+    bijectors of `tfb.Blockwise`), and classes that are not TFP's.
     """
     found: list[str] = []
 
@@ -202,9 +202,9 @@ def _broadcast(node: Any, batch_shape: Any, x_event_ndims: Any = None) -> Any:
 
 
 def _has_full_parameters(distribution: tfd.Distribution) -> bool:
-    """Whether all parameters are tensors that are known to carry the full batch shape.
+    """Returns whether all parameters are tensors that statically have the full batch shape.
 
-    Making a distribution anew takes TFP milliseconds.
+    Such a distribution need not be made anew, which takes TFP milliseconds.
     """
     batch_shape = distribution.batch_shape
     if not batch_shape.is_fully_defined():
@@ -222,7 +222,7 @@ def _has_full_parameters(distribution: tfd.Distribution) -> bool:
 
 
 def batch_shape_tensor(distribution: tfd.Distribution) -> Any:
-    """The batch shape: int32 `np.ndarray` where it is known statically, else a `Tensor`."""
+    """Returns the batch shape: an int32 `np.ndarray` if it is known statically, else a `Tensor`."""
     static = distribution.batch_shape
     if static.is_fully_defined():
         return np.array(static.as_list(), np.int32)
@@ -268,8 +268,8 @@ def gather(
 def deep_copy(node: Any, memo: dict[int, Any]) -> Any:
     """Copies a distribution or bijector with copies of its variables, for `copy.deepcopy`.
 
-    TFP's wrappers cannot be copied by `copy`. Tensors do not change, and functions, the networks in
-    a flow among them, are shared, as `copy.deepcopy` shares functions.
+    `copy` cannot copy TFP's wrappers. Tensors and functions (such as the networks of a flow) are
+    shared with the original, as `copy.deepcopy` shares functions.
     """
 
     def visit(parameter: Any, _: Any) -> Any:

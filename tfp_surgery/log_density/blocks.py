@@ -10,7 +10,7 @@ from tfp_surgery.tfp_internals import prefer_static as ps
 
 
 class Blocks:
-    """Equal blocks that cover an axis; the last one overlaps nothing but repeats the end."""
+    """Equal blocks that cover an axis; the last entry is repeated to fill the last block."""
 
     def __init__(self, length: Any, limit: Any) -> None:
         """Covers `length` entries by blocks of at most `limit`."""
@@ -22,15 +22,15 @@ class Blocks:
         return i * self.size + tf.range(self.size)
 
     def valid(self, i: tf.Tensor) -> tf.Tensor:
-        """Which entries of block i lie within the axis, shape `[size]`."""
+        """Returns which entries of block i lie within the axis, shape `[size]`."""
         return self._positions(i) < self.length
 
     def gather(self, tensor: tf.Tensor, i: tf.Tensor, axis: int) -> tf.Tensor:
-        """Block i of a tensor."""
+        """Returns block i of a tensor."""
         return tf.gather(tensor, tf.minimum(self._positions(i), self.length - 1), axis=axis)
 
     def mask(self, j: tf.Tensor, excluded: tf.Tensor | None) -> tf.Tensor:
-        """Which components of block j take part, `[n, 1]` or `[B..., n, m]`."""
+        """Returns which components of block j take part, `[n, 1]` or `[B..., n, m]`."""
         keep = self.valid(j)[:, tf.newaxis]  # [n, 1]
         if excluded is None:
             return keep
@@ -38,7 +38,7 @@ class Blocks:
         return keep & tf.not_equal(positions, excluded[..., tf.newaxis, :])  # [B..., n, m]
 
     def scatter_add(self, total: tf.Tensor, part: tf.Tensor, j: tf.Tensor, axis: int) -> tf.Tensor:
-        """Adds block j's part to the total; what repeats the end is zero and adds nothing."""
+        """Adds block j's part to the total; the part must be zero beyond the axis."""
         positions = tf.minimum(self._positions(j), self.length - 1)
         if axis == 0:
             return tf.tensor_scatter_nd_add(total, positions[:, tf.newaxis], part)
@@ -48,7 +48,7 @@ class Blocks:
         return move_axis(moved, 0, axis)
 
     def join(self, stacked: tf.Tensor, axis: int) -> tf.Tensor:
-        """Turns `[count, ..., size, ...]` (size at `axis` of a block) into `[..., length, ...]`."""
+        """Joins stacked blocks: `[count, ..., size, ...]` becomes `[..., length, ...]`."""
         moved = move_axis(stacked, 0, axis)  # [..., count, size, ...]
         shape = ps.shape(moved)
         flat = tf.reshape(

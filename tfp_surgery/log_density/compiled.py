@@ -1,7 +1,7 @@
-"""compiled: a function as a program of XLA that several threads may run at once.
+"""Compiles functions with XLA if several threads may run the program at once.
 
-`tfp_surgery.xla_flags` turns off the fusions of XLA that are not safe in several threads at once.
-Where that came too late, or XLA_FLAGS says otherwise, the function is not compiled.
+`tfp_surgery.xla_flags` turns off those fusions of XLA that are unsafe in several threads. If that
+came too late, or if XLA_FLAGS turns them on, functions are not compiled.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import tensorflow as tf
 
 from tfp_surgery import xla_flags
 
-_SIZE = 300  # of a matrix whose reduction XLA gives to such a fusion
+_SIZE = 300  # of a matrix that XLA reduces by such a fusion
 _lock = threading.Lock()
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function by XLA, where several threads may then run it at once.
+    """Returns a function that XLA compiles on its first call, if threads may run it at once.
 
     Args:
-      function: Of (nested) Tensors, None and Python objects.
+      function: Takes (nested) Tensors, None and Python objects.
 
     Returns:
-      The function, compiled when it is first called.
+      The function.
     """
 
     @functools.cache
@@ -36,7 +36,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        # None: it is still compiled as a part of what its caller compiles.
+        # None still compiles it as a part of a caller that is compiled.
         traced = program(True if threads_are_safe() else None)
         if tf.executing_eagerly():
             # XLA makes a program for each shape. TensorFlow warns of many tracings in calls only.
@@ -47,7 +47,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def threads_are_safe() -> bool:
-    """Whether threads may run one program of XLA on a CPU at once; warns where they may not."""
+    """Returns whether threads may run one XLA program on a CPU at once; warns if not."""
     with _lock:
         return _threads_are_safe()
 
@@ -57,7 +57,7 @@ def _threads_are_safe() -> bool:
     if tf.__version__.startswith("2.20."):
         return True
     with tf.init_scope():
-        # What XLA makes is the one answer that holds whatever came first.
+        # Flags do not tell whether they came in time; the compiled program does.
         program = tf.function(lambda x: tf.reduce_max(x, 1), jit_compile=True, autograph=False)
         compiler = program.experimental_get_compiler_ir(tf.zeros([_SIZE, _SIZE]))
         lowered = compiler(stage="optimized_hlo", platform_name="CPU")

@@ -1,8 +1,7 @@
-"""How blocks of Gaussian components are scored: parameters in the form that the kernels use.
+"""Log densities of blocks of Gaussian components, and their parameters in the form for that.
 
-The components lie on the major and the queries on the minor axis, and the difference z - mu is
-taken before it is scaled: the form that multiplies out cancels in float32 when sigma is small
-against |z - mu|.
+Components lie on the major axis and queries on the minor one. The difference z - mu is scaled
+afterwards: the product form cancels in float32 if sigma is small against |z - mu|.
 """
 
 from __future__ import annotations
@@ -36,14 +35,13 @@ def diagonal_parameters(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.T
 def diagonal_leaves(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.Tensor] | None:
     """Returns the parameters of Gaussians with independent dimensions as the kernels use them.
 
-    The kernels take reciprocals block by block: nothing of the size of the parameters is kept
-    beside them.
+    The kernels take reciprocals block by block, so that no copy of the parameters is kept.
 
     Args:
       distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
 
     Returns:
-      Location and scale, whatever its sign, each `[B..., N, D]` (D = 1 for scalars); None for other
+      Location and scale (of any sign), each `[B..., N, D]` (D = 1 for scalars); None for other
       distributions.
     """
     if type(distribution) is tfd.MultivariateNormalDiag:
@@ -64,7 +62,7 @@ def diagonal_leaves(distribution: tfd.Distribution) -> tuple[tf.Tensor, tf.Tenso
 
 
 def diagonal_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-    """log N(z_m; mu_n, diag(sigma_n^2)), `[B..., n, m]`, for queries `[B..., m, D]`."""
+    """Returns log N(z_m; mu_n, diag(sigma_n^2)), `[B..., n, m]`, for queries `[B..., m, D]`."""
     loc, scale = leaves
     z = tf.linalg.matrix_transpose(z)[..., tf.newaxis, :, :]  # [B..., 1, D, m]
     inverse_scale = (1.0 / scale)[..., tf.newaxis]  # [B..., n, D, 1]
@@ -78,7 +76,7 @@ def full_covariance_leaves(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None:
     """Returns the parameters of Gaussians given by the Cholesky factors L of their covariances.
 
-    L is inverted in float64: its inverse then carries no more than its own rounding.
+    L is inverted in float64, so that its inverse has only the rounding of its own dtype.
 
     Args:
       distribution: Components with batch shape `[B..., N]`, every parameter broadcast to it.
@@ -101,7 +99,7 @@ def full_covariance_leaves(
 
 
 def full_covariance_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-    """log N(z_m; mu_n, L_n L_n^T), `[B..., n, m]`, for queries `[B..., m, D]`."""
+    """Returns log N(z_m; mu_n, L_n L_n^T), `[B..., n, m]`, for queries `[B..., m, D]`."""
     loc, inverse_scale_tril, log_normaliser = leaves
     z = tf.linalg.matrix_transpose(z)[..., tf.newaxis, :, :]  # [B..., 1, D, m]
     standardised = _product(inverse_scale_tril, z - loc[..., tf.newaxis])  # [B..., n, D, m]
@@ -109,11 +107,10 @@ def full_covariance_score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tenso
 
 
 def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """The matrix product `[..., D, m]`, never in the 10 bits of TensorFloat-32.
+    """Returns the matrix product `[..., D, m]`, never in the 10 bits of TensorFloat-32.
 
-    On GPUs TensorFlow multiplies float32 matrices in TensorFloat-32 unless told otherwise, and a
-    library does not change what the user's process does; there the sum is written out, which XLA
-    fuses.
+    On GPUs TensorFlow multiplies float32 matrices in TensorFloat-32 by default, and a library does
+    not change the settings of the user's process. The sum is written out there; XLA fuses it.
     """
     if tf.config.list_physical_devices("GPU") and (
         tf.config.experimental.tensor_float_32_execution_enabled()
@@ -124,6 +121,6 @@ def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def log_normaliser(scale: tf.Tensor) -> tf.Tensor:
-    """-sum_d log(|sigma_d| sqrt(2 pi)), `[B..., N]`, for scales `[B..., N, D]`."""
+    """Returns -sum_d log(|sigma_d| sqrt(2 pi)), `[B..., N]`, for scales `[B..., N, D]`."""
     half_log_two_pi = tf.constant(0.5 * math.log(2.0 * math.pi), scale.dtype)
     return -tf.reduce_sum(tf.math.log(tf.abs(scale)) + half_log_two_pi, axis=-1)

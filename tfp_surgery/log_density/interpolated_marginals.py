@@ -1,8 +1,8 @@
-r"""One-dimensional Gaussian mixtures at many queries: log q interpolated, with a proved error.
+r"""log q of one-dimensional Gaussian mixtures at many queries, interpolated within a proved error.
 
 A marginal of an aggregate posterior, q(z) = sum_n w_n N(z; mu_n, s_n^2), costs N densities a query.
-Here log q and its first two derivatives are computed exactly on a uniform grid of some hundred
-nodes, and a quintic Hermite spline answers the queries. With the responsibilities
+This module computes log q and its first two derivatives on a uniform grid of some hundred nodes and
+interpolates the queries by a quintic Hermite spline. With the responsibilities
 p_n = w_n N(z; mu_n, s_n^2) / q(z) and the slopes g_n = -(z - mu_n) / s_n^2,
 
     (log q)'(z) = E_p[g],    (log q)''(z) = Var_p(g) - E_p[1 / s^2].
@@ -33,15 +33,15 @@ exponential with the first:
     E_p[e^{v +- x}] = e^{-+ R E_p[g]} Q(c +- R) / q(c),
     Q(z) = sum_n w_n e^{R^2 / s_n^2} N(z; mu_n, s_n^2).
 
-So a component that is negligible at all nodes and matters between two of them, a kink between far
-clusters, a gap: they make eta large, and go nowhere unseen. Components whose e^{R^2 / s^2} would
-overflow are left out of Q. Within 3 R of one of them nothing is certified; farther off all of them
-add at most 2 e^{R |E_p[g]|} sum_k w_k e^{-R^2 / s_k^2} / (s_k sqrt(2 pi) q(c)) to eta.
+Components that matter only between two nodes, kinks between far clusters and gaps all make eta
+large. Components whose e^{R^2 / s^2} would overflow are left out of Q: nothing is certified within
+3 R of one of them, and farther away all of them together add at most
+2 e^{R |E_p[g]|} sum_k w_k e^{-R^2 / s_k^2} / (s_k sqrt(2 pi) q(c)) to eta.
 
-An interval answers its queries where this bound is within the tolerance; all others are scored
-exactly. The bound is on interpolation in exact arithmetic. The rounding of the nodes' values (that
-of the exact loop, about 4 eps |log q|) comes beside it; what it does to eta is allowed for by an
-estimate of that size, which is not proved.
+Queries in intervals whose bound is within the tolerance are interpolated; all others are scored
+exactly. The bound holds for exact arithmetic. The nodes' values are rounded as those of the exact
+loop, by about 4 eps |log q|, which adds to the error; the effect of that rounding on eta is allowed
+for by an estimate that is not proved.
 
 #### References
 
@@ -78,7 +78,7 @@ _MAX_EXPONENT = 40.0  # of e^{R^2 / s^2} in Q; float32 holds e^{-87} to e^{88}
 
 
 class _Rule(NamedTuple):
-    """How far apart nodes may lie: by R / m, where eta <= max_eta."""
+    """The largest distance between nodes, R / m, for an R with eta <= max_eta."""
 
     m: int
     max_eta: float
@@ -100,7 +100,7 @@ class _Grid(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """What the kernel computes at P points, each `[P]`."""
+    """The quantities that the kernel computes at P points, each `[P]`."""
 
     log_prob: _Floats
     slope: _Floats  # (log q)'
@@ -114,15 +114,15 @@ def log_prob(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns log q of B one-dimensional Gaussian mixtures, interpolated where that is certified.
 
-    It runs eagerly only: how many nodes there are depends on the values. A mixture whose grid would
-    cost more than a quarter of the exact loop is left to that loop.
+    Runs eagerly only, because the number of nodes depends on the values. The exact loop answers for
+    a mixture whose grid would cost more than a quarter of it.
 
     Args:
       loc: `Tensor`, shape `[B, N]`, float32 or float64.
       scale: Positive `Tensor` of that shape and dtype.
       log_weights: `Tensor` of that shape and dtype: normalised log weights; may be `-inf`.
-      queries: `Tensor`, shape `[M, B]`, of that dtype. NaN and infinities get what the exact loop
-        gives.
+      queries: `Tensor`, shape `[M, B]`, of that dtype. The exact loop answers for NaN and
+        infinities.
       tolerance: Positive Python `float`: bound on the interpolation error in nats, beside rounding
         of about 4 eps |log q|.
 

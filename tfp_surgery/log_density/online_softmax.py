@@ -18,7 +18,7 @@ import tensorflow as tf
 
 
 class State(NamedTuple):
-    """What is known of the scores so far, all of one shape."""
+    """The running sums over the scores so far, all of one shape."""
 
     top: tf.Tensor
     mass: tf.Tensor
@@ -26,17 +26,17 @@ class State(NamedTuple):
 
 
 def start(shape: Any, dtype: tf.DType) -> State:
-    """The state before the first score."""
+    """Returns the state before the first score."""
     zeros = tf.zeros(shape, dtype)
     return State(tf.fill(shape, tf.constant(dtype.min, dtype)), zeros, zeros)
 
 
 def add(state: State, scores: tf.Tensor, axis: int) -> State:
-    """The state after the scores along `axis`; `-inf` scores add nothing."""
+    """Returns the state after more scores along `axis`; `-inf` scores add nothing."""
     zero = tf.zeros([], scores.dtype)
     top = tf.maximum(state.top, tf.reduce_max(scores, axis=axis))
     peak = tf.expand_dims(top, axis)
-    # A density may be infinite (a Beta at 0): infinity minus itself is no number.
+    # A density may be infinite (a Beta at 0), and infinity minus infinity is NaN.
     shift = tf.where(tf.equal(scores, peak), zero, scores - peak)
     ratio = tf.exp(shift)
     drop = tf.where(tf.equal(state.top, top), zero, state.top - top)
@@ -47,14 +47,14 @@ def add(state: State, scores: tf.Tensor, axis: int) -> State:
 
 
 def finish(state: State) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log-sum-exp (`-inf` of no scores) and entropy (`NaN` there) in nats."""
+    """Returns log-sum-exp and entropy in nats; `-inf` and `NaN` if every score was `-inf`."""
     dtype = state.mass.dtype
     outside = tf.equal(state.mass, 0)  # every score was -inf
     mass = tf.where(outside, tf.ones([], dtype), state.mass)
     log_mass = tf.math.log(mass)
     log_sum = tf.where(outside, tf.constant(-math.inf, dtype), state.top + log_mass)
     entropy = tf.where(outside, tf.constant(math.nan, dtype), log_mass - state.moment / mass)
-    # H >= 0; rounding may leave it a few ulp below.
+    # H >= 0, but rounding may make it slightly negative.
     return log_sum, tf.where(entropy < 0, tf.zeros([], dtype), entropy)
 
 
@@ -63,12 +63,12 @@ def score_gradient(
     results: tuple[tf.Tensor, tf.Tensor],
     upstream: tuple[tf.Tensor, tf.Tensor],
 ) -> tf.Tensor:
-    """The gradient to the scores: d log q / d s_n = p_n, d H / d s_n = -p_n (log p_n + H).
+    """Returns the gradient to the scores: d log q / d s_n = p_n, d H / d s_n = -p_n (log p_n + H).
 
     Args:
-      scores: the block's, `-inf` where one takes no part.
-      results: log-sum-exp and entropy, broadcasting against the scores; finite.
-      upstream: the gradients to these.
+      scores: Those of a block; `-inf` for components that take no part.
+      results: Log-sum-exp and entropy, broadcasting against the scores; finite.
+      upstream: The gradients to these.
 
     Returns:
       `Tensor` of the shape of the scores.

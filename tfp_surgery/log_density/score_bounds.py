@@ -1,36 +1,37 @@
-r"""Which diagonal Gaussians can count for a block of queries: two upper bounds of their scores.
+r"""Two upper bounds of the scores of diagonal Gaussians, for a block of queries.
 
-The score of component n is b_n - 1/2 sum_d ((z_d - mu_nd) / s_nd)^2 with b_n its log weight and log
-normaliser. It is bounded in the dimensions A in which the components differ most; all others can
-only lower it.
+The score of component n is b_n - 1/2 sum_d ((z_d - mu_nd) / s_nd)^2, where b_n is its log weight
+plus log normaliser. The bounds use the dimensions A in which the components differ most; all other
+dimensions can only lower a score.
 
-**By the box** around the queries of the block, at a cost of |A| for a component:
+**The box bound** uses the box around the queries of the block and costs |A| a component:
 
     b_n - 1/2 sum_A (dist(mu_nd, [min z_d, max z_d]) / s_nd)^2.
 
-All terms of the sum are positive: their relative error is below (|A| + 8) 2^-24, less than the 0.2%
-that the code takes off them; b_n is raised by eight units of rounding.
+All terms of the sum are positive. Their relative error is below (|A| + 8) 2^-24; the code lowers
+them by 0.2%, which is more, and raises b_n by eight units of rounding.
 
-**By a matrix product**, for the components that the box leaves and for every query. With mu', z'
-relative to the mean of all locations, the score exceeds a threshold t by at most
+**The product bound** is one matrix product for all queries and the components that the box bound
+leaves. With mu' and z' relative to the mean of all locations, the score exceeds a threshold t by at
+most
 
     c_n + a_n . f(z) - t,  f = (z'^2, z')_A,  a_n = (-1/(2 s_n^2), mu'_n / s_n^2)_A,
     c_n = b_n - sum_A mu'_n^2 / (2 s_n^2).
 
-Every one of the K = 2 |A| + 2 terms of the product carries a relative error of at most
-g = (K + |A| + 8) 2^-24, those of c_n most (Higham 2002, section 3.1). With
+Each of the K = 2 |A| + 2 terms of the product has a relative error of at most
+g = (K + |A| + 8) 2^-24 (Higham 2002, section 3.1; the terms of c_n have the largest). Let
 
     e_n = 2 g (sum_k |a_nk| max |f_k| + |b_n| + sum_A mu'_n^2 / (2 s_n^2)),
 
-which pays for its own rounding too, a component whose computed excess is at most -e_n for all
-queries is below t for all of them. For if its score were above t and |t| at most the sum M of the
-magnitudes of the other terms, the excess would be computed above -g (M + |t|) >= -2 g M; and if
-|t| > M >= |score|, t is negative, the excess at least |t| - M, and computed above
-|t| - M - g (M + |t|) > -2 g M.
+where the factor 2 covers the rounding of e_n as well. A component whose computed excess is at most
+-e_n for all queries is below t for all of them. To see this, suppose that its score is above t, and
+let M be the sum of the magnitudes of all terms but t. If |t| <= M, the computed excess is above
+-g (M + |t|) >= -2 g M. If |t| > M >= |score|, then t is negative, the excess is at least |t| - M,
+and the computed excess is above |t| - M - g (M + |t|) > -2 g M.
 
-The product cancels where s is small against |z - mu|, so that its error may be many nats; it then
-screens less, but it never enters a result. Components and queries whose terms are not finite in
-float32 pass.
+The product cancels if s is small against |z - mu|, and its error may then be many nats. It skips
+fewer components in that case, but never enters a result. Components and queries whose terms are not
+finite in float32 are never skipped.
 
 #### References
 
@@ -47,15 +48,15 @@ import numpy as np
 import tensorflow as tf
 
 _SCREENED_DIMENSIONS = 12
-_SAMPLE = 4096  # components that the choice of A looks at
+_SAMPLE = 4096  # components that determine A
 _TILE = 2048  # components whose bounds are computed together
-BATCH = 64  # components that are visited together
+BATCH = 64  # components that are scored together
 _LEADER_STEP = 64
 _COUNT_WIDTH = 64
 
 
 class Components(NamedTuple):
-    """The components `[N, ...]`, and what their bounds are made of."""
+    """The components `[N, ...]` with the quantities that their bounds need."""
 
     loc: tf.Tensor  # [N, D]
     scale: tf.Tensor  # [N, D], of any sign
@@ -69,7 +70,12 @@ class Components(NamedTuple):
 
 
 def prepare(loc: tf.Tensor, scale: tf.Tensor, constant: tf.Tensor) -> tuple[Components, tf.Tensor]:
-    """Prepares the bounds of components `[N, D]` with b_n `[N]`.
+    """Prepares the bounds of components.
+
+    Args:
+      loc: Floating `Tensor`, shape `[N, D]`.
+      scale: Likewise; its sign does not matter.
+      constant: Floating `Tensor`, shape `[N]`: b_n.
 
     Returns:
       The components, and the mean of their inverse scales in A, `[|A|]`.
@@ -84,7 +90,7 @@ def prepare(loc: tf.Tensor, scale: tf.Tensor, constant: tf.Tensor) -> tuple[Comp
     centred = box_loc - center[:, tf.newaxis]
     precision = box_inverse_scale**2
     square = 0.5 * tf.reduce_sum(centred**2 * precision, axis=0)  # [N]
-    # A component of weight 0 scores -inf, which no product can tell: any low number will do.
+    # A component of weight 0 scores -inf; a low finite number stands for it in the product.
     lowest = tf.constant(-(2.0**100), constant.dtype)
     finite = tf.where(tf.equal(constant, -math.inf), lowest, constant)
     product = tf.concat(
@@ -114,7 +120,7 @@ def prepare(loc: tf.Tensor, scale: tf.Tensor, constant: tf.Tensor) -> tuple[Comp
 
 
 class Features(NamedTuple):
-    """What the bounds need of a chunk of queries, in blocks of m."""
+    """The quantities of a chunk of queries that the bounds need, in blocks of m."""
 
     low: tf.Tensor  # [blocks, |A|]: smallest coordinates, NaN if one is
     high: tf.Tensor  # [blocks, |A|]
@@ -127,7 +133,7 @@ def features(components: Components, queries: tf.Tensor) -> Features:
     """Prepares queries `[blocks, m, D]`."""
     # [blocks, m, D] -> [blocks, |A|, m]
     z = tf.transpose(tf.gather(queries, components.screened, axis=2), [0, 2, 1])
-    # A minimum may pass over what is no number.
+    # A minimum may ignore NaN, which is therefore added to it.
     no_number = tf.where(tf.math.is_nan(z), z, tf.zeros_like(z))
     missing = tf.reduce_sum(no_number, axis=2)  # 0 or NaN
     centred = z - components.center[:, tf.newaxis]
@@ -148,18 +154,18 @@ class Screen:
     """The bounds for a chunk of queries, in blocks."""
 
     def __init__(self, components: Components, queries: Features) -> None:
-        """Takes the components and the queries, prepared for each other."""
+        """Takes components and the features of queries that were made for them."""
         self._components = components
         self._queries = queries
         num_terms, num_screened = components.product.shape[1], components.box_loc.shape[0]
         self._unit = 2 * (num_terms + num_screened + 8) * 2.0**-24  # 2 g
 
     def box_bounds(self, i: tf.Tensor) -> tf.Tensor:
-        """Upper bounds of the scores of all queries of block i, `[N]`."""
+        """Returns upper bounds of the scores of all queries of block i, `[N]`."""
         loc, inverse_scale = self._components.box_loc, self._components.box_inverse_scale
         low, high = self._queries.low[i], self._queries.high[i]
         total = tf.zeros_like(self._components.constant)
-        # XLA vectorises this loop over the components, and no sum over the first axis.
+        # XLA vectorises this loop over the components, but not a sum over the first axis.
         for d in range(loc.shape[0]):
             distance = tf.maximum(low[d] - loc[d], loc[d] - high[d])
             total += (tf.maximum(distance, 0.0) * inverse_scale[d]) ** 2
@@ -168,22 +174,28 @@ class Screen:
         return constant + 4 * eps * tf.abs(constant) - 0.499 * total
 
     def products(self, i: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """Scores in A of components `[R]` for queries of block i, but for rounding: `[R, m]`."""
+        """Returns the rounded scores in A of components `[R]` for queries of block i, `[R, m]`."""
         product = tf.gather(self._components.product, index)  # [R, K]
         return tf.matmul(product[:, :-1], self._queries.product[i])
 
     def below(self, i: tf.Tensor, threshold: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function that says which components `[R]` are below a threshold `[m]` in block i.
+        """Returns a function that tells which components are certain to be below a threshold.
 
-        A component is where its score is at most the threshold of each query. The threshold may be
-        infinite; what is no number is -inf.
+        A component is below it if its score is at most the threshold of each query.
+
+        Args:
+          i: The block.
+          threshold: `[m]`; may be infinite, and NaN counts as -inf.
+
+        Returns:
+          A function from components `[R]` to booleans `[R]`.
         """
         threshold = tf.cast(threshold, tf.float32)
         lowest = tf.constant(-math.inf, tf.float32)
         is_known = self._queries.usable[i] & ~tf.math.is_nan(threshold)
         is_known |= tf.equal(threshold, math.inf)
         threshold = tf.where(is_known, threshold, lowest)
-        # One product compares too, which costs half of what a comparison of its results does.
+        # The product subtracts the threshold too, in half the time of a separate comparison.
         features = tf.concat([self._queries.product[i], -threshold[tf.newaxis]], axis=0)  # [K, m]
 
         def is_below(index: tf.Tensor) -> tf.Tensor:
@@ -198,28 +210,28 @@ class Screen:
 class Listed(NamedTuple):
     """A growing list of components."""
 
-    index: tf.Tensor  # int32 [N + tile]: components, whichever they are from `count` on
+    index: tf.Tensor  # int32 [N + tile]: the components; arbitrary ones from `count` on
     count: tf.Tensor
 
 
 def listed(mask: tf.Tensor) -> Listed:
-    """The components of a mask `[N]`."""
+    """Returns the list of the components of a mask `[N]`."""
     num = mask.shape[0]
     nothing = Listed(tf.zeros([num + _TILE], tf.int32), tf.constant(0))
     return append(nothing, tf.range(num), mask)[0]
 
 
 def append(to: Listed, index: tf.Tensor, mask: tf.Tensor) -> tuple[Listed, tf.Tensor]:
-    """Appends those of `index` `[R]` that are in a mask `[R]`; also returns their places, `[R]`."""
+    """Appends the components `index` `[R]` of a mask `[R]`; also returns their places, `[R]`."""
     ranks = tf.cast(_running_count(tf.cast(mask, tf.float32)), tf.int32)
-    # What is not in the mask goes to a place that is not read.
+    # Components that are not in the mask go to the last place, which is never read.
     places = tf.where(mask, to.count + ranks - 1, to.index.shape[0] - 1)
     longer = tf.tensor_scatter_nd_update(to.index, places[:, tf.newaxis], index)
     return Listed(longer, to.count + ranks[-1]), places
 
 
 def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> Listed:
-    """Those of the components for which `fails(index)`, `[R] -> [R]`, is false."""
+    """Returns the components for which `fails(index)`, `[R] -> [R]`, is false."""
 
     def step(index: tf.Tensor, is_valid: tf.Tensor, passing: Listed) -> Listed:
         return append(passing, index, is_valid & ~fails(index))[0]
@@ -232,10 +244,18 @@ def without(components: Listed, fails: Callable[[tf.Tensor], tf.Tensor]) -> List
 def in_parts(
     components: Listed, size: int, call: Callable[..., Any], state: Any, lag: int = 0
 ) -> Any:
-    """Calls `state = call(index, is_valid, state)` for `size` components at a time, `[size]` each.
+    """Folds a function over the components, `size` at a time.
 
-    What is not valid may be any component. `size` is at most that of a tile. `lag` more calls
-    follow, in which nothing is.
+    Args:
+      components: The list.
+      size: At most the size of a tile.
+      call: Takes components `[size]`, booleans `[size]` that tell which of them are valid, and the
+        state; returns the next state.
+      state: The first state.
+      lag: The number of calls without valid components that follow.
+
+    Returns:
+      The last state.
     """
     end = components.count + lag * size
 
@@ -248,14 +268,14 @@ def in_parts(
 
 
 def first_tile(components: Listed) -> tf.Tensor:
-    """The first of the components, or any, `[tile]`."""
+    """Returns the first components, `[tile]`, and arbitrary ones if there are fewer."""
     return components.index[:_TILE]
 
 
 def _running_count(x: tf.Tensor) -> tf.Tensor:
-    """The cumulative sum `[n]` of zeros and ones `[n]`, n < 2^24: float32 holds it exactly.
+    """Returns the cumulative sum of zeros and ones `[n]`, exact in float32 for n < 2^24.
 
-    XLA takes more time and memory for tf.cumsum than for products with a triangular matrix.
+    In XLA products with a triangular matrix take less time and memory than tf.cumsum.
     """
     num, width = x.shape[0], min(x.shape[0], _COUNT_WIDTH)
     triangle = tf.linalg.band_part(tf.ones([width, width]), 0, -1)
@@ -268,9 +288,9 @@ def _running_count(x: tf.Tensor) -> tf.Tensor:
 
 
 def cut_near(bounds: tf.Tensor) -> tf.Tensor:
-    """A value that some `_TILE` of the bounds `[N]` reach, found on a sample of them.
+    """Returns a value that about a tile of the bounds `[N]` reach, estimated on a sample.
 
-    It may be more of them, or none: a cut costs time where it is bad, and never the result.
+    A bad estimate costs time but does not change the result.
     """
     sample = bounds[:: max(1, bounds.shape[0] // 8192)]
     wanted = max(1, _TILE * sample.shape[0] // bounds.shape[0])
@@ -287,9 +307,9 @@ def cut_near(bounds: tf.Tensor) -> tf.Tensor:
 
 
 def leaders(bounds: tf.Tensor) -> tf.Tensor:
-    """The place of the largest of the bounds `[R, m]` of each query, `[m]`."""
+    """Returns the place of the largest of the bounds `[R, m]` of each query, `[m]`."""
     num, num_queries = bounds.shape
-    # In two steps, because XLA does not vectorise an argmax.
+    # Two steps, because XLA does not vectorise an argmax.
     blocks = tf.reshape(bounds, [-1, _LEADER_STEP, num_queries])  # [R / step, step, m]
     block = tf.argmax(tf.reduce_max(blocks, axis=1), axis=0, output_type=tf.int32)  # [m]
     rows = block * _LEADER_STEP + tf.range(_LEADER_STEP)[:, tf.newaxis]  # [step, m]
@@ -300,6 +320,6 @@ def leaders(bounds: tf.Tensor) -> tf.Tensor:
 
 
 def cutoff(num_components: int, dtype: tf.DType) -> float:
-    """C = log N - log eps: components that far below the largest score make up less than eps."""
+    """Returns C = log N - log eps: all components C nats below some score hold less than eps."""
     rounding_unit = 0.5 * float(np.finfo(dtype.as_numpy_dtype).eps)
     return math.log(num_components) - math.log(rounding_unit)

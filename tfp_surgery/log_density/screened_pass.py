@@ -1,14 +1,14 @@
-r"""log q(z) and H[q(n|z)] of diagonal Gaussians on CPUs: only what counts for a query is scored.
+r"""log q(z) and H[q(n|z)] of diagonal Gaussians on CPUs, from the components that can count.
 
-Queries are put in spatial order (see `spatial_order`); a block of them meets the components that
-pass the bounds of `score_bounds`. These are scored by the difference z - mu, whatever the scales.
+Queries are put in spatial order (see `spatial_order`) and taken in blocks. The bounds of
+`score_bounds` skip components for a whole block; the others are scored from the difference z - mu.
 
-A component is passed over if its bound lies C nats below a score known for every query of the
-block, C = log N - log eps: that of the component with the best bound among those next to the block.
-All components passed over hold less than N exp(-C) = eps of q(z), with eps the rounding unit of the
-dtype: log q(z) is low by at most eps, H[q(n|z)] is off by at most eps (1 + log N - log eps). Both
-are below the rounding of the sum that is formed. A gradient weighs q(n|z) with 1 / s: backwards, C
-is larger by the logarithm of the ratio of the largest scale to the smallest.
+A component is skipped if, for every query of the block, its bound is C = log N - log eps nats or
+more below the score of some component near the block. With eps the rounding unit of the dtype, all
+components skipped hold less than N exp(-C) = eps of q(z): log q(z) is low by at most eps, and
+H[q(n|z)] is off by at most eps (1 + log N - log eps). Both errors are below the rounding of the
+sum. Gradients weigh q(n|z) by 1 / s; the backward pass therefore adds to C the logarithm of the
+ratio of the largest scale to the smallest.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tfp_surgery.tfp_internals import prefer_static as ps
 _QUERY_BLOCK = 128
 _SUM_WIDTH = 8
 _CHUNK = 2048  # queries of one call of the compiled forward pass
-_MAX_LANES = 8  # of the backward pass: each has gradients to all components of its own
+_MAX_LANES = 8  # of the backward pass; each keeps gradients to all components
 _MIN_COMPONENTS = 4096
-_MIN_PAIRS = 2**25  # below, the order costs more than it saves
+_MIN_PAIRS = 2**25  # with fewer pairs of query and component, the order costs more than it saves
 
 
 def is_suitable(queries: tf.Tensor, loc: tf.Tensor) -> bool:
-    """Whether screening pays: many pairs of queries `[M, D]` and components `[N, D]`, on a CPU."""
+    """Returns whether screening is faster: on a CPU, for many queries `[M, D]` and components."""
     num_components, num_queries = loc.shape[0], queries.shape[0]
     if loc.shape.rank != 2 or not loc.shape.is_fully_defined():
         return False
@@ -46,10 +46,10 @@ def is_suitable(queries: tf.Tensor, loc: tf.Tensor) -> bool:
 
 
 class ScreenedPass:
-    """The forward and backward passes over the components that pass; see `streamed_pass`.
+    """The forward and backward passes; see `streamed_pass`.
 
-    The `leaves` are those of `gaussian_scores.diagonal_leaves`, without batch dimensions:
-    location and scale `[N, D]`.
+    The `leaves` are location and scale, `[N, D]`: those of `gaussian_scores.diagonal_leaves`
+    without batch dimensions.
     """
 
     @tf.function(autograph=False)
@@ -117,7 +117,7 @@ def _gradients(
     cutoff = score_bounds.cutoff(components.loc.shape[0], queries.dtype)
     cutoff += tf.math.log(tf.reduce_max(scale) / tf.reduce_min(scale))
 
-    # Blocks go to the lanes in turn: neighbours cost alike.
+    # Blocks go to the lanes in turn, because neighbouring blocks take similar times.
     num_lanes = min(_MAX_LANES, _num_threads())
     per_lane = chunks.blocks_per_lane(num_lanes)
 
@@ -128,7 +128,7 @@ def _gradients(
             places, queries, excluded_index, *results, *upstream
         )
         used = (places < chunks.num_queries) & ~tf.math.is_inf(log_prob)
-        # A query without use gives every component the probability 0, and passes none.
+        # An unused query gets probability 0 from every component, and no component passes for it.
         log_prob = tf.where(used, log_prob, tf.constant(math.inf, log_prob.dtype))
         scalars = [tf.where(used, part, tf.zeros_like(part)) for part in scalars]
         grads: tuple[tf.Tensor, ...] = _backward_blocks(
@@ -157,7 +157,7 @@ def _prepare(
 
 
 class _Chunks:
-    """Queries in the order of their points, in chunks of one size, the last query repeated."""
+    """Queries in spatial order, in chunks of one size; the last query fills up the last chunk."""
 
     def __init__(self, queries: tf.Tensor, points: tf.Tensor) -> None:
         static = queries.shape[0]
@@ -171,9 +171,10 @@ class _Chunks:
         self._order = spatial_order(points, _QUERY_BLOCK)  # [M]
 
     def blocks_per_lane(self, num_lanes: int) -> Any:
-        """How many blocks each of some lanes has, of which the last ones may be empty.
+        """Returns the number of blocks of each lane; the last ones may be empty.
 
-        XLA compiles for each such number: where it is not known statically, for powers of two.
+        XLA compiles once for each number. A number that is not known statically is rounded up to a
+        power of two.
         """
         exact = -(-self.num_blocks // num_lanes)
         if not tf.is_tensor(exact):
@@ -182,12 +183,12 @@ class _Chunks:
         return tf.gather(powers, tf.searchsorted(powers, exact[tf.newaxis])[0])
 
     def take(self, places: tf.Tensor, *tensors: tf.Tensor | None) -> list[Any]:
-        """What the queries at some places have in tensors `[M, ...]`; the last at those beyond."""
+        """Returns the rows of tensors `[M, ...]` of the queries at some places of the order."""
         rows = tf.gather(self._order, tf.minimum(places, self.num_queries - 1))
         return [None if tensor is None else tf.gather(tensor, rows) for tensor in tensors]
 
     def place_of_each(self) -> tf.Tensor:
-        """The places of the queries, `[M]`."""
+        """Returns the place of each query in the order, `[M]`."""
         return tf.math.invert_permutation(self._order)
 
     def join(self, stacked: tf.Tensor) -> tf.Tensor:
@@ -212,9 +213,9 @@ class _Block:
         self._excluded = excluded
 
     def standardised(self, index: tf.Tensor, is_valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """t = (z - mu) / s, `[B, D, m]`, and 1 / s, `[B, D]`; z and 1 of what is not valid."""
+        """Returns t = (z - mu) / s, `[B, D, m]`, and 1 / s, `[B, D]`; z and 1 if not valid."""
         is_valid = is_valid[:, tf.newaxis]
-        # XLA would compile anew for every value of an index in loc[index].
+        # tf.gather, because XLA would compile loc[index] for every value of the index.
         loc, scale = (
             tf.where(is_valid, tf.gather(part, index), filling)
             for part, filling in (
@@ -227,7 +228,7 @@ class _Block:
         return difference * inverse_scale[..., tf.newaxis], inverse_scale
 
     def scores(self, squares: tf.Tensor, index: tf.Tensor, is_valid: tf.Tensor) -> tf.Tensor:
-        """Scores `[B, m]` from the sums of t^2, -inf of what is not valid."""
+        """Returns scores `[B, m]` from the sums of t^2, -inf for components that are not valid."""
         constant = tf.gather(self._components.constant, index)
         nothing = tf.constant(-math.inf, constant.dtype)
         constant = tf.where(is_valid, constant, nothing)[:, tf.newaxis]
@@ -235,14 +236,14 @@ class _Block:
         return self.without_excluded(scores, index[:, tf.newaxis])
 
     def without_excluded(self, scores: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """Scores `[..., m]` with -inf where component `[..., m]` or `[..., 1]` is excluded."""
+        """Sets scores `[..., m]` to -inf where component `[..., m]` or `[..., 1]` is excluded."""
         if self._excluded is None:
             return scores
         nothing = tf.constant(-math.inf, scores.dtype)
         return tf.where(tf.equal(index, self._excluded), nothing, scores)
 
     def score_of_each(self, index: tf.Tensor) -> tf.Tensor:
-        """The score of a component for each query, both `[m]`; -inf where it is excluded."""
+        """Returns the score of one component for each query, `[m]`; -inf where it is excluded."""
         loc, scale, constant = (
             tf.gather(part, index)
             for part in (self._components.loc, self._components.scale, self._components.constant)
@@ -252,8 +253,8 @@ class _Block:
 
 
 def _sum_over_events(x: tf.Tensor) -> tf.Tensor:
-    """The sum of `[B, D, m]` over D."""
-    # XLA makes a tree of a longer sum, for which all that is summed is written to memory.
+    """Returns the sum of `[B, D, m]` over D."""
+    # XLA turns a longer sum into a tree, and writes all its terms to memory for that.
     size = x.shape[1]
     parts = (x[:, d : d + _SUM_WIDTH] for d in range(0, size, _SUM_WIDTH))
     return tf.add_n([tf.reduce_sum(part, axis=1) for part in parts])
@@ -266,7 +267,7 @@ def _forward_chunk(
     features: score_bounds.Features,
     components: score_bounds.Components,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """log q(z) and H[q(n|z)], each `[blocks * m]`, of queries `[blocks, m, D]`."""
+    """Returns log q(z) and H[q(n|z)], each `[blocks * m]`, of queries `[blocks, m, D]`."""
     dtype = queries.dtype
     cutoff = score_bounds.cutoff(components.loc.shape[0], dtype)
     num_blocks = queries.shape[0]
@@ -308,10 +309,10 @@ def _backward_blocks(
     threshold: tf.Tensor,
     components: score_bounds.Components,
 ) -> tuple[tf.Tensor, ...]:
-    """Gradients to queries `[blocks, m, D]` and to constant, loc and scale of `components`.
+    """Returns the gradients to queries `[blocks, m, D]` and to constant, loc and scale.
 
-    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[blocks, m]` each; scores count
-    that exceed the `threshold` `[blocks, m]`.
+    `scalars` are log q(z), H[q(n|z)] and the gradients to them, `[blocks, m]` each. Components with
+    a score above the `threshold` `[blocks, m]` of some query add to the gradients.
     """
     dtype, event_size = queries.dtype, queries.shape[2]
     log_prob, entropy, *upstream = scalars
@@ -324,11 +325,11 @@ def _backward_blocks(
         block_upstream = (upstream[0][i], upstream[1][i])
 
         def add(index: tf.Tensor, is_valid: tf.Tensor, score_grad: tf.Tensor, state: Any) -> Any:
-            """Adds what the gradient to the scores `[B, m]` of components contributes."""
+            """Adds the contribution of the gradient to the scores `[B, m]` of some components."""
             z_grad, *totals = state
             standardised, inverse_scale = block.standardised(index, is_valid)
             # d score / d mu = t / s, d score / d s = (t^2 - 1) / s, d score / d z = -t / s
-            # where t may be infinite if the gradient to the score is 0.
+            # t may be infinite, but the gradient to the score is 0 then.
             pull = tf.math.multiply_no_nan(standardised, score_grad[:, tf.newaxis])  # [B, D, m]
             z_grad -= tf.reduce_sum(pull * inverse_scale[..., tf.newaxis], axis=0)
             ones = tf.ones([_QUERY_BLOCK], dtype)
@@ -339,14 +340,15 @@ def _backward_blocks(
                 inverse_scale * tf.linalg.matvec(pull, ones),
                 inverse_scale * (squares - constant_grad[:, tf.newaxis]),
             )
-            # What is not valid adds 0.
+            # Components that are not valid add 0.
             return z_grad, *(
                 tf.tensor_scatter_nd_add(total, index[:, tf.newaxis], part)
                 for total, part in zip(totals, parts, strict=True)
             )
 
-        # Of what the bounds let pass only some counts, and gradients cost more than a score: they
-        # are added for a full batch of what counts. XLA would fuse into them what is not carried.
+        # Few components that pass the bounds change the result, and gradients cost more than
+        # scores. Those that do are collected, and their gradients added a full batch at a time.
+        # Score gradients are carried along, because XLA would otherwise compute them again.
         def visit_batch(index: tf.Tensor, is_valid: tf.Tensor, state: Any) -> Any:
             waiting, grads, sums = state
             standardised, _ = block.standardised(index, is_valid)
@@ -356,7 +358,8 @@ def _backward_blocks(
             counts = is_valid & ~tf.reduce_all(scores <= threshold[i], axis=1)
             waiting, places = score_bounds.append(waiting, index, counts)
             grads = tf.tensor_scatter_nd_update(grads, places[:, tf.newaxis], score_grad)
-            least = tf.where(is_valid[0], score_bounds.BATCH, 1)  # the last call has nothing valid
+            # The last call has no valid component, and adds whatever is left.
+            least = tf.where(is_valid[0], score_bounds.BATCH, 1)
 
             def add_waiting(waiting: score_bounds.Listed, grads: tf.Tensor, sums: Any) -> Any:
                 is_waiting = tf.range(score_bounds.BATCH) < waiting.count
@@ -374,7 +377,7 @@ def _backward_blocks(
 
         far = screen.box_bounds(i) <= tf.reduce_min(threshold[i])
         passing = score_bounds.without(score_bounds.listed(~far), screen.below(i, threshold[i]))
-        room = 2 * score_bounds.BATCH + 1  # the last place is not read
+        room = 2 * score_bounds.BATCH + 1  # the last place is never read
         state = (
             score_bounds.Listed(tf.zeros([room], tf.int32), tf.constant(0)),
             tf.zeros([room, _QUERY_BLOCK], dtype),

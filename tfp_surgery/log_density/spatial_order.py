@@ -1,8 +1,8 @@
-"""Orders points so that blocks of neighbours in memory are neighbours in space.
+"""Orders points so that each block of them is close together in space.
 
-The points are halved again and again, each time across the dimension in which they are spread most:
-the order of the leaves of a k-d tree (Bentley 1975). Halves are whole blocks, so that no block
-holds points from both sides of a cut.
+The points are halved repeatedly across the dimension of largest spread, which gives the order of
+the leaves of a k-d tree (Bentley 1975). Each half consists of whole blocks, so that no block holds
+points from both sides of a cut.
 
 #### References
 
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-_VOTERS = 16  # points of a block that vote on the dimension to cut
+_VOTERS = 16  # points of a block that determine the dimension to cut
 
 
 def spatial_order(points: tf.Tensor, block_size: int) -> tf.Tensor:
-    """Orders points.
+    """Returns the order of points in space.
 
     Args:
-      points: floating `Tensor`, shape `[M, D]`; a coordinate that is not finite counts as 0.
-      block_size: the number of points in a block, at least 1; the last block may hold fewer.
+      points: Floating `Tensor`, shape `[M, D]`; a coordinate that is not finite counts as 0.
+      block_size: The number of points in a block, at least 1; the last block may hold fewer.
 
     Returns:
       int32 `Tensor`, shape `[M]`: the index of the point at each place.
@@ -30,7 +30,7 @@ def spatial_order(points: tf.Tensor, block_size: int) -> tf.Tensor:
     # XLA needs every shape statically.
     num_points = tf.shape(points)[0] if points.shape[0] is None else points.shape[0]
     num_blocks = -(-num_points // block_size)
-    # Halves, so that no difference overflows.
+    # Factor 1/2, so that no difference overflows.
     points = 0.5 * tf.where(tf.math.is_finite(points), points, tf.zeros([], points.dtype))
     stride = max(1, block_size // _VOTERS)
     next_block = tf.cast(tf.range(num_points) // block_size + 1, tf.int64)  # [M]
@@ -42,7 +42,7 @@ def spatial_order(points: tf.Tensor, block_size: int) -> tf.Tensor:
         mean = tf.math.unsorted_segment_mean(x, voter, num_blocks)  # [nodes, D]
         square = (x - tf.gather(mean, voter)) ** 2
         spread = tf.math.unsorted_segment_sum(square, voter, num_blocks)
-        # The square of a huge value may be no number, which is never the largest.
+        # The square of a huge value may not be finite; it must not be the largest.
         spread = tf.where(tf.math.is_finite(spread), spread, tf.zeros([], spread.dtype))
         widest = tf.gather(tf.argmax(spread, axis=1, output_type=tf.int32), node)  # [M]
         key = tf.cast(tf.gather_nd(points, tf.stack([order, widest], axis=1)), tf.float64)

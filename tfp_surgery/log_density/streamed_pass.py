@@ -1,22 +1,22 @@
-"""Blockwise log-sum-exp over mixture components: the hot loop.
+"""Blockwise log-sum-exp over mixture components, forward and backward.
 
-For components q_n with log weights log w_n the two streamed quantities are
+For components q_n with log weights log w_n the pass computes
 
     log q(z) = logsumexp_n (log w_n + log q_n(z))
     H[q(n|z)] = - sum_n q(n|z) log q(n|z),    q(n|z) = w_n q_n(z) / q(z)
 
-both accumulated in one pass over blocks of components (see `online_softmax`), so that memory is
-that of one block whatever the number of queries M and components N. The backward pass recomputes
-the blocks instead of keeping them, as attention kernels do, hence gradients to the queries and to
-the components' parameters need no more memory either.
+over blocks of components (see `online_softmax`): it needs the memory of one block, whatever the
+numbers of queries M and components N. The backward pass computes the blocks again instead of
+keeping them, as attention kernels do, and needs no more memory for gradients to the queries and to
+the components' parameters.
 
-Components may hold the weights of a network that all of them share (a flow): `tf.custom_gradient`
-names the variables that the scores read, and each block adds to their gradients.
+Components may share the weights of a network (a flow): `tf.custom_gradient` names the variables
+that the scores read, and each block adds to their gradients.
 
-Gaussians have kernels of their own (see `gaussian_scores`), compiled by XLA, and many of them with
-independent dimensions are screened first on CPUs (see `screened_pass`, whose backward pass keeps
-gradients to the components for each of up to eight threads); every other distribution is scored by
-its own `log_prob`.
+Gaussians have kernels of their own, compiled by XLA (see `gaussian_scores`). On CPUs, large numbers
+of Gaussians with independent dimensions are screened first (see `screened_pass`; its backward pass
+keeps gradients to the components in each of up to eight threads). All other distributions are
+scored by their own `log_prob`.
 """
 
 from __future__ import annotations
@@ -81,14 +81,15 @@ def with_derivatives(
     excluded_index: tf.Tensor | None,
     results: tuple[tf.Tensor, tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives log q(z) and H[q(n|z)] that were computed elsewhere the derivatives of the streamed.
+    """Attaches the derivatives of the streamed pass to log q(z) and H[q(n|z)] computed elsewhere.
 
     Args:
       distribution: See `log_prob_and_index_entropy`, as for the next three.
       log_weights: Likewise.
       queries: Likewise.
       excluded_index: Likewise.
-      results: Two floating `Tensor`s, shape `[M]`, for components with batch shape `[N]`.
+      results: log q(z) and H[q(n|z)], floating `Tensor`s, shape `[M]`, for components with batch
+        shape `[N]`.
 
     Returns:
       The results.
@@ -108,7 +109,7 @@ def with_derivatives(
 
         return results, grad
 
-    # What the derivatives alone need is made with them.
+    # The streamed pass is built only if derivatives are asked for.
     log_prob, entropy = computed(queries, log_weights, *parameters)
     return log_prob, entropy
 
@@ -166,7 +167,7 @@ def _differentiable(
 
 
 def _first_order_only(gradient: tf.Tensor | None) -> tf.Tensor | None:
-    """Makes a second derivative an error: the forward's results are constants to the backward."""
+    """Makes second derivatives an error: the backward pass takes the results as constants."""
     if gradient is None:
         return None
     return tf.raw_ops.PreventGradient(
@@ -364,7 +365,7 @@ def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
 def _generic_blocks(
     leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int, width: int
 ) -> tuple[Any, Any]:
-    """Sizes of component and query blocks that keep one generic block within its budget.
+    """Returns the sizes of component and query blocks that keep a block within its budget.
 
     `width` is that of the widest layer of a network that scores one query at a time.
     """
@@ -395,7 +396,7 @@ class _CompiledPass(_Pass):
 def _leaves_and_pass(
     distribution: tfd.Distribution, queries: tf.Tensor, log_weights: tf.Tensor, batch_ndims: int
 ) -> tuple[tuple[tf.Tensor, ...], _Pass | screened_pass.ScreenedPass]:
-    """The parameters in the form that the fastest way to score these components uses, and it."""
+    """Returns the fastest pass for these components, and the parameters in the form it uses."""
     small = _is_small(queries, log_weights)
     diagonal = gaussian_scores.diagonal_leaves(distribution)
     if diagonal is not None:
@@ -417,7 +418,7 @@ def _leaves_and_pass(
 def _network_width(
     score: _Score, leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
 ) -> int:
-    """The largest dimension of a variable that the scores read: its layer is as wide at most."""
+    """Returns the largest dimension of the variables that the scores read, or 1."""
     first = (*[slice(None)] * batch_ndims, slice(0, 1))
     with tf.GradientTape() as tape:
         score([leaf[first] for leaf in leaves], queries[first])
