@@ -266,7 +266,7 @@ def describe_evaluation(
 ) -> str:
     """Returns how log q(z) was evaluated, in words."""
     visited = evaluated.num_visited.numpy()
-    if visited.min() >= num_observations:
+    if tolerance is None or visited.min() >= num_observations:
         return "exact"
     return (
         f"by a tree within {tolerance:g} nats, which visits {visited.mean():.0f} of "
