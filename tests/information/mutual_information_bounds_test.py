@@ -260,6 +260,27 @@ def test_absent_bounds_give_their_reason_and_the_record_is_strict_json() -> None
     assert "log N = 1.3863" in str(bounds)
 
 
+@pytest.mark.parametrize("case", oracles.CASES)
+def test_what_a_tolerance_leaves_out_is_in_the_errors(case: str) -> None:
+    loc, scale = oracles.gaussian_case(case, 400, 2)
+    q_z = AggregatePosterior(tfd.MultivariateNormalDiag(loc, scale))
+    exact, loose = (
+        mutual_information_bounds(q_z, batch_size=8, num_batches=5, seed=4, tolerance=tolerance)
+        for tolerance in (None, 0.05)
+    )
+    for name in ("index_code_mutual_information", "nguyen_wainwright_jordan", "jensen_shannon"):
+        found, expected = getattr(loose, name).estimate, getattr(exact, name).estimate
+        assert abs(found.value - expected.value) <= 0.1
+        assert found.standard_error >= max(0.05, expected.standard_error)
+    assert abs(loose.aggregate_entropy.value - exact.aggregate_entropy.value) <= 0.05
+    assert loose.aggregate_entropy.standard_error >= 0.05
+    # These two know nothing of log q(z).
+    assert loose.info_nce.estimate.value == pytest.approx(exact.info_nce.estimate.value, abs=1e-9)
+    assert loose.info_nce.estimate.standard_error == pytest.approx(
+        exact.info_nce.estimate.standard_error, rel=1e-6, abs=1e-12
+    )
+
+
 _LOC, _SCALE = oracles.gaussian_case("overlapping", 10, 2)
 
 
@@ -277,7 +298,7 @@ _LOC, _SCALE = oracles.gaussian_case("overlapping", 10, 2)
             AggregatePosterior(tfd.MultivariateNormalDiag(_LOC, _SCALE), weights=np.ones(10)),
             {},
             ValueError,
-            "uniform weights",
+            "weight its components equally",
         ),
         (
             AggregatePosterior(tfd.MultivariateNormalDiag(_LOC[None], _SCALE[None])),

@@ -96,7 +96,7 @@ def test_a_result_says_what_is_absent_and_what_to_doubt() -> None:
     assert str(result).splitlines() == [
         "Two",
         "  first  1.00 ± 0.10",
-        "  (second: no prior)",
+        "  (second absent: no prior)",
         "  WARNING: odd.",
     ]
     assert result.to_dict() == {

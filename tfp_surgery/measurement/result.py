@@ -54,7 +54,7 @@ class Result:
         names: dict[str, list[str]] = {}
         for name, reason in self.absent.items():
             names.setdefault(reason, []).append(name)
-        return [f"  ({', '.join(names[reason])}: {reason})" for reason in names]
+        return [f"  ({', '.join(names[reason])} absent: {reason})" for reason in names]
 
 
 def aligned_rows(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> list[str]:
