@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 import tf_keras
 
 from tfp_surgery.components.divergence import closed_form_kl
-from tfp_surgery.training.objectives import elbo, log_likelihood
+from tfp_surgery.training.objectives import elbo
 
 tfd = tfp.distributions
 
@@ -137,23 +137,6 @@ def test_the_seed_decides() -> None:
     np.testing.assert_array_equal(objective(1), objective(1))
     assert np.all(objective([1, 2]) != objective([1, 3]))
     assert np.all(objective(1) != objective(2))
-
-
-@pytest.mark.parametrize("num_samples", [1, 3])
-def test_each_observation_is_scored_under_its_own_codes(num_samples: int) -> None:
-    """The flattening of [S, B] keeps sample and observation apart, for images and matrices."""
-
-    def matrix_decoder(z: tf.Tensor) -> tfd.Distribution:
-        assert z.shape[1:] == [2, 1]
-        mean = tf.tile(tf.reshape(z, [-1, 1, 2]), [1, 4, 1])  # [S B, 4, 2]
-        return tfd.Independent(tfd.Normal(mean, np.float64(1.0)), 2)
-
-    rng = np.random.default_rng(0)
-    z, x = rng.normal(size=(num_samples, 5, 2, 1)), rng.normal(size=(5, 4, 2))
-    found = log_likelihood(matrix_decoder, tf.constant(z), tf.constant(x))
-    residual = x - z[..., 0][:, :, np.newaxis, :]  # [S, B, 4, 2]
-    log_prob = (-0.5 * residual**2 - 0.5 * math.log(2 * math.pi)).sum(axis=(2, 3))
-    np.testing.assert_allclose(found, log_prob, rtol=1e-12)
 
 
 def test_x_is_scored_in_the_precision_of_the_likelihood() -> None:

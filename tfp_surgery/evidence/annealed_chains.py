@@ -17,8 +17,8 @@ from tfp_surgery.checks.gradients import check_graph, compiled
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.evidence.code_space import check_code_space
 from tfp_surgery.measurement.event_space import event_space_bijector
+from tfp_surgery.measurement.log_likelihood import log_likelihood
 from tfp_surgery.measurement.model_checks import check_decoder
-from tfp_surgery.measurement.reconstruction import reconstruction_log_prob
 from tfp_surgery.measurement.steps import Step, steps
 from tfp_surgery.seeds import Seed
 
@@ -204,10 +204,10 @@ class AnnealedChains:
         rates = np.empty([len(steps), len(x)])
         for step in steps:
             move = step + shift
-            u, log_likelihood, rates[step - 1] = self._hmc_step(
+            u, scores, rates[step - 1] = self._hmc_step(
                 u, x, self._betas[move], step_sizes[move], seed, step
             )
-            log_weights += (self._betas[step] - self._betas[step - 1]) * log_likelihood
+            log_weights += (self._betas[step] - self._betas[step - 1]) * scores
         return WeighedChains(log_weights, rates)
 
     def _starts(self, num_observations: int, seed: tf.Tensor) -> tf.Tensor:
@@ -258,7 +258,7 @@ def check_densities(x: np.ndarray, decoder: Network, prior: tfd.Distribution) ->
     first = tf.convert_to_tensor(x[:1])
     check_graph(
         _needs("the decoder"),
-        lambda z: reconstruction_log_prob(decoder, z[tf.newaxis], first),
+        lambda z: log_likelihood(decoder, z[tf.newaxis], first),
         code,
     )
     check_graph(_needs("the prior"), prior.log_prob, code)
@@ -296,14 +296,14 @@ def _compiled_hmc_step(
         # [B] -> [B, 1, ...]
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
 
-        def log_likelihood(u: tf.Tensor) -> tf.Tensor:
-            return tf.cast(reconstruction_log_prob(decoder, bijector.forward(u), x), u.dtype)
+        def scored(u: tf.Tensor) -> tf.Tensor:
+            return tf.cast(log_likelihood(decoder, bijector.forward(u), x), u.dtype)
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
             # tfd.TransformedDistribution would use the density of the prior's base class.
             start = prior.log_prob(bijector.forward(u))
             start += bijector.forward_log_det_jacobian(u, event_ndims=len(u.shape) - 2)
-            return start + beta * log_likelihood(u)
+            return start + beta * scored(u)
 
         kernel = tfp.mcmc.HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
         # Previous results hold the density at the previous temperature.
@@ -315,13 +315,13 @@ def _compiled_hmc_step(
         rate = tf.where(
             tf.math.is_nan(ratio), tf.zeros([], u.dtype), tf.exp(tf.minimum(ratio, 0.0))
         )
-        return moved, log_likelihood(u), tf.reduce_mean(rate, axis=0)
+        return moved, scored(u), tf.reduce_mean(rate, axis=0)
 
     def hmc_step(
         u: tf.Tensor, x: tf.Tensor, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
     ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
         with compiled(_needs("the model (decoder and prior)")):
-            moved, log_likelihood, rate = step(
+            moved, scores, rate = step(
                 u,
                 x,
                 tf.constant(beta, tf.float64),
@@ -329,6 +329,6 @@ def _compiled_hmc_step(
                 seed,
                 tf.constant(number, tf.int32),
             )
-        return moved, log_likelihood.numpy().astype(np.float64), rate.numpy().astype(np.float64)
+        return moved, scores.numpy().astype(np.float64), rate.numpy().astype(np.float64)
 
     return hmc_step

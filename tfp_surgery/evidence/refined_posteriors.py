@@ -18,8 +18,8 @@ from tfp_surgery.checks.gradients import check_gradient, check_graph, compiled
 from tfp_surgery.checks.networks import unwrap
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.log_density.gaussian_scores import diagonal_parameters
+from tfp_surgery.measurement.log_likelihood import log_likelihood
 from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
-from tfp_surgery.measurement.reconstruction import reconstruction_log_prob
 from tfp_surgery.measurement.steps import steps
 from tfp_surgery.seeds import Seed
 
@@ -183,7 +183,7 @@ def _compiled_step(
             z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
             fixed = family(*map(tf.stop_gradient, parameters))
             log_weights = (
-                tf.cast(reconstruction_log_prob(model.decoder, z, observations), z.dtype)
+                tf.cast(log_likelihood(model.decoder, z, observations), z.dtype)
                 + model.prior.log_prob(z)
                 - fixed.log_prob(z)
             )

@@ -17,6 +17,7 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.encoding import encode_observations
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.measurement.log_likelihood import log_likelihood
 from tfp_surgery.measurement.model_checks import (
     check_aggregate_posterior,
     check_codes_in_support,
@@ -24,7 +25,6 @@ from tfp_surgery.measurement.model_checks import (
     check_no_nan,
     tried,
 )
-from tfp_surgery.measurement.reconstruction import reconstruction_log_prob
 from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
@@ -92,7 +92,7 @@ class PreparedModel:
         Returns:
           Floating `Tensor`, shape `[S, B]`, in nats.
         """
-        return reconstruction_log_prob(self.decoder, z, tf.convert_to_tensor(self.x[rows]))
+        return log_likelihood(self.decoder, z, tf.convert_to_tensor(self.x[rows]))
 
 
 def prepared_model(

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior, unwrap
 from tfp_surgery.components.divergence import closed_form_kl
+from tfp_surgery.measurement.log_likelihood import log_likelihood
 
 tfd = tfp.distributions
 
@@ -110,26 +111,3 @@ def elbo(num_samples: int = 1) -> Elbo:
       ValueError: If `num_samples` is below 1.
     """
     return Elbo(num_samples)
-
-
-def log_likelihood(
-    decoder: Callable[[tf.Tensor], tfd.Distribution], z: tf.Tensor, x: tf.Tensor
-) -> tf.Tensor:
-    """log p(x_b|z_sb) of each code, in nats.
-
-    Args:
-      decoder: z -> p(x|z); called once, on a flat batch of S B codes.
-      z: Tensor of shape `[S, B, *code_shape]`.
-      x: Tensor of shape `[B, *event_shape]`.
-
-    Returns:
-      Tensor of shape `[S, B]`.
-    """
-    num_samples, code_shape = z.shape[0], tf.shape(z)[2:]
-    flat_z = tf.reshape(z, tf.concat([[-1], code_shape], axis=0))  # [S B, *code_shape]
-    flat_z.set_shape([None, *z.shape[2:]])
-    likelihood = unwrap(decoder(flat_z))
-    if likelihood.dtype.is_floating:
-        x = tf.cast(x, likelihood.dtype)
-    flat_x = tf.tile(x, [num_samples] + [1] * (len(x.shape) - 1))  # [S B, *event_shape]
-    return tf.reshape(likelihood.log_prob(flat_x), [num_samples, -1])  # [S, B]

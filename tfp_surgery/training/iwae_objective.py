@@ -13,7 +13,8 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, unwrap
-from tfp_surgery.training.elbo_objective import ObjectiveTerms, log_likelihood
+from tfp_surgery.measurement.log_likelihood import log_likelihood
+from tfp_surgery.training.elbo_objective import ObjectiveTerms
 
 tfd = tfp.distributions
 

@@ -6,12 +6,8 @@ data set, with standard errors, there are `tfp_surgery.elbo_surgery` and
 `tfp_surgery.importance_weighted_elbo`.
 """
 
-from tfp_surgery.training.elbo_objective import (
-    Elbo,
-    ObjectiveTerms,
-    elbo,
-    log_likelihood,
-)
+from tfp_surgery.measurement.log_likelihood import log_likelihood
+from tfp_surgery.training.elbo_objective import Elbo, ObjectiveTerms, elbo
 from tfp_surgery.training.iwae_objective import Iwae, iwae
 
 __all__ = ["Elbo", "Iwae", "ObjectiveTerms", "elbo", "iwae", "log_likelihood"]

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_surgery.checks.gradients import check_gradient
 from tfp_surgery.checks.networks import build_prior
-from tfp_surgery.training.elbo_objective import log_likelihood
+from tfp_surgery.measurement.log_likelihood import log_likelihood
 
 _WAY_OUT = (
     "Hand in the Keras 3 network itself, make what calls it a keras.layers.Layer or keras.Model "

@@ -1,0 +1,48 @@
+"""Tests of log p(x|z) at codes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.measurement.log_likelihood import log_likelihood
+
+tfd = tfp.distributions
+
+
+def _decoder(z: tf.Tensor) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(z, tf.ones_like(z))
+
+
+def test_reconstruction_scores_each_code_with_its_own_observation() -> None:
+    rng = np.random.default_rng(0)
+    z, x = rng.normal(size=(3, 4, 2)), rng.normal(size=(4, 2))
+    values = log_likelihood(_decoder, tf.constant(z), tf.constant(x))
+    expected = -0.5 * ((x - z) ** 2).sum(axis=-1) - math.log(2 * math.pi)
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_each_observation_is_scored_under_its_own_codes(num_samples: int) -> None:
+    """The flattening of [S, B] keeps sample and observation apart, for images and matrices."""
+
+    def matrix_decoder(z: tf.Tensor) -> tfd.Distribution:
+        assert z.shape[1:] == [2, 1]
+        mean = tf.tile(tf.reshape(z, [-1, 1, 2]), [1, 4, 1])  # [S B, 4, 2]
+        return tfd.Independent(tfd.Normal(mean, np.float64(1.0)), 2)
+
+    rng = np.random.default_rng(0)
+    z, x = rng.normal(size=(num_samples, 5, 2, 1)), rng.normal(size=(5, 4, 2))
+    found = log_likelihood(matrix_decoder, tf.constant(z), tf.constant(x))
+    residual = x - z[..., 0][:, :, np.newaxis, :]  # [S, B, 4, 2]
+    log_prob = (-0.5 * residual**2 - 0.5 * math.log(2 * math.pi)).sum(axis=(2, 3))
+    np.testing.assert_allclose(found, log_prob, rtol=1e-12)
+
+
+def test_a_decoder_of_another_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="one distribution for each of its codes"):
+        log_likelihood(lambda z: _decoder(z[:1]), tf.zeros([3, 2, 1]), tf.zeros([2, 1]))
