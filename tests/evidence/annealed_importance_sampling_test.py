@@ -214,7 +214,8 @@ def test_chains_that_start_on_the_border_have_acceptance_rates() -> None:
             num_leapfrog_steps=2,
         )
     assert result.acceptance_rates is not None
-    assert np.all(result.acceptance_rates > 0.2)
+    assert np.all(result.acceptance_rates > 0)  # nor NaN
+    assert result.acceptance_rates.mean() > 0.5
     truth = stats.betabinom(5, 0.15, 0.15).logpmf(2)
     ratios = np.exp(result.per_observation - truth)
     error = ratios.std(ddof=1) / math.sqrt(20)

@@ -260,7 +260,7 @@ def test_the_result_prints_and_serialises() -> None:
         seed=5,
     )
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert content["log_evidence"] == {"value": result.estimate.value, "standard_error": None}
+    assert content["estimate"] == {"value": result.estimate.value, "standard_error": None}
     assert content["per_observation"] == list(result.per_observation)
     assert content["standard_errors"] == [None] * 4
     assert content["acceptance_rate"] is None
