@@ -212,7 +212,7 @@ def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             **{
                 name: surgery[name]
                 for name, entry in record["test"].items()
-                if isinstance(entry, dict)
+                if isinstance(entry, dict) and "value" in entry
             },
             "warnings": surgery.get("warnings", []),
         }

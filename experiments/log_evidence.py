@@ -256,7 +256,7 @@ def estimates(records: Sequence[Record]) -> dict[str, dict[str, float]]:
       `{"value", "standard_error"}` of each.
     """
     parts = by_name(records)
-    iw, ais, refined = (parts[name]["log_evidence"] for name in _LOG_EVIDENCE)
+    iw, ais, refined = (parts[name]["estimate"] for name in _LOG_EVIDENCE)
 
     def difference(larger: Mapping[str, float], smaller: Mapping[str, float]) -> dict[str, float]:
         return {

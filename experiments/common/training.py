@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +157,7 @@ class Progress(keras.callbacks.Callback):
             f"{self._label}: epoch {number:{len(str(total))}}/{total}, ELBO {-logs['loss']:8.2f} = "
             f"reconstruction {logs['average_reconstruction']:8.2f} - KL {logs['average_kl']:6.2f}"
         )
-        if "surgery_marginal_kl" in logs:
+        if not math.isnan(logs["surgery_marginal_kl"]):  # as it is between two surgeries
             line += (
                 f" (index-code MI {logs['surgery_index_code_mutual_information']:.2f}, "
                 f"marginal KL {logs['surgery_marginal_kl']:.2f})"
