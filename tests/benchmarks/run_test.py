@@ -35,6 +35,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_itself_and_its_peers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
