@@ -159,8 +159,9 @@ def test_decoders_priors_and_objectives_hide_weights_too() -> None:
         ("prior", tfd.MultivariateNormalDiag(tf.Variable(tf.zeros(2), name="loose")), "loose"),
         ("objective", objective, "discriminator/kernel"),
     ):
+        parts: dict[str, Any] = {name: part}
         with pytest.raises(TypeError, match=rf"the {name} has \d trainable .*{path}"):
-            vae_of(**{name: part}).fit(X, verbose=0)
+            vae_of(**parts).fit(X, verbose=0)
     both = vae_of(encoder=Encodes(network()), decoder=functools.partial(hidden_decoder))
     with pytest.raises(TypeError, match=r"the encoder has 2 .* and the decoder has 4 "):
         both.fit(X, verbose=0)
