@@ -84,3 +84,11 @@ def test_exact_strata_have_an_error_as_a_subset_only() -> None:
     assert exact_strata_estimate(values, 3) == Estimate(3.0, 0.0, 0)
     subset = exact_strata_estimate(values, 12)
     assert subset.standard_error == pytest.approx(math.sqrt(0.75 * 7.0 / 3))
+
+
+def test_zero_is_printed_without_a_sign() -> None:
+    assert str(Estimate(-1e-9, 0.0, 0)) == "0.0000 ± 0"
+    assert str(Estimate(-1e-9, 3e-5, 9)) == "0.000000 ± 0.000030"
+    assert str(Estimate(-1e-9, 3e-9, 9)) == "0.000000 ± 3e-09"
+    assert str(Estimate(-1e-9, math.nan, 1)) == "0.0000 ± unknown"
+    assert str(Estimate(-0.5, 0.1, 1)) == "-0.50 ± 0.10"

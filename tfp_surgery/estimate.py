@@ -61,16 +61,22 @@ class Estimate:
 
     def __str__(self) -> str:
         """Returns value ± standard error, rounded to two digits of the standard error."""
-        if math.isnan(self.standard_error):
-            return f"{self.value:.4f} ± unknown"
-        if not max(abs(self.value), self.standard_error) < _LARGE:
-            return f"{self.value:.4g} ± {self.standard_error:.2g}"
-        if self.standard_error == 0.0:
-            return f"{self.value:.4f} ± 0"
-        if self.standard_error < 1e-6:
-            return f"{self.value:.6f} ± {self.standard_error:.0e}"
-        decimals = max(0, 1 - math.floor(math.log10(self.standard_error)))
-        return f"{self.value:.{decimals}f} ± {self.standard_error:.{decimals}f}"
+        error = self.standard_error
+        if math.isnan(error):
+            return f"{_fixed(self.value, 4)} ± unknown"
+        if not max(abs(self.value), error) < _LARGE:
+            return f"{self.value:.4g} ± {error:.2g}"
+        if error == 0.0:
+            return f"{_fixed(self.value, 4)} ± 0"
+        if error < 1e-6:
+            return f"{_fixed(self.value, 6)} ± {error:.0e}"
+        decimals = max(0, 1 - math.floor(math.log10(error)))
+        return f"{_fixed(self.value, decimals)} ± {error:.{decimals}f}"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """Formats a number without a sign in front of zero."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def rounding(*terms: np.ndarray) -> float:

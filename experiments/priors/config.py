@@ -28,7 +28,9 @@ class PriorsConfig(Config):
         ("standard", "mog", "mog_full", "vamp", "exemplar", "aggregate", "realnvp"),
         f"family or family:K of {', '.join(FAMILIES)}",
     )
-    mode: tuple[str, ...] = setting(MODES, "joint, posthoc or both", choices=MODES, distinct=True)
+    mode: tuple[str, ...] = setting(
+        MODES, "how priors are trained; several with a comma between", choices=MODES, distinct=True
+    )
     fit_steps: int | None = setting(
         None, "at most so many steps of each fit; what its family needs if none"
     )

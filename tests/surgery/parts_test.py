@@ -60,7 +60,7 @@ def test_a_log_evidence_goes_with_any_detail(model: ProbabilisticPCA) -> None:
     assert terms.readings.log_evidence is not None
     assert terms.readings.log_evidence.value == pytest.approx(model.average_log_evidence)
     assert set(terms.absent) == set(PARTS) - {"readings"}
-    assert "Four readings" in str(terms)
+    assert "Readings of the ELBO" in str(terms)
 
 
 def test_every_part_belongs_to_the_same_draws(surgery: ElboSurgery) -> None:
@@ -131,7 +131,7 @@ def test_the_parts_of_probabilistic_pca_are_known(
 
 def test_it_prints_and_serialises(surgery: ElboSurgery) -> None:
     text = str(surgery)
-    for title in ("ELBO surgery of", "Four readings", "Split of the", "units are active"):
+    for title in ("ELBO surgery of", "Readings of the ELBO", "Split of the", "units are active"):
         assert title in text
     for title in ("Rate-distortion bounds", "Mutual information bounds"):
         assert title in text

@@ -55,7 +55,7 @@ class GenerativeMutualInformation(Result):
         return [f"I_dec(X; Z) under p(z) p(x|z), nats; {draws}, seed {self.seed}"]
 
     def _rows(self) -> list[tuple[str, Any]]:
-        return [("lower", self.lower), ("upper", self.upper)]
+        return [("I_dec(X; Z)", self.lower), ("I_dec(X; Z)", self.upper)]
 
 
 def generative_mutual_information(

@@ -92,7 +92,7 @@ class ElboReadings(Result):
 
     def _title(self) -> list[str]:
         draws = describe_draws(self.num_observations, self.num_query, self.num_samples)
-        return ["Four readings of the ELBO", draws]
+        return ["Readings of the ELBO", draws]
 
     def _rows(self) -> list[tuple[str, Any]]:
         return [
