@@ -83,7 +83,9 @@ def make_vae(
     keras.utils.set_random_seed(0)
     decoder = MLPDecoder((3,), (4,), likelihood=GaussianLikelihood(1.0))
     vae = VAE(encoder(2, (4,)), decoder, StandardNormalPrior(2), objective)
-    vae.compile(keras.optimizers.Adam(0.01) if optimizer is None else optimizer, **kwargs)
+    if optimizer is None:
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    vae.compile(optimizer, **kwargs)
     return vae
 
 
