@@ -12,7 +12,6 @@ import tensorflow_probability as tfp
 from scipy import special, stats
 
 from tfp_surgery.estimate import Estimate
-from tfp_surgery.information import generative_mutual_information as module
 from tfp_surgery.information.generative_mutual_information import generative_mutual_information
 
 tfd = tfp.distributions
@@ -170,11 +169,8 @@ def test_a_precise_decoder_reaches_the_ceiling_of_the_lower_bound() -> None:
     assert bounds.upper.estimate.value > information
 
 
-def test_bounds_equal_brute_force_on_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NUM_GROUPS", 3)
-    monkeypatch.setattr(module, "_DRAWN_TOGETHER", 8)
-    # 10 codes a step, for groups of 4 observations of size 2.
-    monkeypatch.setattr(module, "_BLOCK_SIZE", 10 * 4 * 2)
+def test_bounds_equal_brute_force_on_the_same_draws() -> None:
+    """So many observations and codes that neither are taken at once."""
     codes: list[np.ndarray] = []
     observations: list[np.ndarray] = []
 
@@ -188,31 +184,34 @@ def test_bounds_equal_brute_force_on_the_same_draws(monkeypatch: pytest.MonkeyPa
         codes.append(z.numpy())
         return Recorded(tf.concat([z, -z], axis=-1), [0.7, 1.3])
 
-    # Rounded up to 12.
+    groups, size, m = 50, 21, 2000
     bounds = generative_mutual_information(
-        decoder, _PRIOR, num_observations=10, num_importance_samples=7, seed=6
+        decoder, _PRIOR, num_observations=1010, num_importance_samples=m, seed=6
     )
-    assert bounds.num_observations == bounds.lower.estimate.num_draws == 12
-    assert [len(block) for block in codes] == [8, 4, 10, 10, 1]
-    x = np.concatenate(observations)
-    z, fresh = np.concatenate(codes[:2]), np.concatenate(codes[2:])
-    assert np.unique(np.concatenate([z, fresh])).size == 12 + 21
+    # Rounded up to groups of one size.
+    assert bounds.num_observations == bounds.lower.estimate.num_draws == groups * size
+    assert len(observations) == 2
+    assert len(codes) == 4
+    x = np.concatenate(observations).reshape(groups, size, 1, 2)
+    z = np.concatenate(codes[:2]).reshape(groups, size, 1)
+    fresh = np.concatenate(codes[2:]).reshape(groups, 1, m)
+    assert np.unique(np.concatenate([np.ravel(z), np.ravel(fresh)])).size == groups * (size + m)
 
-    def log_prob(n: int, z: np.ndarray) -> float:
-        return float(stats.norm.logpdf(x[n], [z[0], -z[0]], [0.7, 1.3]).sum())
+    def log_prob(z: np.ndarray) -> np.ndarray:
+        loc = np.stack([z, -z], axis=-1)
+        densities: np.ndarray = stats.norm.logpdf(x, loc, [0.7, 1.3]).sum(axis=-1)
+        return densities  # [groups, size, codes]
 
-    lower, upper = np.empty([2, 3, 4])
-    for n in range(12):
-        own = log_prob(n, z[n])
-        inner = [log_prob(n, code) for code in fresh[7 * (n // 4) : 7 * (n // 4) + 7]]
-        upper[n // 4, n % 4] = own - special.logsumexp(inner) + math.log(7)
-        lower[n // 4, n % 4] = own - special.logsumexp([own, *inner]) + math.log(8)
+    own, inner = log_prob(z), log_prob(fresh)
+    upper = own[..., 0] - special.logsumexp(inner, axis=-1) + math.log(m)
+    every = np.concatenate([own, inner], axis=-1)
+    lower = own[..., 0] - special.logsumexp(every, axis=-1) + math.log(m + 1)
     assert bounds.upper is not None
     for bound, values in ((bounds.lower, lower), (bounds.upper, upper)):
         means = values.mean(axis=1)
         assert bound.estimate.value == pytest.approx(means.mean(), rel=1e-10)
         assert bound.estimate.standard_error == pytest.approx(
-            means.std(ddof=1) / math.sqrt(3), rel=1e-10
+            means.std(ddof=1) / math.sqrt(groups), rel=1e-10
         )
 
 

@@ -105,22 +105,21 @@ def test_what_is_no_number_passes() -> None:
         assert not _below(_screen(z, odd_loc, scale), high)[7]
 
 
+@tf.function(jit_compile=True, autograph=False)
+def _visits(mask: tf.Tensor, failing: tf.Tensor) -> tf.Tensor:
+    """How often each component is visited, by a loop that is compiled."""
+
+    def visit(index: tf.Tensor, is_valid: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        return tf.tensor_scatter_nd_add(state, index[:, tf.newaxis], tf.cast(is_valid, tf.int32))
+
+    passing = score_bounds.without(score_bounds.listed(mask), lambda n: tf.gather(failing, n))
+    times = tf.zeros([mask.shape[0]], tf.int32)
+    return score_bounds.in_parts(passing, score_bounds.BATCH, visit, times)
+
+
 def _visited(mask: np.ndarray, failing: set[int]) -> list[int]:
-    """The components that are visited, by a loop that is compiled."""
-
-    @tf.function(jit_compile=True)
-    def run(mask: tf.Tensor, failing: tf.Tensor) -> tf.Tensor:
-        def visit(index: tf.Tensor, is_valid: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-            return tf.tensor_scatter_nd_add(
-                state, index[:, tf.newaxis], tf.cast(is_valid, tf.int32)
-            )
-
-        passing = score_bounds.without(score_bounds.listed(mask), lambda n: tf.gather(failing, n))
-        times = tf.zeros([mask.shape[0]], tf.int32)
-        return score_bounds.in_parts(passing, score_bounds.BATCH, visit, times)
-
     flags = np.isin(np.arange(len(mask)), list(failing))
-    times = run(tf.constant(mask), tf.constant(flags)).numpy()
+    times = _visits(tf.constant(mask), tf.constant(flags)).numpy()
     assert set(times) <= {0, 1}
     return list(np.flatnonzero(times))
 

@@ -14,6 +14,8 @@ tfd = tfp.distributions
 
 N = 700
 _EPS = float(np.finfo(np.float32).eps)
+# One for all: each traces its programs anew.
+PASS = screened_pass.ScreenedPass()
 
 
 def _leaves(loc: np.ndarray, scale: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
@@ -33,7 +35,7 @@ def _evaluate(
     leaves = _leaves(loc, scale)
     if log_weights is None:
         log_weights = np.full(len(loc), -np.log(len(loc)), dtype)
-    results = screened_pass.ScreenedPass().forward(
+    results = PASS.forward(
         tf.constant(z),
         tf.constant(log_weights, dtype),
         leaves,
@@ -118,11 +120,11 @@ def test_more_components_than_one_tile_holds(case: str) -> None:
 
 def test_it_can_be_part_of_what_a_user_compiles_and_the_number_of_queries_unknown() -> None:
     z, loc, scale = _case("overlapping", 3, 1.0, np.float32)
-    compute, leaves = screened_pass.ScreenedPass(), _leaves(loc, scale)
+    leaves = _leaves(loc, scale)
     log_weights = tf.fill([N], tf.constant(-np.log(N), tf.float32))
 
     def log_prob(z: tf.Tensor) -> tf.Tensor:
-        return compute.forward(z, log_weights, leaves, None)[0]
+        return PASS.forward(z, log_weights, leaves, None)[0]
 
     expected = log_prob(tf.constant(z))
     compiled = tf.function(log_prob, jit_compile=True, autograph=False)
@@ -156,9 +158,8 @@ def test_gradients_are_those_of_brute_force(case: str, dtype: type) -> None:
         rng.normal(size=len(z)).astype(dtype),
         rng.normal(size=len(z)).astype(dtype),
     )
-    compute = screened_pass.ScreenedPass()
-    results = compute.forward(inputs[0], inputs[1], inputs[2:], excluded)
-    grads = compute.backward(inputs[0], inputs[1], inputs[2:], excluded, results, upstream)
+    results = PASS.forward(inputs[0], inputs[1], inputs[2:], excluded)
+    grads = PASS.backward(inputs[0], inputs[1], inputs[2:], excluded, results, upstream)
 
     wide = [tf.cast(part, tf.float64) for part in inputs]
     with tf.GradientTape() as tape:
@@ -178,13 +179,13 @@ def test_gradients_are_those_of_brute_force(case: str, dtype: type) -> None:
 
 def test_gradients_of_an_unknown_number_of_queries() -> None:
     z, loc, scale = _case("overlapping", 3, 1.0, np.float32)
-    compute, leaves = screened_pass.ScreenedPass(), _leaves(loc, scale)
+    leaves = _leaves(loc, scale)
     log_weights = tf.fill([N], tf.constant(-np.log(N), tf.float32))
 
     def grads(z: tf.Tensor) -> Any:
-        results = compute.forward(z, log_weights, leaves, None)
+        results = PASS.forward(z, log_weights, leaves, None)
         upstream = (tf.ones_like(results[0]), tf.zeros_like(results[0]))
-        return compute.backward(z, log_weights, leaves, None, results, upstream)
+        return PASS.backward(z, log_weights, leaves, None, results, upstream)
 
     unknown = tf.function(grads, [tf.TensorSpec([None, 3])], autograph=False)
     for num in (350, 130):
@@ -212,11 +213,10 @@ def test_gradients_stay_finite_beside_high_densities_and_infinite_queries() -> N
     z = loc[:130].copy()
     z[7, 3] = np.inf
     inputs = [tf.constant(z), tf.fill([N], np.float32(-np.log(N))), *_leaves(loc, scale)]
-    compute = screened_pass.ScreenedPass()
-    results = compute.forward(inputs[0], inputs[1], inputs[2:], None)
+    results = PASS.forward(inputs[0], inputs[1], inputs[2:], None)
     assert results[0].numpy()[-1] > 100
     upstream = (tf.ones([130]), tf.ones([130]))
-    grads = compute.backward(inputs[0], inputs[1], inputs[2:], None, results, upstream)
+    grads = PASS.backward(inputs[0], inputs[1], inputs[2:], None, results, upstream)
     for grad in grads:
         assert np.isfinite(grad).all()
 
@@ -230,10 +230,9 @@ def test_narrow_components_that_carry_the_gradient_are_not_passed_over() -> None
     log_weights = tf.fill([4097], tf.constant(-np.log(4097.0), tf.float64))
     arguments = [tf.cast(part, tf.float32) for part in (tf.zeros([1, 1]), log_weights, *leaves)]
     z, log_weights32, *leaves32 = arguments
-    compute = screened_pass.ScreenedPass()
-    results = compute.forward(z, log_weights32, leaves32, None)
+    results = PASS.forward(z, log_weights32, leaves32, None)
     upstream = (tf.ones([1]), tf.zeros([1]))
-    actual = compute.backward(z, log_weights32, leaves32, None, results, upstream)[0]
+    actual = PASS.backward(z, log_weights32, leaves32, None, results, upstream)[0]
     standardised = (0.0 - loc[:, 0]) / scale[:, 0]
     scores = -0.5 * standardised**2 - np.log(scale[:, 0])
     index_prob = np.exp(scores - np.logaddexp.reduce(scores))
