@@ -144,9 +144,11 @@ def carve(
       `ElboSurgery.to_dict()`.
     """
     print(f"\nSurgery over all of {dataset.name}/{dataset.split} ...", flush=True)
+    # q(z) of a stochastic binarization is that of one draw, which elbo_surgery does not see.
+    is_settled = dataset.binarization != "stochastic"
     surgery = elbo_surgery(
         dataset,
-        aggregate,
+        aggregate if is_settled else vae.encoder,
         vae.decoder,
         prior,
         num_samples=config.num_samples,

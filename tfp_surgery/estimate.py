@@ -51,12 +51,11 @@ class Estimate:
         return self.value - half_width, self.value + half_width
 
     def to_dict(self) -> dict[str, float | None]:
-        """Returns `{"value", "standard_error"}` as plain floats; NaN becomes None (JSON null)."""
+        """Returns `{"value", "standard_error"}`; NaN and infinity become None (JSON null)."""
+        numbers = {"value": self.value, "standard_error": self.standard_error}
         return {
-            "value": None if math.isnan(self.value) else float(self.value),
-            "standard_error": (
-                None if math.isnan(self.standard_error) else float(self.standard_error)
-            ),
+            name: float(number) if math.isfinite(number) else None
+            for name, number in numbers.items()
         }
 
     def __str__(self) -> str:

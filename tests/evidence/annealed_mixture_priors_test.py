@@ -174,7 +174,7 @@ def test_lower_bounds_reach_the_log_evidence(name: str) -> None:
     gaps = result.per_observation.reshape(len(case.x), 50) - truth[:, np.newaxis]
     for values in (np.exp(gaps) - 1, gaps):
         error = values.std(axis=1, ddof=1) / math.sqrt(50)
-        assert np.all(error < 0.06)
+        assert np.all(error < 0.08)
         assert np.all(values.mean(axis=1) < STANDARD_ERRORS * error)
         if values is not gaps:
             assert np.all(values.mean(axis=1) > -STANDARD_ERRORS * error)

@@ -107,3 +107,9 @@ def test_posteriors_of_other_observations_are_refused() -> None:
         _prepared(AggregatePosterior(posteriors, weights=np.arange(1.0, 6.0)))
     with pytest.raises(ValueError, match="one distribution, got batch shape"):
         _prepared(AggregatePosterior(_encoder(tf.constant(X[None]))))
+
+
+def test_posteriors_of_another_draw_of_the_binarization_are_refused() -> None:
+    dataset = datasets.Dataset("noise", "test", np.full([5, 1, 1, 1], 0.5), "stochastic", 0)
+    with pytest.raises(ValueError, match="belong to one draw of a stochastic binarization"):
+        _prepared(_encoder(tf.constant(X)), x=dataset)

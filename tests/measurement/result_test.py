@@ -106,3 +106,19 @@ def test_a_result_says_what_is_absent_and_what_to_doubt() -> None:
         "second": None,
         "number": 2,
     }
+
+
+def test_results_are_equal_where_their_fields_are() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class One(Result):
+        value: Estimate
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Draws(Result):
+        values: np.ndarray
+
+    first, second = (One(Estimate(value, 0.1, 5), absent={"a": "b"}) for value in (1.0, 2.0))
+    assert first == dataclasses.replace(first)
+    assert first != second
+    assert len({first, dataclasses.replace(first), second}) == 2
+    assert Draws(np.zeros(2)) != Draws(np.ones(2))

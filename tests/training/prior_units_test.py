@@ -47,7 +47,8 @@ def test_one_full_gaussian_reaches_the_moments_of_the_codes_in_every_unit(unit: 
         )
     )
     prior = tfs.priors.MixturePrior(2, 1, covariance="full")
-    after = _fit(q_z, prior).training.marginal_kl_after
+    # It starts from one code of each of twelve posteriors, and may be far off.
+    after = _fit(q_z, prior, num_steps=1200).training.marginal_kl_after
     # In units of one: the marginal KL does not depend on them.
     moments = small_aggregates.moments("overlapping")
     best = small_aggregates.cross_entropy(moments, moments) - small_aggregates.entropy(

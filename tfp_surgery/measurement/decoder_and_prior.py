@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery import seeds
+
 tfd = tfp.distributions
 
 
@@ -40,7 +42,7 @@ def decoder_and_prior(
     """
     if not isinstance(joint, tfd.JointDistribution):
         raise TypeError(f"joint must be a tfd.JointDistribution; got {type(joint).__name__}.")
-    seed = tf.constant(seed, tf.int32)
+    seed = seeds.key(seeds.checked_seed(seed), "probe")
     distributions, _ = joint.sample_distributions(seed=seed)
     # In the order of execution, which the dict of a JointDistributionNamed does not preserve.
     variables = joint._model_flatten(distributions)

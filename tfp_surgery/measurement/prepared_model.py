@@ -122,12 +122,20 @@ def prepared_model(
     Raises:
       TypeError: If encoder, decoder or prior do not return distributions.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes or
-        dtypes do not fit, if codes lie outside the support of the prior, or if posterior and prior
-        are a point mass and a density.
+        dtypes do not fit, if codes lie outside the support of the prior, if posterior and prior are
+        a point mass and a density, or if x is a `Dataset` of stochastic binarization and encoder
+        the posteriors.
     """
     prior = build_prior(prior)
+    is_drawn_anew = isinstance(x, Dataset) and x.binarization == "stochastic"
     x, data = observations_of(x, seed)
     if isinstance(encoder, tfd.Distribution):
+        if is_drawn_anew:
+            raise ValueError(
+                "posteriors in the encoder's place belong to one draw of a stochastic "
+                "binarization, and seed draws another: hand in the observations that they are of, "
+                "x.observations(draw_seed=...), or the encoder."
+            )
         encoder = _given(encoder, len(x))
         posteriors = components_lib.broadcast(encoder.components_distribution)
         first = components_lib.gather(posteriors, tf.range(len(x[:2])))

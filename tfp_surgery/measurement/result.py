@@ -13,7 +13,7 @@ from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.bound import Bound
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
     """Base class of results. Subclasses define the printed table by `_title` and `_rows`.
 
@@ -26,7 +26,7 @@ class Result:
     _derived: ClassVar[tuple[str, ...]] = ()
 
     warnings: tuple[str, ...] = ()
-    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values.
