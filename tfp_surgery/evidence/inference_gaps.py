@@ -142,6 +142,7 @@ def inference_gaps(
     """
     num_samples = checked_integer("num_samples", num_samples, 2)
     seed = seeds.checked_seed(seed)
+    arrays.reject_missing("log_evidence", log_evidence)
     refinement = Refinement(num_steps, learning_rate, seed, batch_size)
     model = prepared_model(x, encoder, decoder, prior, seed, refinement.batch_size)
     num_observations = model.num_observations

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import (
     Estimate,
@@ -123,6 +124,7 @@ def elbo_surgery(
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
         raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')
+    reject_missing("log_evidence", log_evidence)
     model = prepared_model(x, encoder, decoder, prior, seed, batch_size)
     index = chosen_observations(model.num_observations, num_query, seed)
     if training_aggregate_posterior is not None:
