@@ -97,6 +97,9 @@ def bidirectional_monte_carlo(
     for the model. Real data have the lower bound only, and the distance applies to them as far as
     the model resembles them.
 
+    The forward chains are those of `log_evidence_by_annealed_importance_sampling` with this seed on
+    the simulated observations.
+
     Args:
       decoder: See `log_evidence_by_annealed_importance_sampling`.
       prior: See `log_evidence_by_annealed_importance_sampling`.
