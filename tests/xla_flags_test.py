@@ -24,7 +24,7 @@ FAKE_VERSION = "import tensorflow as tf; tf.__version__ = '{}'; "
 COMPILE = "import tensorflow as tf; tf.function(lambda: tf.ones(3), jit_compile=True)(); "
 SAFE = """
 import os, warnings
-from tfp_surgery.distributions import compiled
+from tfp_surgery.log_density import compiled
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     safe = [compiled.threads_are_safe() for _ in range(2)]
