@@ -11,9 +11,11 @@ from tfp_surgery.information.rate_distortion import RateDistortionBounds
 from tfp_surgery.measurement.bound import Bound
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.surgery.active_units import ActiveUnits
+from tfp_surgery.surgery.condition_split import ConditionSplit
 from tfp_surgery.surgery.elbo_readings import ElboReadings
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.marginal_kl_split_result import GroupSplit, MarginalKLSplit
+from tfp_surgery.surgery.per_part import PartTerms, PerPart
 from tfp_surgery.surgery.prior_change import PriorChange
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.training.prior_fit import PriorFit, PriorFitProgress
@@ -22,6 +24,7 @@ __all__ = [
     "ActiveUnits",
     "BidirectionalMonteCarlo",
     "Bound",
+    "ConditionSplit",
     "ElboReadings",
     "ElboSurgery",
     "Estimate",
@@ -32,6 +35,8 @@ __all__ = [
     "MarginalKLSplit",
     "MinibatchInformation",
     "MutualInformationBounds",
+    "PartTerms",
+    "PerPart",
     "PriorChange",
     "PriorFit",
     "PriorFitProgress",

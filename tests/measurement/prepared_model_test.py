@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 from tests.testing.models import unit_decoder
 from tfp_surgery import datasets
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.measurement.prepared_model import PreparedModel, observations_of, prepared_model
+from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
 
 tfd = tfp.distributions
 
@@ -27,18 +27,6 @@ def _encoder(x: tf.Tensor) -> tfd.Distribution:
 
 def _prepared(encoder: Any = _encoder, prior: Any = PRIOR, x: Any = X) -> PreparedModel:
     return prepared_model(x, encoder, unit_decoder, prior, 0, 100)
-
-
-def test_observations_say_what_they_are() -> None:
-    x, text = observations_of([[1.0], [2.0]], seed=0)
-    np.testing.assert_array_equal(x, [[1.0], [2.0]])
-    assert text == "an array, N = 2, binarization not stated"
-    _, text = observations_of(np.array([[0], [200]], np.uint8), seed=0)
-    assert text == "an array, N = 2, uint8 from 0 to 200 taken as they are, binarization not stated"
-    dataset = datasets.load("digits", binarization="stochastic")
-    first, text = observations_of(dataset, seed=3)
-    np.testing.assert_array_equal(first, dataset.observations(draw_seed=3))
-    assert text == dataset.describe(draw_seed=3)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_encoded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import scipy.sparse
 import tensorflow as tf
@@ -104,6 +105,17 @@ def way_out(name: str, value: Any) -> str:
             f"np.concatenate(list({name}.as_numpy_iterator())) if its elements are batches, by "
             "np.stack of the same list if they are single observations."
         )
+    if isinstance(value, Iterator):
+        return (
+            "It gives its elements once and has no order to come back to: "
+            f"np.stack(list({name})) of single observations, np.concatenate(list({name})) of "
+            "batches."
+        )
+    if isinstance(value, keras.utils.PyDataset):
+        return (
+            f"Its batches are np.concatenate([{name}[i][0] for i in range(len({name}))]) as one "
+            f"array where they are pairs of data and labels; without labels leave [0] out."
+        )
     if scipy.sparse.issparse(value):
         return f"It is sparse: hand in {name}.toarray()."
     if isinstance(value, tf.SparseTensor):
@@ -112,7 +124,7 @@ def way_out(name: str, value: Any) -> str:
         return "Its rows differ in length: all observations must have one shape."
     if isinstance(value, Mapping):
         return f"Hand in the one array of observations that it holds (it has {list(value)[:6]})."
-    if isinstance(value, list | tuple) and any(_is_array(entry) for entry in _entries(value)):
+    if isinstance(value, list | tuple) and any(is_array(entry) for entry in _entries(value)):
         return (
             "It holds arrays of its own. Of observations with labels or targets hand in the "
             f"observations alone ({name}[0] of a pair); arrays that are one observation each are "
@@ -130,7 +142,8 @@ def _entries(value: Any) -> Iterator[Any]:
             yield entry
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Returns whether a value is one array or matrix, and no number or list."""
     return scipy.sparse.issparse(value) or len(getattr(value, "shape", ())) > 0
 
 

@@ -19,9 +19,9 @@ def other_dtype(network: Callable[[Any], Any], inputs: tf.Tensor) -> tf.DType | 
 
     Returns:
       The first dtype in which the network accepts the inputs; None if there is none or the inputs
-      are symbolic.
+      are symbolic or a structure.
     """
-    if tf.is_symbolic_tensor(inputs):
+    if not tf.is_tensor(inputs) or tf.is_symbolic_tensor(inputs):
         return None
     for dtype in _FLOATS:
         if dtype != inputs.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -92,15 +92,13 @@ def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
     return posterior
 
 
-def check_decoder_output(
-    likelihood: Any, batch_size: int, event_shape: tuple[int, ...]
-) -> tfd.Distribution:
+def check_decoder_output(likelihood: Any, batch_size: int, event_shape: Any) -> tfd.Distribution:
     """Checks that a decoder returned one distribution over observations per code.
 
     Args:
       likelihood: Value of `decoder(z)` for `z` of shape `[B, *code_shape]`.
       batch_size: B.
-      event_shape: Shape of one observation.
+      event_shape: Shape of one observation; or a structure of `tf.TensorShape`s.
 
     Returns:
       The unwrapped likelihood p(x|z), with batch shape `[B]` and event shape `event_shape`.
@@ -110,24 +108,74 @@ def check_decoder_output(
       ValueError: If its batch shape is not `[B]` or its event shape is not `event_shape`.
     """
     likelihood = _unwrap_output(likelihood, "decoder")
-    found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
-    if found != tuple(event_shape):
-        raise ValueError(
-            f"decoder(z) must return a distribution over observations of shape "
-            f"{list(event_shape)}, but the event shape of {likelihood.name} is {_list(found)} "
-            f"(batch shape {_list(likelihood.batch_shape)}); tfd.Independent moves batch "
-            "dimensions into the event."
-        )
+    if tf.nest.is_nested(likelihood.dtype) or _is_structure(event_shape):
+        _check_structured_event(likelihood, event_shape)
+    else:
+        found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
+        if not tf.TensorShape(event_shape).is_compatible_with(found):
+            raise ValueError(
+                f"decoder(z) must return a distribution over observations of shape "
+                f"{list(event_shape)}, but the event shape of {likelihood.name} is {_list(found)} "
+                f"(batch shape {_list(likelihood.batch_shape)}); tfd.Independent moves batch "
+                "dimensions into the event."
+            )
     _check_batch_shape(likelihood, batch_size, "decoder", "codes")
     return likelihood
 
 
-def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Distribution:
+def _is_structure(event_shape: Any) -> bool:
+    return tf.nest.is_nested(event_shape) and isinstance(
+        next(iter(tf.nest.flatten(event_shape)), None), tf.TensorShape
+    )
+
+
+def _check_structured_event(likelihood: tfd.Distribution, event_shape: Any) -> None:
+    """Raises a ValueError unless a likelihood is over observations of this structure."""
+    found = likelihood.event_shape
+    if tf.nest.is_nested(likelihood.dtype) and _is_structure(event_shape):
+        shapes = [_flat_by_name(structure) for structure in (found, event_shape)]
+        if shapes[0].keys() == shapes[1].keys() and all(
+            shape.is_compatible_with(shapes[1][place]) for place, shape in shapes[0].items()
+        ):
+            return
+    raise ValueError(
+        f"x is {_words(event_shape)}, and the decoder gives {likelihood.name}, a distribution over "
+        f"{_words(found)}: the likelihood must be of all of x, in its structure (of a dict a "
+        "tfd.JointDistributionNamed). What encoder or decoder depend on but the likelihood does "
+        "not model goes into condition=, not into x."
+    )
+
+
+def _flat_by_name(shapes: Any, place: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
+    """Returns shapes by their place: names of dicts and named tuples, numbers of sequences."""
+    if isinstance(shapes, tf.TensorShape):
+        return {place: shapes}
+    if hasattr(shapes, "_asdict"):
+        shapes = shapes._asdict()
+    items = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes)
+    flat: dict[tuple[Any, ...], Any] = {}
+    for name, part in items:
+        flat |= _flat_by_name(part, (*place, name))
+    return flat
+
+
+def _words(event_shape: Any) -> str:
+    if not _is_structure(event_shape):
+        return f"one array of shape {_list(event_shape)} an observation"
+    parts = _flat_by_name(event_shape).items()
+    inner = ", ".join(f"{'.'.join(map(str, place))} {_list(shape)}" for place, shape in parts)
+    return f"a structure of {inner}"
+
+
+def check_prior(
+    prior: tfd.Distribution, posterior: tfd.Distribution, conditional: bool = False
+) -> tfd.Distribution:
     """Checks that prior and posterior are distributions over the same codes.
 
     Args:
       prior: p(z), from `build_prior`.
       posterior: q(z|x), from `check_encoder_output`.
+      conditional: Whether the prior is p(z|c), one for each posterior.
 
     Returns:
       `prior`.
@@ -139,7 +187,15 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
     posterior_event = _static_shape(posterior.event_shape, posterior.event_shape_tensor)
-    if batch_shape != () or prior_event != posterior_event:
+    expected = tuple(posterior.batch_shape) if conditional else ()
+    if conditional and (batch_shape != expected or prior_event != posterior_event):
+        raise ValueError(
+            f"prior(condition=...) of {list(expected)} conditions must give one distribution for "
+            f"each, with batch shape {list(expected)} over codes of shape {_list(posterior_event)},"
+            f" but {prior.name} has batch shape {_list(batch_shape)} and event shape "
+            f"{_list(prior_event)}."
+        )
+    if batch_shape != expected or prior_event != posterior_event:
         hint = ""
         if posterior_event == (getattr(prior, "num_components", None),):
             hint = (
@@ -182,7 +238,11 @@ def _unwrap_output(distribution: Any, network: str) -> tfd.Distribution:
 def _check_batch_shape(
     distribution: tfd.Distribution, batch_size: int, network: str, inputs: str
 ) -> None:
-    found = _static_shape(distribution.batch_shape, distribution.batch_shape_tensor)
+    if tf.nest.is_nested(distribution.dtype) and tf.nest.is_nested(distribution.batch_shape):
+        batch_shapes = {tuple(shape) for shape in tf.nest.flatten(distribution.batch_shape)}
+        found = batch_shapes.pop() if len(batch_shapes) == 1 else distribution.batch_shape
+    else:
+        found = _static_shape(distribution.batch_shape, distribution.batch_shape_tensor)
     if found != (batch_size,):
         raise ValueError(
             f"the {network} must return one distribution for each of its {inputs}, with batch "

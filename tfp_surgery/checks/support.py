@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,38 @@ _SUPPORT_BLOCK = 8192
 def check_support(likelihood: tfd.Distribution, x: Any) -> None:
     """Checks that every value of `x` lies in the support of the likelihood.
 
-    Runs TFP's own assertions under `validate_args=True`, on the distribution inside
-    `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
-    Bernoullis, nor families without assertions in TFP (transformed distributions).
-
     Args:
       likelihood: p(x|z) with batch shape `[1]` or `[N]`.
       x: Finite array-like of shape `[N, *event_shape]`.
 
     Raises:
       ValueError: If `x` leaves the support, or if TFP rejects the parameters of the likelihood.
+    """
+    x = np.asarray(x)
+    block = _SUPPORT_BLOCK if likelihood.batch_shape.as_list() in ([], [1]) else x.shape[0]
+    blocks = (x[start : start + block] for start in range(0, x.shape[0], block))
+    problem = support_problem(likelihood, blocks)
+    if problem:
+        raise ValueError(problem)
+
+
+def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
+    """Describes values outside of the support of a likelihood.
+
+    Runs TFP's own assertions under `validate_args=True`, on the distribution inside
+    `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
+    Bernoullis, joint distributions, nor families without assertions in TFP (transformed
+    distributions, classes without the argument `validate_args`).
+
+    Args:
+      likelihood: p(x|z) with batch shape `[1]`, or that of the one block.
+      blocks: Finite arrays of shape `[B, *event_shape]`, the data set in parts.
+
+    Returns:
+      What was found and expected, in words; an empty string if x is in the support.
+
+    Raises:
+      ValueError: If TFP rejects the parameters of the likelihood.
     """
     base = unwrap(likelihood)
     in_mixture = False
@@ -38,20 +61,22 @@ def check_support(likelihood: tfd.Distribution, x: Any) -> None:
         elif isinstance(base, MIXTURES):
             base, in_mixture = unwrap(base.components_distribution), True
         elif in_mixture:  # the batch of components does not align with the rows of x
-            return
+            return ""
         else:
             break
-    x = np.asarray(x)
-    if x.dtype == np.bool_:
-        x = x.astype(np.float32)
-    block = _SUPPORT_BLOCK if likelihood.batch_shape.as_list() in ([], [1]) else x.shape[0]
-    for start in range(0, x.shape[0], block):
-        problem = _support_problem(base, tf.convert_to_tensor(x[start : start + block]))
+    if tf.nest.is_nested(base.dtype):
+        return ""
+    for block in blocks:
+        x = np.asarray(block)
+        if x.dtype == np.bool_:
+            x = x.astype(np.float32)
+        problem = _support_problem(base, tf.convert_to_tensor(x))
         if problem:
-            raise ValueError(
-                f"x lies outside the support of the likelihood {base.name}: its values range from "
+            return (
+                f"x lies outside the support of the likelihood {base.name}: it has values from "
                 f"{x.min():g} to {x.max():g}, expected {problem}"
             )
+    return ""
 
 
 def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
@@ -83,6 +108,8 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
         return "a single 1 among 0s along the last axis."
     if base.dtype.is_floating:
         x = tf.cast(x, base.dtype)
+    if "validate_args" not in base.parameters:  # a user's class
+        return ""
     try:
         checking = base.copy(validate_args=True)
     except (tf.errors.InvalidArgumentError, ValueError) as error:

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.components.flat_joint import CodeLayout, describe, flattened
 from tfp_surgery.tfp_internals import batch_shape_lib
 from tfp_surgery.tfp_internals import prefer_static as ps
 
@@ -47,7 +48,8 @@ def _mapped_parameters(
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
                 "handled by their parameter tensors. Use a distribution parameterised by "
-                "tensors, for example tfd.MultivariateNormalTriL(loc, operator.to_dense())."
+                "tensors, for example tfd.MultivariateNormalTriL(loc, operator.to_dense()); or "
+                "reencode=True, which calls the encoder again in place of joining its posteriors."
             )
         return fn(tf.convert_to_tensor(parameter))
 
@@ -74,23 +76,28 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
     them anew whenever it is asked for a shape.
 
     Args:
-      distribution: A `tfd.Distribution` over single tensors that declares its parameters.
+      distribution: A `tfd.Distribution` that declares its parameters. A joint distribution of
+        independent parts becomes one over vectors, see `FlatJoint`.
       what: What it is, for the message.
 
     Returns:
       The distribution.
 
     Raises:
-      TypeError: If it is no `tfd.Distribution`, is a joint distribution, or does not declare its
-        parameters (`_parameter_properties`).
+      TypeError: If it is no `tfd.Distribution`, is a joint distribution of dependent parts, or does
+        not declare its parameters (`_parameter_properties`).
     """
     if not isinstance(distribution, tfd.Distribution):
         raise TypeError(f"{what} must be a tfd.Distribution; got {type(distribution).__name__}.")
     if tf.nest.is_nested(distribution.dtype):
-        raise TypeError(
-            f"{what} must have events that are single tensors; got {type(distribution).__name__} "
-            f"with dtype {distribution.dtype}."
-        )
+        distribution = flattened(distribution)
+        if distribution.distributions is None:
+            raise TypeError(
+                f"{what} is a joint distribution whose parts depend on each other "
+                f"({describe(distribution.layout)}): what they depend on is not a parameter by "
+                "which posteriors could be joined. reencode=True calls the encoder again in place "
+                "of joining its posteriors."
+            )
     distribution = _unwrap(distribution)
     arrays = {
         name: tf.convert_to_tensor(value)
@@ -145,7 +152,7 @@ def undeclared(distribution: tfd.Distribution) -> list[str]:
     def collect(node: Any, ignore: Callable[[tf.Tensor], Any], x_event_ndims: Any = None) -> None:
         kind = type(node)
         declared = _mapped_parameters(node, ignore, collect, x_event_ndims)
-        if isinstance(node, _SHARED):
+        if isinstance(node, _SHARED) or getattr(node, "indexed_by_rows", False):
             return
         if not kind.__module__.startswith(_OF_TFP):
             found.append(kind.__name__)
@@ -166,7 +173,7 @@ def _is_plain(value: Any) -> bool:
         module = getattr(value, "__module__", None) or ""
         return module.startswith(_OF_TFP) and not getattr(value, "__closure__", None)
     plain = (bool, int, float, str, np.generic, tf.DType)
-    return value is None or type(value) is object or isinstance(value, plain)
+    return value is None or type(value) is object or isinstance(value, (*plain, CodeLayout))
 
 
 def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:

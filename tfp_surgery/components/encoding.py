@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import arrays
-from tfp_surgery.checks.arguments import check_observations, checked_integer
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.network_dtypes import dtype_hint
 from tfp_surgery.checks.networks import check_encoder_output
+from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import fidelity
-from tfp_surgery.datasets import Dataset
+from tfp_surgery.components.flat_joint import flattened
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
+from tfp_surgery.observations import Observations, read_observations
 
 tfd = tfp.distributions
 
+Network = Callable[..., tfd.Distribution]
+RowsEncoder = Callable[[Any], tfd.Distribution]
 
-def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) -> tfd.Distribution:
+
+def encode(
+    encoder: Network, x: Any, batch_size: int, condition: Any = None, reencode: bool = False
+) -> tfd.Distribution:
     """Encodes a data set batch by batch and joins the N posteriors.
 
     Args:
       encoder: Callable from observations `[B, ...]` to a `tfd.Distribution` with batch shape `[B]`.
-      x: The observations; see `AggregatePosterior.from_encoder`.
+      x: The observations; see `read_observations`.
       batch_size: Number of observations encoded at a time.
+      condition: Conditions of the observations, likewise; None for none.
+      reencode: Whether to call the encoder again whenever a posterior is needed, in place of
+        joining parameters.
 
     Returns:
       A distribution with batch shape `[N]`, every parameter broadcast to it.
@@ -40,30 +49,108 @@ def encode(encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int) 
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
     checked_integer("batch_size", batch_size, 1)
-    return encode_observations(encoder, _observations(x), batch_size)
+    observations = read_observations(x)
+    conditions = read_condition(condition, len(observations))
+    check_condition_is_taken(conditions, encoder=encoder)
+    encode_rows = rows_encoder(encoder, observations, conditions, reencode)
+    return encode_observations(encode_rows, observations, batch_size, reencode)
+
+
+def read_condition(condition: Any, num_observations: int) -> Observations | None:
+    """Reads conditions of observations.
+
+    Args:
+      condition: See `read_observations`; None for none.
+      num_observations: N.
+
+    Returns:
+      The conditions, or None.
+
+    Raises:
+      TypeError: See `read_observations`.
+      ValueError: See `read_observations`; or if there are not N.
+    """
+    if condition is None:
+        return None
+    conditions = read_observations(condition, name="condition")
+    if len(conditions) != num_observations:
+        raise ValueError(
+            f"condition must have one row an observation, {num_observations}, but it has "
+            f"{len(conditions)}."
+        )
+    return conditions
+
+
+def rows_encoder(
+    encoder: Network,
+    observations: Observations,
+    conditions: Observations | None,
+    reencode: bool = False,
+) -> RowsEncoder:
+    """Returns a function that encodes some of the observations.
+
+    Args:
+      encoder: See `encode`.
+      observations: x.
+      conditions: Conditions of the observations, or None.
+      reencode: Whether the posteriors need not be joined by their parameters.
+
+    Returns:
+      A callable from rows (a slice or indices, B of them) to q(z|x), checked to have batch shape
+      `[B]`, with densities of at least 32 bits. It raises a ValueError that names the dtype if the
+      encoder fails because of it.
+    """
+
+    def encode_rows(rows: Any) -> tfd.Distribution:
+        batch = observations.rows(rows)
+        condition = None if conditions is None else conditions.rows(rows)
+        try:
+            posterior = call(encoder, batch, condition=condition)
+        except Exception as error:
+            hint = dtype_hint("encoder", lambda x: call(encoder, x, condition=condition), batch)
+            if not hint:
+                raise
+            raise ValueError(f"the encoder failed ({hint}): {error}") from error
+        first = tf.nest.flatten(batch)[0]
+        size = int(first.nrows()) if isinstance(first, tf.RaggedTensor) else first.shape[0]
+        posterior = check_encoder_output(posterior, size)
+        if reencode:
+            return flattened(posterior) if tf.nest.is_nested(posterior.dtype) else posterior
+        return components_lib.prepare(posterior, "The encoder's posterior")
+
+    return encode_rows
 
 
 def encode_observations(
-    encoder: Callable[[Any], tfd.Distribution], x: Any, batch_size: int
+    encode_rows: RowsEncoder, observations: Observations, batch_size: int, reencode: bool = False
 ) -> tfd.Distribution:
     """Encodes observations that are already checked; see `encode`.
 
     Args:
-      encoder: See `encode`.
-      x: Non-empty, finite array or `Tensor`, shape `[N, *event_shape]`.
+      encode_rows: From `rows_encoder`.
+      observations: x.
       batch_size: See `encode`.
+      reencode: See `encode`.
 
     Returns:
       A distribution with batch shape `[N]`, every parameter broadcast to it.
     """
-    has_values = tf.executing_eagerly() and not tf.is_symbolic_tensor(x)
-    starts = range(0, x.shape[0], batch_size)
+    num_observations = len(observations)
+    has_values = tf.executing_eagerly() and not any(
+        map(tf.is_symbolic_tensor, tf.nest.flatten(observations.parts))
+    )
+    if reencode:
+        posteriors = ReencodedPosteriors(
+            tf.range(num_observations), encode_rows=encode_rows, batch_size=batch_size
+        )
+        if has_values:
+            fidelity.check_densities_repeat(encode_rows, num_observations)
+        return posteriors
+    starts = range(0, num_observations, batch_size)
     check = fidelity.EncodingCheck(len(starts))
     parts = []
     for number, start in enumerate(starts):
-        batch = tf.convert_to_tensor(x[start : start + batch_size])
-        posterior = check_encoder_output(_encoded(encoder, batch), batch.shape[0])
-        posterior = components_lib.prepare(posterior, "The encoder's posterior")
+        posterior = encode_rows(slice(start, min(start + batch_size, num_observations)))
         if has_values:
             with tf.init_scope():  # outside of gradient tapes
                 check.note(number, start, posterior)
@@ -72,32 +159,5 @@ def encode_observations(
     if has_values:
         with tf.init_scope():
             check.compare(joined)
-            fidelity.check_encoder_repeats(encoder, x, joined)
+            fidelity.check_encoder_repeats(encode_rows, joined)
     return joined
-
-
-def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: tf.Tensor) -> Any:
-    try:
-        return encoder(batch)
-    except Exception as error:
-        hint = dtype_hint("encoder", encoder, batch)
-        if not hint:
-            raise
-        raise ValueError(f"the encoder failed ({hint}): {error}") from error
-
-
-def _observations(x: Any) -> Any:
-    """Returns the observations as an array or `Tensor`, with their values checked if known."""
-    if isinstance(x, Dataset):
-        return x.observations()
-    if not (tf.is_tensor(x) or isinstance(x, (tf.Variable, keras.Variable))):
-        return check_observations(x)
-    hint = arrays.way_out("x", x)
-    if hint:  # sparse or ragged
-        raise TypeError(f"x must be a dense Tensor, got a {type(x).__name__}. {hint}")
-    x = tf.convert_to_tensor(x)
-    if not tf.is_symbolic_tensor(x):
-        check_observations(x)
-    elif not x.shape.rank or not x.shape[0]:
-        raise ValueError(f"x must have a static number of observations; got shape {x.shape}.")
-    return x

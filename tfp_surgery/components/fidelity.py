@@ -18,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.components import components as components_lib
 
 tfd = tfp.distributions
@@ -30,6 +29,22 @@ _ABSOLUTE, _RELATIVE = 1e-3, 1e-4
 _NETWORK_ROUNDING = 2.0**-8
 
 _SAMPLE_SIZE = 1000  # components that estimate the spread of a parameter
+_FEW = 8  # posteriors that are compared by their densities
+
+_ROUGHLY = 0.02  # of log densities, in nats and relative: a network rounds otherwise in a batch
+
+_DRAWS_AT_RANDOM = (
+    "the encoder gives an observation another posterior when it is called again: dropout may be "
+    "left on, or it draws at random inside. Hand in the encoder as it is used after training, for "
+    "instance lambda x: encoder(x, training=False); codes are drawn from the distribution that it "
+    "returns."
+)
+_COMPARES_A_BATCH = (
+    "the encoder gives an observation another posterior alone than in a batch: batch normalisation "
+    "may run in training mode, the network may compare the observations of a batch, or it draws at "
+    "random. Every result would depend on batch_size. Hand in an encoder of each observation by "
+    "itself, for instance lambda x: encoder(x, training=False)."
+)
 
 _checked: weakref.WeakSet[tfd.Distribution] = weakref.WeakSet()
 
@@ -164,30 +179,30 @@ def _undeclared_message(components: tfd.Distribution, how: str) -> str:
         "Make every parameter that depends on the observations an argument of a distribution or "
         "bijector that declares it (tfb.Shift(h) and tfb.Scale(s) for a function that closes over "
         "h and s), or declare it in _parameter_properties. The weights of a network that all "
-        "observations share may stay in a function."
+        "observations share may stay in a function. Or let the encoder be called again in place of "
+        "joining its posteriors: reencode=True."
     )
 
 
 def check_encoder_repeats(
-    encoder: Callable[[Any], tfd.Distribution], x: Any, joined: tfd.Distribution
+    encode_rows: Callable[[Any], tfd.Distribution], joined: tfd.Distribution
 ) -> None:
     """Checks that the encoder is deterministic and treats each observation independently.
 
     Encodes the first and the last observation alone, twice. Ignores parameters that are not finite.
 
     Args:
-      encoder: As for `encode`.
-      x: The observations, shape `[N, ...]`, not symbolic.
-      joined: Their posteriors, batch shape `[N]`, every parameter broadcast to it.
+      encode_rows: Callable from rows of the data set to q(z|x) with one batch dimension.
+      joined: The posteriors of all N rows, batch shape `[N]`, every parameter broadcast to it.
 
     Raises:
       ValueError: If the two calls differ, or differ from `joined` by far more than rounding.
     """
-    num = x.shape[0]
+    num = int(joined.batch_shape[0])
     rows = [0, num - 1]
     try:
-        alone, again = ([_encoded(encoder, x[i : i + 1]) for i in rows] for _ in range(2))
-    except Exception:  # the encoder may accept one batch size only
+        alone, again = ([_parameters(encode_rows(slice(i, i + 1))) for i in rows] for _ in range(2))
+    except Exception:  # the encoder may accept one batch size only, or parameters may be hidden
         return
     leaves = components_lib.leaves(joined)
     if any(len(given) != len(leaves) for given in alone + again):
@@ -201,27 +216,43 @@ def check_encoder_repeats(
             np.concatenate([given[number] for given in calls]) for calls in (alone, again)
         )
         if _root_mean_square(second - first) > 0.01 * spread + 1e-5 * size:
-            raise ValueError(
-                "the encoder gives an observation another posterior when it is called again: "
-                "dropout may be left on, or it draws at random inside. Hand in the encoder as it "
-                "is used after training, for instance lambda x: encoder(x, training=False); codes "
-                "are drawn from the distribution that it returns."
-            )
+            raise ValueError(_DRAWS_AT_RANDOM)
         if _root_mean_square(first - in_batch) > 0.05 * spread + size / 64.0:
-            raise ValueError(
-                "the encoder gives an observation another posterior alone than in a batch: batch "
-                "normalisation may run in training mode, the network may compare the observations "
-                "of a batch, or it draws at random. Every result would depend on batch_size. Hand "
-                "in an encoder of each observation by itself, for instance "
-                "lambda x: encoder(x, training=False)."
-            )
+            raise ValueError(_COMPARES_A_BATCH)
 
 
-def _encoded(encoder: Callable[[Any], tfd.Distribution], batch: Any) -> list[np.ndarray]:
+def check_densities_repeat(
+    encode_rows: Callable[[Any], tfd.Distribution], num_observations: int
+) -> None:
+    """Checks as `check_encoder_repeats`, by log densities, for posteriors that are not joined.
+
+    Encodes up to eight observations together, twice, and the first and last of them alone.
+
+    Args:
+      encode_rows: See `check_encoder_repeats`.
+      num_observations: N.
+
+    Raises:
+      ValueError: If log densities of the same codes differ by far more than rounding.
+    """
+    rows = np.unique(np.linspace(0, num_observations - 1, _FEW).astype(np.int32))
+    together = encode_rows(rows)
+    z = tf.identity(together.sample(seed=tf.constant([0, 0], tf.int32)))
+    log_prob = np.asarray(together.log_prob(z), np.float64)
+    again = np.asarray(encode_rows(rows).log_prob(z), np.float64)
+    if not np.allclose(again, log_prob, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True):
+        raise ValueError(_DRAWS_AT_RANDOM)
+    ends = [0, len(rows) - 1]
+    try:
+        alone = [float(encode_rows(rows[i : i + 1]).log_prob(z[i : i + 1])[0]) for i in ends]
+    except Exception:  # the encoder may accept one batch size only
+        return
+    if not np.allclose(alone, log_prob[ends], rtol=_ROUGHLY, atol=_ROUGHLY, equal_nan=True):
+        raise ValueError(_COMPARES_A_BATCH)
+
+
+def _parameters(posterior: tfd.Distribution) -> list[np.ndarray]:
     """Returns the parameters of a batch of posteriors as float64."""
-    batch = tf.convert_to_tensor(batch)
-    posterior = check_encoder_output(encoder(batch), batch.shape[0])
-    posterior = components_lib.prepare(posterior, "The encoder's posterior")
     leaves = components_lib.leaves(components_lib.broadcast(posterior))
     return [_finite(leaf) for leaf in leaves]
 

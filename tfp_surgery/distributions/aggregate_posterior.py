@@ -145,16 +145,32 @@ class AggregatePosterior(tfd.Distribution):
         encoder: Callable[[Any], tfd.Distribution],
         x: Any,
         batch_size: int = 1000,
+        *,
+        condition: Any = None,
+        reencode: bool = False,
         **kwargs: Any,
     ) -> AggregatePosterior:
         """Encodes a data set batch by batch and joins the N posteriors.
 
+        Posteriors whose parameters cannot be joined (context in closures, `tfd.MarkovChain`,
+        `tfd.Autoregressive`, state-space models, linear operators, joint distributions of dependent
+        parts) are served with `reencode=True`, which calls the encoder on blocks of observations
+        whenever they are needed. Densities stay exact. The densities of M codes take one pass of
+        the encoder over the data set and M N densities of its distributions, in TFP's own
+        operations, and moments one pass of the encoder.
+
+        Codes of joint distributions are vectors: their parts flattened and concatenated.
+
         Args:
           encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
-          x: The observations: array or `Tensor` of shape `[N, ...]`, N known statically, or a
-            `tfp_surgery.datasets.Dataset` of settled binarization. Gradients flow to a `Tensor` or
-            `tf.Variable`; inside a `tf.function` its values are not checked.
+          x: The observations: array or `Tensor` of shape `[N, ...]`, N known statically, a
+            structure of these, or a `tfp_surgery.datasets.Dataset` of settled binarization; see
+            `read_observations`. Gradients flow to a `Tensor` or `tf.Variable`; inside a
+            `tf.function` its values are not checked.
           batch_size: Number of observations encoded at a time.
+          condition: Conditions of the observations, likewise, which the encoder takes by keyword;
+            None for none.
+          reencode: Whether to call the encoder again, in place of joining its posteriors.
           **kwargs: Passed to the constructor.
 
         Returns:
@@ -167,7 +183,7 @@ class AggregatePosterior(tfd.Distribution):
           TypeError: If the encoder does not return a distribution, or not always of one kind, or
             one with parameters that it does not declare.
         """
-        return cls(encode(encoder, x, batch_size), **kwargs)
+        return cls(encode(encoder, x, batch_size, condition, reencode), **kwargs)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:

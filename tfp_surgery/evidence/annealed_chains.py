@@ -20,6 +20,7 @@ from tfp_surgery.measurement.event_space import event_space_bijector
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 from tfp_surgery.measurement.model_checks import check_decoder
 from tfp_surgery.measurement.steps import Step, steps
+from tfp_surgery.observations import Observations
 from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
@@ -240,11 +241,11 @@ def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
     return prior_now
 
 
-def check_densities(x: np.ndarray, decoder: Network, prior: tfd.Distribution) -> None:
+def check_densities(observations: Observations, decoder: Network, prior: tfd.Distribution) -> None:
     """Checks decoder and prior on one code, before the actual work.
 
     Args:
-      x: Observations, shape `[N, *event_shape]`.
+      observations: The observations.
       decoder: See `log_evidence_by_annealed_importance_sampling`.
       prior: p(z) from `checked_prior`.
 
@@ -254,8 +255,8 @@ def check_densities(x: np.ndarray, decoder: Network, prior: tfd.Distribution) ->
       ValueError: If shapes do not fit, or x lies outside the support of the likelihood.
     """
     code = prior.sample(1, seed=tf.constant([0, 0], tf.int32))
-    check_decoder(decoder, code, x)
-    first = tf.convert_to_tensor(x[:1])
+    check_decoder(decoder, code, observations)
+    first = observations.rows(slice(0, 1))
     check_graph(
         _needs("the decoder"),
         lambda z: log_likelihood(decoder, z[tf.newaxis], first),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.evidence.annealed_chains import (
@@ -20,7 +19,7 @@ from tfp_surgery.evidence.log_evidence import (
     RunningWeights,
     warn_of_few_samples,
 )
-from tfp_surgery.measurement.prepared_model import observations_of
+from tfp_surgery.observations import read_observations
 
 tfd = tfp.distributions
 
@@ -105,22 +104,23 @@ def log_evidence_by_annealed_importance_sampling(
     bidirectional Monte Carlo. arXiv:1511.02543, 2015.
     """
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
-    x, data = observations_of(x, settings.seed)
+    observations = read_observations(x, settings.seed)
     prior_now = checked_prior(decoder, prior)
-    check_densities(x, decoder, prior_now)
+    check_densities(observations, decoder, prior_now)
     chains = AnnealedChains(decoder, prior_now, settings)
-    weights = RunningWeights(len(x), settings.num_chains, 1, prior_now.dtype)
-    rates = np.empty([settings.num_temperatures, len(x)])
-    for step in chains.batches(len(x)):
-        observations = tf.convert_to_tensor(x[step.shown])
-        step_sizes = chains.adapted_step_sizes(observations, step.number)
-        weighed = chains.run_forward(observations, step.number, step_sizes)
+    num_observations = len(observations)
+    weights = RunningWeights(num_observations, settings.num_chains, 1, prior_now.dtype)
+    rates = np.empty([settings.num_temperatures, num_observations])
+    for step in chains.batches(num_observations):
+        shown = observations.rows(step.shown)
+        step_sizes = chains.adapted_step_sizes(shown, step.number)
+        weighed = chains.run_forward(shown, step.number, step_sizes)
         weights.add(slice(0, settings.num_chains), step.rows, weighed.log_weights[:, step.new])
         rates[:, step.rows] = weighed.acceptance_rates[:, step.new]
     result = weights.log_evidence(
         "lower",
         method=settings.describe(),
-        data=data,
+        data=observations.data,
         seed=settings.seed,
         acceptance_rates=rates,
     )

@@ -25,6 +25,7 @@ from tfp_surgery.evidence.log_evidence import LogEvidence, RunningWeights
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model_checks import tried
 from tfp_surgery.measurement.result import Result
+from tfp_surgery.observations import read_observations
 
 tfd = tfp.distributions
 
@@ -133,7 +134,7 @@ def bidirectional_monte_carlo(
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     prior_now = checked_prior(decoder, prior)
     x, _ = _simulate(decoder, prior_now, 1, settings)
-    check_densities(x, decoder, prior_now)
+    check_densities(read_observations(x), decoder, prior_now)
     x, z = _simulate(decoder, prior_now, num_observations, settings)
     chains = AnnealedChains(decoder, prior_now, settings)
     weights = {

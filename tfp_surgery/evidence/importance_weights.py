@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
-from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.prepared_model import PreparedModel
@@ -49,11 +49,12 @@ def log_weight_chunks(
     chunk_size = _share(num_samples, batch_size // length)
 
     def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        posterior = components_lib.gather(posteriors, indices)
+        posterior = picked(posteriors, indices)
         z = posterior.sample(chunk_size, seed=seed)  # [S, B, *code_shape]
-        return z, model.prior.log_prob(z), posterior.log_prob(z)
+        return z, model.prior_at(indices).log_prob(z), posterior.log_prob(z)
 
-    draw = traced(draw, tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
+    if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph
+        draw = traced(draw, tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
     for step in steps(model.num_observations, length):
         indices = tf.range(step.shown.start, step.shown.stop, dtype=tf.int32)
         step_key = seeds.fold_in(key, step.number)
@@ -67,12 +68,12 @@ def log_weight_chunks(
             yield draws, step.rows, log_weights[: draws.stop - first, step.new]
 
 
-def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[str, ...]:
+def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution | None) -> tuple[str, ...]:
     """Checks some draws of the posteriors, before weights are computed.
 
     Args:
       posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
-      prior: p(z).
+      prior: p(z); None if it depends on a condition.
 
     Returns:
       Warnings about draws moved by rounding.
@@ -82,7 +83,8 @@ def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution) -> tuple[st
         outside the support of the prior where the prior's `log_prob` is finite.
     """
     z = draws_of(posteriors)
-    check_codes_in_support(prior, z)
+    if prior is not None:
+        check_codes_in_support(prior, z)
     return consistency.explained([], rounding_of_draws(z.numpy(), posteriors))
 
 

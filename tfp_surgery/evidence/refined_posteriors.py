@@ -150,14 +150,14 @@ class Refinement:
         key = seeds.key(self.seed, "refined_posteriors/codes")
         locs, scales = [], []
         for step in steps(model.num_observations, length):
-            observations = tf.convert_to_tensor(model.x[step.shown])
+            given = model.observations.rows(step.shown), model.condition(step.shown)
             start = loc[step.shown], scale[step.shown]
             for variable in (shift, log_factor, *optimizer.variables):
                 variable.assign(tf.zeros_like(variable.value))
             step_key = seeds.fold_in(key, step.number)
             for number in range(self.num_steps):
                 with compiled(_needs("the model (decoder and prior)")):
-                    take_step(observations, *start, seeds.fold_in(step_key, number))
+                    take_step(*given, *start, seeds.fold_in(step_key, number))
             locs.append((start[0] + start[1] * shift.value)[step.new])
             scales.append((start[1] * tf.exp(log_factor.value))[step.new])
         refined = tf.concat(locs, axis=0), tf.concat(scales, axis=0)
@@ -172,10 +172,11 @@ def _compiled_step(
     log_factor: keras.Variable,
     optimizer: keras.optimizers.Optimizer,
 ) -> Callable[..., None]:
-    """Returns an optimizer step, a function of observations, initial loc and scale, and a seed."""
+    """Returns an optimizer step of observations, conditions, initial loc and scale, and a seed."""
+    decoder: Any = model.decoder
 
     def step(
-        observations: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
+        x: Any, condition: Any, loc: tf.Tensor, scale: tf.Tensor, step_seed: tf.Tensor
     ) -> None:
         values = [shift.value, log_factor.value]
         with tf.GradientTape() as tape:
@@ -183,8 +184,8 @@ def _compiled_step(
             z = family(*parameters).sample(_GRADIENT_SAMPLES, seed=step_seed)  # [S, B, *code]
             fixed = family(*map(tf.stop_gradient, parameters))
             log_weights = (
-                tf.cast(log_likelihood(model.decoder, z, observations), z.dtype)
-                + model.prior.log_prob(z)
+                tf.cast(log_likelihood(decoder, z, x, condition), z.dtype)
+                + model.prior_given(condition).log_prob(z)
                 - fixed.log_prob(z)
             )
             # Observations share no parameters, so that the sum optimises each of them.
@@ -204,8 +205,8 @@ def _check_gradients(model: PreparedModel) -> None:
     first = independent_gaussians(model.first_posteriors)
     z = first.sample(_GRADIENT_SAMPLES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
     for what, log_prob in (
-        ("the decoder", lambda z: model.log_likelihood(z, slice(2))),
-        ("the prior", model.prior.log_prob),
+        ("the decoder", lambda z: model.log_likelihood(z, slice(z.shape[1]))),
+        ("the prior", lambda z: model.prior_at(slice(z.shape[1])).log_prob(z)),
     ):
         check_graph(_needs(what), log_prob, z)
         check_gradient(_needs(what), log_prob, z)

@@ -9,7 +9,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.log_density import gaussian_scores, interpolated_marginals, streamed_pass
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
+from tfp_surgery.log_density import (
+    gaussian_scores,
+    interpolated_marginals,
+    reencoded_pass,
+    streamed_pass,
+)
 from tfp_surgery.log_density.queries import flattened
 from tfp_surgery.log_density.tree import component_tree
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -95,14 +101,19 @@ def evaluate(
             tf.broadcast_to(excluded_index, shape),
             ps.concat([[-1], components_lib.batch_shape_tensor(components)[:-1]], axis=0),
         )
-    results = None
-    if tolerance is not None and log_weights.shape.rank == 1 and tf.executing_eagerly():
+    results: tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None = None
+    num_components = tf.cast(tf.shape(log_weights)[-1], tf.int64)
+    if isinstance(components, ReencodedPosteriors):
+        log_prob, entropy = reencoded_pass.log_prob_and_index_entropy(
+            components, log_weights, queries, excluded_index
+        )
+        results = log_prob, entropy, tf.fill(tf.shape(log_prob), num_components)
+    elif tolerance is not None and log_weights.shape.rank == 1 and tf.executing_eagerly():
         results = _by_tree(components, log_weights, queries, excluded_index, tolerance)
     if results is None:
         log_prob, entropy = streamed_pass.log_prob_and_index_entropy(
             components, log_weights, queries, excluded_index
         )
-        num_components = tf.cast(tf.shape(log_weights)[-1], tf.int64)
         results = log_prob, entropy, tf.fill(tf.shape(log_prob), num_components)
     log_prob, entropy, num_visited = (tf.reshape(part, shape) for part in results)
     return log_prob, entropy, num_visited

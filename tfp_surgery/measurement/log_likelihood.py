@@ -9,12 +9,17 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import check_decoder_output, unwrap
+from tfp_surgery.checks.takes_condition import call
+from tfp_surgery.observations import event_shape_of, repeated
 
 tfd = tfp.distributions
 
 
 def log_likelihood(
-    decoder: Callable[[Any], tfd.Distribution], z: tf.Tensor, x: tf.Tensor
+    decoder: Callable[..., tfd.Distribution],
+    z: tf.Tensor,
+    x: Any,
+    condition: Any = None,
 ) -> tf.Tensor:
     """Returns log p(x_b|z_sb) of observations given their codes.
 
@@ -22,18 +27,30 @@ def log_likelihood(
       decoder: Callable from codes to p(x|z); called once, on the flat batch
         `[S * B, *code_shape]`.
       z: Codes, shape `[S, B, *code_shape]`; B may be unknown in a graph.
-      x: Observations, shape `[B, *event_shape]`.
+      x: Observations, shape `[B, *event_shape]`, or a structure of such `Tensor`s.
+      condition: Their conditions, leading dimension `[B]`, repeated in step with the codes; None
+        for none.
 
     Returns:
       Floating `Tensor`, shape `[S, B]`, in nats.
     """
     num_samples, batch_size = z.shape[:2]
-    event_shape = tuple(x.shape[1:])
     codes = tf.reshape(z, [-1, *z.shape[2:]])  # [S, B, *code] -> [S B, *code]
-    likelihood = unwrap(decoder(codes))
-    if batch_size is not None and likelihood.batch_shape.is_fully_defined():
-        likelihood = check_decoder_output(likelihood, num_samples * batch_size, event_shape)
-    if likelihood.dtype.is_floating:
-        x = tf.cast(x, likelihood.dtype)
-    repeated = tf.tile(x, [num_samples, *[1] * len(event_shape)])  # [S B, *event]
-    return tf.reshape(likelihood.log_prob(repeated), [num_samples, -1])  # [S B] -> [S, B]
+    if condition is not None:
+        condition = repeated(condition, num_samples)
+    likelihood = unwrap(call(decoder, codes, condition=condition))
+    if batch_size is not None and _has_static_batch(likelihood):
+        likelihood = check_decoder_output(likelihood, num_samples * batch_size, event_shape_of(x))
+    x = repeated(as_value(likelihood, x), num_samples)  # [S B, *event]
+    return tf.reshape(likelihood.log_prob(x), [num_samples, -1])  # [S B] -> [S, B]
+
+
+def as_value(likelihood: tfd.Distribution, x: Any) -> Any:
+    """Returns observations in the structure and the floating dtypes of their likelihood."""
+    leaves = zip(tf.nest.flatten(likelihood.dtype), tf.nest.flatten(x), strict=True)
+    cast = [tf.cast(leaf, dtype) if dtype.is_floating else leaf for dtype, leaf in leaves]
+    return tf.nest.pack_sequence_as(likelihood.dtype, cast)
+
+
+def _has_static_batch(likelihood: tfd.Distribution) -> bool:
+    return all(shape.is_fully_defined() for shape in tf.nest.flatten(likelihood.batch_shape))

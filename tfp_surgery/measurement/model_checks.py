@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,44 +12,67 @@ import tensorflow_probability as tfp
 from tfp_surgery.checks import point_mass
 from tfp_surgery.checks.network_dtypes import dtype_hint
 from tfp_surgery.checks.networks import check_decoder_output, plain_class
-from tfp_surgery.checks.support import check_support
+from tfp_surgery.checks.support import support_problem
+from tfp_surgery.checks.takes_condition import call
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import default_bijector
+from tfp_surgery.observations import Observations
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
+_SUPPORT_BLOCK = 8192  # rows of x that are checked at a time
 _PROBES = 100  # draws of the prior on which its bijector is tested
 _TRANSFORMED = (tfd.TransformedDistribution, plain_class(tfd.TransformedDistribution))
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
 _LENGTH_TOLERANCE = 1e-3
 
 
-def tried(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> Any:
+def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
     """Calls a network; a failure becomes a ValueError that names the network and its inputs."""
     try:
         return network(inputs)
     except Exception as error:
         hint = dtype_hint(name, network, inputs)
         raise ValueError(
-            f"the {name} failed on inputs of shape {inputs.shape} and dtype {inputs.dtype.name}"
+            f"the {name} failed on inputs of {_described(inputs)}"
             f"{f' ({hint})' if hint else ''}: {error}"
         ) from error
 
 
+def _described(inputs: Any) -> str:
+    """Returns the shape and dtype of the inputs of a network, in words."""
+    if tf.is_tensor(inputs):
+        return f"shape {inputs.shape} and dtype {inputs.dtype.name}"
+    leaves = tf.nest.flatten(inputs)
+    kind = "a dict" if isinstance(inputs, Mapping) else "a tuple"
+    shapes = ", ".join(f"{leaf.dtype.name} {leaf.shape}" for leaf in leaves)
+    hint = ""
+    if len(leaves) == 2 and not isinstance(inputs, Mapping):
+        hint = "; where the second are labels, hand in the first alone"
+    return f"{kind} of {len(leaves)} arrays, {shapes}, which is one structured observation{hint}"
+
+
 def check_decoder(
-    decoder: Callable[[Any], tfd.Distribution], code: tf.Tensor, x: np.ndarray
-) -> tfd.Distribution:
+    decoder: Callable[..., tfd.Distribution],
+    code: tf.Tensor,
+    observations: Observations,
+    condition: Any = None,
+    validate_args: bool = True,
+) -> tuple[tfd.Distribution, str]:
     """Checks the decoder on one code, before the actual work.
 
     Args:
       decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
       code: A code, shape `[1, *code_shape]`.
-      x: The observations, shape `[N, *event_shape]`.
+      observations: The observations.
+      condition: The condition of one observation, or None.
+      validate_args: Whether x outside of the support of the likelihood is refused.
 
     Returns:
-      p(x|z) of the code, batch shape `[1]`.
+      likelihood: p(x|z) of the code, batch shape `[1]`.
+      outside: What is outside of the support, in words; empty if nothing is.
 
     Raises:
       TypeError: If the decoder is not callable or does not return a distribution.
@@ -58,9 +81,19 @@ def check_decoder(
     """
     if not callable(decoder):
         raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
-    likelihood = check_decoder_output(tried("decoder", decoder, code), 1, x.shape[1:])
-    check_support(likelihood, x)
-    return likelihood
+    output = tried("decoder", lambda z: call(decoder, z, condition=condition), code)
+    likelihood = check_decoder_output(output, 1, observations.event_shape)
+    blocks = (
+        observations.rows(slice(start, min(start + _SUPPORT_BLOCK, len(observations))))
+        for start in range(0, len(observations), _SUPPORT_BLOCK)
+    )
+    outside = support_problem(likelihood, blocks)
+    if outside and validate_args:
+        raise ValueError(
+            f"{outside} Or score x as it is, with validate_args=False: the result is then not the "
+            "ELBO of a normalised model, and says so."
+        )
+    return likelihood, outside
 
 
 def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:

@@ -11,10 +11,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import check_observations
 from tfp_surgery.checks.networks import build_prior, check_encoder_output, check_prior
+from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components.encoding import encode_observations
+from tfp_surgery.components.encoding import (
+    RowsEncoder,
+    encode_observations,
+    read_condition,
+    rows_encoder,
+)
+from tfp_surgery.components.flat_joint import CodeLayout, flattened
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.log_likelihood import log_likelihood
@@ -25,10 +32,12 @@ from tfp_surgery.measurement.model_checks import (
     check_no_nan,
     tried,
 )
+from tfp_surgery.observations import Observations, read_observations
 from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
 
+Network = Callable[..., tfd.Distribution]
 _PROBES = 100  # codes checked for each of the first two observations
 
 
@@ -37,30 +46,40 @@ class PreparedModel:
     """A latent-variable model and its data set, shared by measurements.
 
     Attributes:
-      x: The observations, shape `[N, *event_shape]`.
+      observations: The observations; an empty structure if neither encoder nor decoder need them.
+      conditions: Their conditions, or None.
       data: Description of the data set: its name, N and binarization.
-      encoder: Callable from observations `[B, *event_shape]` to q(z|x) with batch shape `[B]`, or
-        the aggregate posterior q(z).
-      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
-      prior: p(z), batch shape `[]`.
+      num_observations: N.
+      encode_rows: Callable from rows of the data set to q(z|x), or the aggregate posterior q(z).
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`; None if
+        there is none.
+      prior: p(z), batch shape `[]`; None if it depends on the condition.
+      prior_given: Callable from the conditions of B observations to p(z|c), batch shape `[B]`, or
+        to p(z).
       first_posteriors: q(z|x) of the first two observations, batch shape `[min(2, N)]`.
-      likelihood: p(x|z) of one code, batch shape `[1]`.
+      likelihood: p(x|z) of one code, batch shape `[1]`; None without a decoder.
+      outside_support: What is outside of the support of the likelihood, in words; empty if nothing
+        is.
+      layout: Where the parts of structured codes lie in the vectors that represent them; None if
+        codes are single tensors.
+      reencode: Whether posteriors are encoded again whenever they are needed.
       batch_size: Number of observations encoded at a time.
     """
 
-    x: np.ndarray
+    observations: Observations
+    conditions: Observations | None
     data: str
-    encoder: Callable[[Any], tfd.Distribution] | AggregatePosterior
-    decoder: Callable[[Any], tfd.Distribution]
-    prior: tfd.Distribution
+    num_observations: int
+    encode_rows: RowsEncoder | AggregatePosterior
+    decoder: Network | None
+    prior: tfd.Distribution | None
+    prior_given: Callable[[Any], tfd.Distribution]
     first_posteriors: tfd.Distribution
-    likelihood: tfd.Distribution
+    likelihood: tfd.Distribution | None
+    outside_support: str
+    layout: CodeLayout | None
+    reencode: bool
     batch_size: int
-
-    @property
-    def num_observations(self) -> int:
-        """The number of observations N."""
-        return len(self.x)
 
     @functools.cached_property
     def aggregate_posterior(self) -> AggregatePosterior:
@@ -69,10 +88,13 @@ class PreparedModel:
         Raises:
           ValueError: If posteriors have NaN parameters or scales of 0.
         """
-        aggregate_posterior = self.encoder
+        aggregate_posterior = self.encode_rows
         if not isinstance(aggregate_posterior, AggregatePosterior):
+            assert_not_none = self.observations
             aggregate_posterior = AggregatePosterior(
-                encode_observations(self.encoder, self.x, self.batch_size)
+                encode_observations(
+                    aggregate_posterior, assert_not_none, self.batch_size, self.reencode
+                )
             )
         check_no_nan(aggregate_posterior)
         return aggregate_posterior
@@ -81,6 +103,19 @@ class PreparedModel:
     def posteriors(self) -> tfd.Distribution:
         """The posteriors q(z|x_n), batch shape `[N]`, every parameter broadcast to it."""
         return components_lib.broadcast(self.aggregate_posterior.components_distribution)
+
+    @property
+    def is_reencoded(self) -> bool:
+        """Whether posteriors come from calls of the encoder, which may be no graph."""
+        return isinstance(self.posteriors, ReencodedPosteriors)
+
+    def condition(self, rows: Any) -> Any:
+        """Returns the conditions of some rows; None if there are none."""
+        return None if self.conditions is None else self.conditions.rows(rows)
+
+    def prior_at(self, rows: Any) -> tfd.Distribution:
+        """Returns p(z), or p(z|c) of some rows, batch shape `[B]`."""
+        return self.prior_given(self.condition(rows))
 
     def log_likelihood(self, z: tf.Tensor, rows: Any) -> tf.Tensor:
         """Returns log p(x_b|z_sb) of observations given their codes.
@@ -92,93 +127,184 @@ class PreparedModel:
         Returns:
           Floating `Tensor`, shape `[S, B]`, in nats.
         """
-        return log_likelihood(self.decoder, z, tf.convert_to_tensor(self.x[rows]))
+        if self.decoder is None:
+            raise ValueError("the model has no decoder.")
+        return log_likelihood(self.decoder, z, self.observations.rows(rows), self.condition(rows))
 
 
 def prepared_model(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    encoder: Network | tfd.Distribution,
+    decoder: Network | None,
+    prior: tfd.Distribution | Network,
     seed: Seed,
     batch_size: int,
+    condition: Any = None,
+    reencode: bool = False,
+    validate_args: bool = True,
+    decoder_optional: bool = False,
 ) -> PreparedModel:
-    """Checks a model and its data; runs the networks on at most two observations.
+    """Checks a model and its data; runs the networks on a few observations.
 
     Args:
-      x: The data set; see `observations_of`.
+      x: The data set; see `read_observations`. None if encoder is a batch of posteriors and decoder
+        is None.
       encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` with batch
         shape `[B]`. Or the posteriors of these observations, which are then not encoded: an
         `AggregatePosterior`, or a `tfd.Distribution` with batch shape `[N]`.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations
-        with batch shape `[B]` and event shape `event_shape`.
+        with batch shape `[B]` and event shape `event_shape`; None for none.
       prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
       seed: Seed of a stochastic binarization.
       batch_size: Number of observations encoded at a time.
+      condition: Conditions of the observations, as x; handed by keyword to what takes it.
+      reencode: Whether to encode again whenever posteriors are needed.
+      validate_args: Whether x outside of the support of the likelihood is refused.
+      decoder_optional: Whether decoder may be None.
 
     Returns:
       A `PreparedModel`.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not return distributions.
+      TypeError: If encoder, decoder or prior do not return distributions, or none of them takes the
+        condition.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes or
         dtypes do not fit, if codes lie outside the support of the prior, if posterior and prior are
         a point mass and a density, or if x is a `Dataset` of stochastic binarization and encoder
         the posteriors.
     """
-    prior = build_prior(prior)
-    is_drawn_anew = isinstance(x, Dataset) and x.binarization == "stochastic"
-    x, data = observations_of(x, seed)
-    if isinstance(encoder, tfd.Distribution):
-        if is_drawn_anew:
-            raise ValueError(
-                "posteriors in the encoder's place belong to one draw of a stochastic "
-                "binarization, and seed draws another: hand in the observations that they are of, "
-                "x.observations(draw_seed=...), or the encoder."
-            )
-        encoder = _given(encoder, len(x))
-        posteriors = components_lib.broadcast(encoder.components_distribution)
-        first = components_lib.gather(posteriors, tf.range(len(x[:2])))
-    elif callable(encoder):
-        first = check_encoder_output(
-            tried("encoder", encoder, tf.convert_to_tensor(x[:2])), len(x[:2])
+    is_given = isinstance(encoder, tfd.Distribution)
+    if is_given and isinstance(x, Dataset) and x.binarization == "stochastic":
+        raise ValueError(
+            "posteriors in the encoder's place belong to one draw of a stochastic binarization, "
+            "and seed draws another: hand in the observations that they are of, "
+            "x.observations(draw_seed=...), or the encoder."
         )
-        first = components_lib.prepare(first, "The encoder's posterior")
-    else:
+    if decoder is None and not decoder_optional:
+        raise TypeError("decoder must be a callable that returns a tfd.Distribution; got None.")
+    observations = _observations(x, seed, encoder, decoder)
+    num_observations = len(observations)
+    encode_rows: Any
+    if is_given:
+        encode_rows = _given(encoder, num_observations)
+        posteriors = components_lib.broadcast(encode_rows.components_distribution)
+        first = components_lib.gather(posteriors, tf.range(min(2, num_observations)))
+    elif not callable(encoder):
         raise TypeError(
             "encoder must be a callable that returns a tfd.Distribution, or the posteriors "
             f"themselves, got {type(encoder).__name__}."
         )
-    check_prior(prior, first)
+    conditions = read_condition(condition, num_observations)
+    taking = check_condition_is_taken(conditions, encoder=encoder, decoder=decoder, prior=prior)
+    if not is_given:
+        encode_rows = rows_encoder(encoder, observations, conditions, reencode)
+        first = _first_posteriors(encode_rows, observations)
+    layout = code_layout(first)
+    prior_now, prior_given = _prior(prior, "prior" in taking, layout)
+    few = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
+    check_prior(prior_given(few), first, conditional=prior_now is None)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
-    check_codes_in_support(prior, codes)
-    likelihood = check_decoder(decoder, codes[0, :1], x)
-    return PreparedModel(x, data, encoder, decoder, prior, first, likelihood, batch_size)
+    if prior_now is not None:
+        check_codes_in_support(prior_now, codes)
+    likelihood, outside = None, ""
+    if decoder is not None:
+        decoder = _on_vectors(decoder, layout)
+        condition_of_one = None if conditions is None else conditions.rows(slice(0, 1))
+        likelihood, outside = check_decoder(
+            decoder, codes[0, :1], observations, condition_of_one, validate_args
+        )
+    data = observations.data
+    if taking:
+        data += f", condition given to {' and '.join(taking)}"
+    return PreparedModel(
+        observations=observations,
+        conditions=conditions,
+        data=data,
+        num_observations=num_observations,
+        encode_rows=encode_rows,
+        decoder=decoder,
+        prior=prior_now,
+        prior_given=prior_given,
+        first_posteriors=first,
+        likelihood=likelihood,
+        outside_support=outside,
+        layout=layout,
+        reencode=reencode,
+        batch_size=batch_size,
+    )
 
 
-def observations_of(x: Any, seed: Seed) -> tuple[np.ndarray, str]:
-    """Returns the observations and a description of their data set.
+def code_layout(posteriors: tfd.Distribution) -> CodeLayout | None:
+    """Returns the layout of structured codes; None for codes that are single tensors."""
+    if isinstance(posteriors, ReencodedPosteriors):
+        posteriors = posteriors.distribution
+    layout: CodeLayout | None = getattr(posteriors, "layout", None)
+    return layout
 
-    Args:
-      x: Array-like or `Tensor` of shape `[N, *event_shape]`, or a `tfp_surgery.datasets.Dataset`.
-      seed: Seed of a stochastic binarization.
 
-    Returns:
-      observations: Array of shape `[N, *event_shape]`.
-      description: The name of the data set, N and the binarization.
+def _observations(x: Any, seed: Seed, encoder: Any, decoder: Any) -> Observations:
+    if x is not None:
+        return read_observations(x, seed)
+    if not isinstance(encoder, tfd.Distribution) or decoder is not None:
+        raise TypeError(
+            "x is None: observations may be left out only where posteriors stand in the encoder's "
+            "place and decoder is None, so that nothing is encoded and nothing reconstructed."
+        )
+    if encoder.batch_shape.rank == 0 and isinstance(encoder, AggregatePosterior):
+        num_observations = int(encoder.num_components)
+    elif encoder.batch_shape.rank == 1 and encoder.batch_shape[0]:
+        num_observations = int(encoder.batch_shape[0])
+    else:
+        raise ValueError(
+            "posteriors in the encoder's place must have batch shape [N], one for each "
+            f"observation; that of {encoder.name} is {encoder.batch_shape}."
+        )
+    return Observations((), num_observations, f"posteriors, N = {num_observations}")
 
-    Raises:
-      TypeError: If x is not an array of numbers.
-      ValueError: If x is empty or not finite.
-    """
-    if isinstance(x, Dataset):
-        draw_seed = seed if x.binarization == "stochastic" else None
-        return x.observations(draw_seed=draw_seed), x.describe(draw_seed=draw_seed)
-    x = check_observations(x)
-    levels = ""
-    if np.issubdtype(x.dtype, np.integer):
-        levels = f", {x.dtype} from {x.min()} to {x.max()} taken as they are"
-    return x, f"an array, N = {len(x)}{levels}, binarization not stated"
+
+def _first_posteriors(encode_rows: RowsEncoder, observations: Observations) -> tfd.Distribution:
+    """Encodes two observations, and three where two could be taken for something else."""
+    few = slice(0, min(2, len(observations)))
+    shown = observations.rows(few)
+    first = tried("encoder", lambda _: encode_rows(few), shown)
+    sizes = [*tf.nest.flatten(observations.parts)] if observations.is_structure else []
+    event_shape = first.event_shape
+    if len(sizes) == 2 or 2 in (event_shape.as_list() if event_shape.rank else []):
+        # A tuple of two arrays that was stacked, or a transposed output, has batch shape [2] too.
+        three = np.array([0, 1, 0], np.int32) % len(observations)
+        tried("encoder", lambda _: encode_rows(three), observations.rows(three))
+    return first
+
+
+def _prior(
+    prior: Any, is_conditional: bool, layout: CodeLayout | None
+) -> tuple[tfd.Distribution | None, Callable[[Any], tfd.Distribution]]:
+    """Returns p(z), None if it depends on conditions, and a callable of these that returns it."""
+    if not is_conditional:
+        built = _flat_prior(build_prior(prior), layout)
+        return built, lambda _: built
+
+    def prior_given(condition: Any) -> tfd.Distribution:
+        return _flat_prior(build_prior(lambda: call(prior, condition=condition)), layout)
+
+    return None, prior_given
+
+
+def _flat_prior(prior: tfd.Distribution, layout: CodeLayout | None) -> tfd.Distribution:
+    if layout is None or not tf.nest.is_nested(prior.dtype):
+        return prior
+    return flattened(prior, layout)
+
+
+def _on_vectors(decoder: Network, layout: CodeLayout | None) -> Network:
+    """Returns a decoder of the vectors that represent structured codes."""
+    if layout is None:
+        return decoder
+
+    def decode(z: tf.Tensor, condition: Any = None) -> tfd.Distribution:
+        return call(decoder, layout.unpack(z), condition=condition)
+
+    return decode
 
 
 def _given(posteriors: tfd.Distribution, num_observations: int) -> AggregatePosterior:

@@ -23,7 +23,10 @@ class Prior(keras.layers.Layer):
 
     Attributes:
       event_size: D, the size of a code.
+      condition_size: C, the size of what the prior is conditional on; None if it is on nothing.
     """
+
+    condition_size: int | None = None
 
     def __init__(self, event_size: int, **kwargs: Any):
         """Makes the layer.

@@ -12,17 +12,24 @@ from tfp_surgery.information.rate_distortion import RateDistortionBounds
 from tfp_surgery.measurement.result import Result, count_draws
 from tfp_surgery.seeds import Seed
 from tfp_surgery.surgery.active_units import ActiveUnits
+from tfp_surgery.surgery.condition_split import ConditionSplit
 from tfp_surgery.surgery.elbo_readings import ElboReadings
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
+from tfp_surgery.surgery.per_part import PerPart
 
 PARTS = (
+    "condition_split",
+    "per_part",
     "readings",
     "marginal_kl_split",
     "active_units",
     "rate_distortion",
     "mutual_information_bounds",
 )
+NO_CONDITION = "there is no condition"
+NO_PARTS = "a code has no parts"
 NOT_ASKED_FOR = 'not asked for: detail="full" adds it'
+_SELF_EVIDENT = (NO_CONDITION, NO_PARTS, NOT_ASKED_FOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +44,24 @@ class ElboSurgery(Result):
     other ways and validate them: `average_kl_analytic`,
     `index_code_mutual_information_from_entropy` and `index_code_mutual_information_by_subtraction`.
 
-    Fields from `readings` on are None if they were not requested or do not exist for the model;
-    `absent` has the reasons. Each of them has its own `absent`.
+    Fields from `condition_split` on are None if they were not requested or do not exist for the
+    model; `absent` has the reasons. Each of them has its own `absent`.
 
     Attributes:
-      elbo: ELBO from the same draws: average reconstruction - average KL.
-      average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)].
-      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo.
+      elbo: ELBO from the same draws: average reconstruction - average KL; None without a decoder.
+      average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)]; None without a decoder.
+      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo; of p(z|c_n) where the prior takes the
+        condition.
       index_code_mutual_information: I(n; z) under q(n, z), Monte Carlo. The quantity lies in
         [0, log N]; its estimate need not.
-      marginal_kl: KL(q(z) || p(z)), Monte Carlo.
+      marginal_kl: KL(q(z) || p(z)), Monte Carlo; None where the prior takes the condition.
+      conditional_prior_term: 1/N sum_n E_q(z|x_n)[log q(z) - log p(z|c_n)], the average KL less the
+        index-code mutual information, where the prior takes the condition; otherwise None. It is
+        not a KL and may be negative.
       average_kl_analytic: The average KL in closed form; None if TFP registers none for this pair
         of distributions.
-      index_code_mutual_information_from_entropy: log N - E_q(z) H[q(n|z)], from the same draws.
+      index_code_mutual_information_from_entropy: log N - E_q(z) H[q(n|z)], from the same draws;
+        None where H[q(n|z)] is not known.
       index_code_mutual_information_by_subtraction: `average_kl_analytic` - `marginal_kl`; None
         without the former.
       cross_term: E_q(z)[log q_train(z) - log p(z)], where q(z) is the aggregate posterior of this
@@ -62,6 +74,10 @@ class ElboSurgery(Result):
       seed: Seed of the draws of z and of the subset of observations.
       data: Description of the data set: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within a tolerance.
+      outside_support: What of x is outside of the support of the likelihood, in words; then the sum
+        of the terms is an objective, and not the ELBO of a normalised model. Empty otherwise.
+      condition_split: The average KL given a discrete condition.
+      per_part: Index-code mutual information and marginal KL of each part of a structured code.
       readings: The ELBO written in four ways.
       marginal_kl_split: Total correlation, dimension-wise KL and prior factorization.
       active_units: The active and collapsed dimensions.
@@ -71,13 +87,14 @@ class ElboSurgery(Result):
 
     _derived: ClassVar[tuple[str, ...]] = ("log_num_observations", "average_kl_method")
 
-    elbo: Estimate
-    average_reconstruction: Estimate
+    # None where `absent` says why; `| Any`, as in typeshed, asks no check where they are known.
+    elbo: Estimate | Any
+    average_reconstruction: Estimate | Any
     average_kl: Estimate
     index_code_mutual_information: Estimate
-    marginal_kl: Estimate
+    marginal_kl: Estimate | Any
     average_kl_analytic: Estimate | None
-    index_code_mutual_information_from_entropy: Estimate
+    index_code_mutual_information_from_entropy: Estimate | Any
     index_code_mutual_information_by_subtraction: Estimate | None
     cross_term: Estimate | None
     num_observations: int
@@ -86,6 +103,10 @@ class ElboSurgery(Result):
     seed: Seed
     data: str
     evaluation: str
+    conditional_prior_term: Estimate | None = None
+    outside_support: str = ""
+    condition_split: ConditionSplit | None = None
+    per_part: PerPart | None = None
     readings: ElboReadings | None = None
     marginal_kl_split: MarginalKLSplit | None = None
     active_units: ActiveUnits | None = None
@@ -134,7 +155,7 @@ class ElboSurgery(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values, without parts that were not requested."""
-        left_out = {name for name, reason in self.absent.items() if reason == NOT_ASKED_FOR}
+        left_out = {name for name, reason in self.absent.items() if reason in _SELF_EVIDENT}
         result = {name: value for name, value in super().to_dict().items() if name not in left_out}
         result["absent"] = {name: why for name, why in self.absent.items() if name not in left_out}
         return result
@@ -149,20 +170,21 @@ class ElboSurgery(Result):
         parts += [
             f"{name}: absent, {reason}"
             for name, reason in self.absent.items()
-            if reason != NOT_ASKED_FOR
+            if reason not in _SELF_EVIDENT
         ]
         return "\n\n".join(parts)
 
     def _title(self) -> list[str]:
         draws = count_draws(self.num_observations, self.num_query, self.num_samples)
+        name = "Surgery of an objective on" if self.outside_support else "ELBO surgery of"
         return [
-            f"ELBO surgery of {self.data}",
+            f"{name} {self.data}",
             f"nats per observation; {draws}, seed {self.seed}; log q(z) {self.evaluation}",
         ]
 
     def _rows(self) -> list[tuple[str, Any]]:
         return [
-            ("ELBO = (1) - (2) - (3)", self.elbo),
+            (f"{'objective' if self.outside_support else 'ELBO'} = (1) - (2) - (3)", self.elbo),
             ("(1) average reconstruction", self.average_reconstruction),
             ("(2) index-code mutual information", self.index_code_mutual_information),
             ("      from the entropy of q(n|z)", self.index_code_mutual_information_from_entropy),
@@ -171,6 +193,7 @@ class ElboSurgery(Result):
                 self.index_code_mutual_information_by_subtraction,
             ),
             ("(3) marginal KL(q(z) || p(z))", self.marginal_kl),
+            ("(3) E[log q(z) - log p(z|c)], no KL", self.conditional_prior_term),
             ("average KL = (2) + (3), Monte Carlo", self.average_kl),
             ("average KL, analytic", self.average_kl_analytic),
             ("cross term E[log q_train(z) - log p(z)]", self.cross_term),
@@ -178,6 +201,12 @@ class ElboSurgery(Result):
         ]
 
     def _remarks(self) -> list[str]:
-        if self.average_kl_analytic is not None:
-            return []
-        return ["  (TFP registers no closed-form KL for this posterior and prior)"]
+        remarks = []
+        if self.outside_support:
+            remarks.append(
+                "  NOT THE ELBO OF A NORMALISED MODEL, but an objective, scored with "
+                f"validate_args=False: {self.outside_support}"
+            )
+        if self.average_kl_analytic is None:
+            remarks.append("  (TFP registers no closed-form KL for this posterior and prior)")
+        return remarks

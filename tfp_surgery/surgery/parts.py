@@ -12,15 +12,24 @@ from tfp_surgery.information.mutual_information_bounds import mutual_information
 from tfp_surgery.information.rate_distortion import empirical_entropy, rate_distortion_bounds
 from tfp_surgery.measurement.prepared_model import PreparedModel
 from tfp_surgery.surgery.active_units import ActiveUnits, active_units
+from tfp_surgery.surgery.condition_split import condition_split
 from tfp_surgery.surgery.elbo_readings import elbo_readings
-from tfp_surgery.surgery.elbo_surgery_result import NOT_ASKED_FOR, PARTS, ElboSurgery
+from tfp_surgery.surgery.elbo_surgery_result import (
+    NO_CONDITION,
+    NO_PARTS,
+    NOT_ASKED_FOR,
+    PARTS,
+    ElboSurgery,
+)
 from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
+from tfp_surgery.surgery.per_part import per_part
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
 # Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
 _BATCH_SIZE = 128
+NO_MARGINAL_KL = "the prior depends on the condition, and there is no marginal KL"
 
 
 def parts_of(
@@ -43,9 +52,26 @@ def parts_of(
     Returns:
       Fields of `ElboSurgery` by name: the available parts, and `absent`.
     """
-    absent: dict[str, str] = {}
+    absent: dict[str, str] = dict(surgery.absent)
     parts: dict[str, Any] = {}
-    if full or log_evidence is not None:
+    if model.conditions is None:
+        absent["condition_split"] = NO_CONDITION
+    else:
+        split = condition_split(model, draws)
+        if isinstance(split, str):
+            absent["condition_split"] = split
+        else:
+            parts["condition_split"] = split
+    of_parts = per_part(model, draws)
+    if of_parts is None:
+        absent["per_part"] = NO_PARTS
+    else:
+        parts["per_part"] = of_parts
+    if draws.reconstruction is None:
+        absent["readings"] = "without a decoder there is no ELBO to read"
+    elif model.prior is None:
+        absent["readings"] = NO_MARGINAL_KL
+    elif full or log_evidence is not None:
         parts["readings"] = elbo_readings(
             draws.reconstruction,
             draws.log_posterior,
@@ -55,7 +81,11 @@ def parts_of(
             log_evidence,
         )
     if not full:
-        absent = {name: NOT_ASKED_FOR for name in PARTS if name not in parts}
+        absent |= {
+            name: NOT_ASKED_FOR for name in PARTS if name not in parts and name not in absent
+        }
+        if "readings" not in parts:
+            absent["readings"] = NOT_ASKED_FOR
         return {**parts, "absent": absent}
     aggregate_posterior = model.aggregate_posterior
     if aggregate_posterior.event_shape.rank == 1:
@@ -64,7 +94,9 @@ def parts_of(
     else:
         reason = f"codes of shape {aggregate_posterior.event_shape} have no dimensions j = 1..D"
         absent |= dict.fromkeys(("marginal_kl_split", "active_units"), reason)
-    if model.num_observations > 1:
+    if model.is_reencoded:
+        absent["mutual_information_bounds"] = "they draw minibatches of joined posteriors"
+    elif model.num_observations > 1:
         parts["mutual_information_bounds"] = mutual_information_bounds(
             aggregate_posterior,
             batch_size=min(_BATCH_SIZE, model.num_observations),
@@ -74,12 +106,16 @@ def parts_of(
         )
     else:
         absent["mutual_information_bounds"] = "one observation shares no information with its code"
-    is_discrete = measures(model.likelihood) == {"mass"}
+    if surgery.elbo is None or surgery.average_reconstruction is None:
+        absent["rate_distortion"] = "without a decoder there is no distortion"
+        return {**parts, "absent": absent}
+    is_discrete = measures(model.likelihood) == {"mass"} and not model.outside_support
+    x = model.observations.array
     parts["rate_distortion"] = rate_distortion_bounds(
         surgery.elbo,
         surgery.average_reconstruction,
         surgery.average_kl,
-        data_entropy=empirical_entropy(model.x) if is_discrete else None,
+        data_entropy=empirical_entropy(x) if is_discrete and x is not None else None,
         discrete=is_discrete,
     )
     return {**parts, "absent": absent}
@@ -88,6 +124,9 @@ def parts_of(
 def _split(
     model: PreparedModel, draws: ScoredDraws, absent: dict[str, str]
 ) -> MarginalKLSplit | None:
+    if model.prior is None:
+        absent["marginal_kl_split"] = NO_MARGINAL_KL
+        return None
     try:
         return marginal_kl_split(
             draws.z,

@@ -100,8 +100,9 @@ class PriorMeasurement:
         posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
         num_observations = int(aggregate_posterior.num_components)
         self._seed = seed
+        everything = np.arange(num_observations)
         self._z, log_densities, _ = posterior_draws(
-            posteriors, former_prior, np.arange(num_observations), num_samples, seed, _BATCH_SIZE
+            posteriors, lambda _: former_prior, everything, num_samples, seed, _BATCH_SIZE
         )
         check_codes_in_support(former_prior, self._z)
         self._log_former = checked_draws(

@@ -12,8 +12,8 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.divergence import closed_form_kl
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked
 from tfp_surgery.log_density.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_codes_in_support
@@ -33,37 +33,43 @@ class ScoredDraws(Result):
     """Draws z_sq ~ q(z|x_q) and their log densities, in nats and in the dtype of the model.
 
     Attributes:
-      z: The codes, `Tensor`, shape `[S, Q, *code_shape]`.
+      z: The codes, `Tensor`, shape `[S, Q, *code_shape]`; vectors `[S, Q, D]` of concatenated
+        parts if codes are structures.
       index: Indices of the observations, shape `[Q]`.
-      reconstruction: log p(x_q|z_sq), shape `[S, Q]`.
+      reconstruction: log p(x_q|z_sq), shape `[S, Q]`; None without a decoder.
       log_posterior: log q(z_sq|x_q), shape `[S, Q]`.
-      log_prior: log p(z_sq), shape `[S, Q]`.
+      log_prior: log p(z_sq), or log p(z_sq|c_q) if the prior takes the condition, shape `[S, Q]`.
       log_aggregate: log q(z_sq) over all N components, shape `[S, Q]`.
-      index_entropy: H[q(n|z_sq)], shape `[S, Q]`.
+      index_entropy: H[q(n|z_sq)], shape `[S, Q]`; None if unknown.
       closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
       num_observations: N.
       seed: Seed of the draws and of the subset of observations.
       data: Description of the data set: its name, N and binarization.
       tolerance: Bound on the error of `log_aggregate` and `index_entropy`; None if exact.
       evaluation: How these two were evaluated: "exact", or within a tolerance.
+      outside_support: What of x is outside of the support of the likelihood, in words; empty if
+        nothing is.
+      is_conditional: Whether the prior takes the condition.
     """
 
     z: tf.Tensor
     index: np.ndarray
-    reconstruction: np.ndarray
+    reconstruction: np.ndarray | None
     log_posterior: np.ndarray
     log_prior: np.ndarray
     log_aggregate: np.ndarray
-    index_entropy: np.ndarray
+    index_entropy: np.ndarray | None
     closed_form_kl: np.ndarray | None
     num_observations: int
     seed: Seed
     data: str
     tolerance: float | None
     evaluation: str
+    outside_support: str = ""
+    is_conditional: bool = False
 
     def _title(self) -> list[str]:
-        num_samples, num_query = self.reconstruction.shape
+        num_samples, num_query = self.log_posterior.shape
         draws = count_draws(self.num_observations, num_query, num_samples)
         return [
             f"Scored draws of {self.data}",
@@ -72,20 +78,24 @@ class ScoredDraws(Result):
 
     def _rows(self) -> list[tuple[str, Any]]:
         names = ("reconstruction", "log_posterior", "log_prior", "log_aggregate", "index_entropy")
-        return [(name, f"{getattr(self, name).mean(dtype=np.float64):.4f}") for name in names]
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return [(name, f"{value.mean(dtype=np.float64):.4f}") for name, value in values.items()]
 
 
 def scored_draws(
     x: Any,
     encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    decoder: Callable[..., tfd.Distribution] | None,
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     num_samples: int = 2,
     num_query: int | None = None,
     seed: Any = 0,
     batch_size: int = 2000,
     tolerance: float | None = None,
+    condition: Any = None,
+    reencode: bool = False,
+    validate_args: bool = True,
 ) -> ScoredDraws:
     """Draws and scores the codes of `elbo_surgery` called with the same arguments.
 
@@ -106,6 +116,9 @@ def scored_draws(
       seed: See `elbo_surgery`.
       batch_size: See `elbo_surgery`.
       tolerance: See `elbo_surgery`.
+      condition: See `elbo_surgery`.
+      reencode: See `elbo_surgery`.
+      validate_args: See `elbo_surgery`.
 
     Returns:
       `ScoredDraws`.
@@ -118,7 +131,18 @@ def scored_draws(
     batch_size = checked_integer("batch_size", batch_size, 1)
     seed = seeds.checked_seed(seed)
     tolerance = checked_tolerance(tolerance)
-    model = prepared_model(x, encoder, decoder, prior, seed, batch_size)
+    model = prepared_model(
+        x,
+        encoder,
+        decoder,
+        prior,
+        seed,
+        batch_size,
+        condition=condition,
+        reencode=reencode,
+        validate_args=validate_args,
+        decoder_optional=True,
+    )
     index = chosen_observations(model.num_observations, num_query, seed)
     return score_draws(model, index, num_samples, seed, batch_size, tolerance)
 
@@ -176,27 +200,20 @@ def score_draws(
       ValueError: If codes lie outside the support of the prior, or a log density is not finite.
     """
     z, densities, kl = posterior_draws(
-        model.posteriors, model.prior, index, num_samples, seed, batch_size
+        model.posteriors, model.prior_at, index, num_samples, seed, batch_size
     )
-    reconstruction = []
-    for step in steps(len(index), max(1, batch_size // num_samples)):
-        values = model.log_likelihood(z[:, step.shown], index[step.shown])
-        reconstruction.append(values.numpy()[:, step.new])
     own = cause(z, own=True)
     log_posterior = checked_draws("log posterior", densities["log_posterior"], cause=own)
     log_prior = checked_draws("log prior", densities["log_prior"], cause=cause(z))
-    log_likelihood = checked_draws(
-        "reconstruction",
-        np.concatenate(reconstruction, axis=1),
-        cause=lambda failed: saturated_reconstruction(model.decoder, z, failed),
-    )
-    check_codes_in_support(model.prior, z)
+    reconstruction = _reconstruction(model, z, index, batch_size)
+    if model.prior is not None:
+        check_codes_in_support(model.prior, z)
     # All draws at once, so that components are sorted once and kernels compile for one shape.
     evaluated = model.aggregate_posterior.evaluate(z, tolerance=tolerance)
     return ScoredDraws(
         z=z,
         index=index,
-        reconstruction=log_likelihood,
+        reconstruction=reconstruction,
         log_posterior=log_posterior,
         log_prior=log_prior,
         log_aggregate=checked_draws("log aggregate", evaluated.log_prob, cause=own),
@@ -207,12 +224,36 @@ def score_draws(
         data=model.data,
         tolerance=tolerance,
         evaluation=describe_evaluation(evaluated, model.num_observations, tolerance),
+        outside_support=model.outside_support,
+        is_conditional=model.prior is None,
+    )
+
+
+def _reconstruction(
+    model: PreparedModel, z: tf.Tensor, index: np.ndarray, batch_size: int
+) -> np.ndarray | None:
+    """Returns log p(x_q|z_sq), shape `[S, Q]`; None without a decoder."""
+    decoder = model.decoder
+    if decoder is None:
+        return None
+    scored = []
+    for step in steps(len(index), max(1, batch_size // z.shape[0])):
+        values = model.log_likelihood(z[:, step.shown], index[step.shown])
+        scored.append(values.numpy()[:, step.new])
+    return checked_draws(
+        "reconstruction",
+        np.concatenate(scored, axis=1),
+        cause=(
+            (lambda failed: saturated_reconstruction(decoder, z, failed))
+            if model.conditions is None
+            else None
+        ),
     )
 
 
 def posterior_draws(
     posteriors: tfd.Distribution,
-    prior: tfd.Distribution,
+    prior_at: Callable[[Any], tfd.Distribution],
     index: np.ndarray,
     num_samples: int,
     seed: Seed,
@@ -222,7 +263,7 @@ def posterior_draws(
 
     Args:
       posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
-      prior: p(z).
+      prior_at: Callable from indices of B posteriors to p(z), batch shape `[]` or `[B]`.
       index: Indices of the posteriors to draw from, shape `[Q]`.
       num_samples: Number S of draws per posterior.
       seed: Seed of the draws.
@@ -236,13 +277,14 @@ def posterior_draws(
     length = min(len(index), max(1, batch_size // num_samples))
 
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
-        posterior = components_lib.gather(posteriors, indices)
+        posterior, prior = picked(posteriors, indices), prior_at(indices)
         z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
         densities = {"log_posterior": posterior.log_prob(z), "log_prior": prior.log_prob(z)}
         return z, densities, closed_form_kl(posterior, prior)
 
     specs = (tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
-    draw = traced_for_many(-(-len(index) // length), draw, *specs)
+    if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph
+        draw = traced_for_many(-(-len(index) // length), draw, *specs)
     key = seeds.key(seed, "elbo_surgery/codes")
     codes, log_densities, divergences = [], [], []
     for step in steps(len(index), length):

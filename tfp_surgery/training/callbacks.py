@@ -13,7 +13,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import check_observations, checked_integer
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
-from tfp_surgery.measurement.prepared_model import observations_of
+from tfp_surgery.observations import read_observations
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 
@@ -113,7 +113,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           TypeError: As `elbo_surgery`.
           ValueError: As `elbo_surgery`.
         """
-        few = observations_of(self._x, self._seed)[0][:2]
+        few = read_observations(self._x, self._seed).rows(slice(0, 2))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of observations
             self._columns = [*_logs(self._surgery(few, None))]

@@ -1,0 +1,279 @@
+"""FlatJoint: a joint distribution over its parts, flattened and concatenated to one vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.tfp_internals import parameter_properties
+from tfp_surgery.tfp_internals import prefer_static as ps
+
+tfd = tfp.distributions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodeLayout:
+    """Where the parts of a structured code lie in the vector [D] that represents it.
+
+    Attributes:
+      dtypes: The dtypes of the parts, in the structure of a code.
+      event_shapes: Their static shapes, a list in the order of `tf.nest`.
+      names: Their names, in the same order.
+    """
+
+    dtypes: Any
+    event_shapes: list[tf.TensorShape]
+    names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of dimensions of each part."""
+        return [int(shape.num_elements()) for shape in self.event_shapes]
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The floating dtype of the vector, which also holds integer parts."""
+        floats = [dtype for dtype in tf.nest.flatten(self.dtypes) if dtype.is_floating]
+        return max(floats, key=lambda dtype: dtype.size, default=tf.float32)
+
+    @property
+    def slices(self) -> list[slice]:
+        """The dimensions of each part."""
+        ends = np.cumsum([0, *self.sizes]).tolist()
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def pack(self, code: Any) -> tf.Tensor:
+        """Returns structured codes `[...]` as vectors `[..., D]`."""
+        flat = []
+        for part, shape, size in zip(
+            tf.nest.flatten(code), self.event_shapes, self.sizes, strict=True
+        ):
+            outer = ps.shape(part)[: ps.rank(part) - shape.rank]
+            vector = tf.reshape(part, ps.concat([outer, [size]], axis=0))  # [..., size of part]
+            flat.append(tf.cast(vector, self.dtype))
+        return tf.concat(flat, axis=-1)
+
+    def unpack(self, z: tf.Tensor) -> Any:
+        """Returns vectors `[..., D]` as structured codes."""
+        outer = ps.shape(z)[:-1]
+        parts = [
+            tf.cast(tf.reshape(z[..., dims], ps.concat([outer, shape.as_list()], axis=0)), dtype)
+            for dims, shape, dtype in zip(
+                self.slices, self.event_shapes, tf.nest.flatten(self.dtypes), strict=True
+            )
+        ]
+        return tf.nest.pack_sequence_as(self.dtypes, parts)
+
+
+class FlatJoint(tfd.Distribution):
+    """A joint distribution whose event is the vector of its parts, in the order of `tf.nest`.
+
+    The parts of a joint distribution of independent parts are declared parameters, so that a batch
+    of such posteriors can be joined and picked by index as any other. Integer parts become floats.
+    """
+
+    def __init__(
+        self,
+        layout: CodeLayout,
+        joint: Any = None,
+        distributions: list[tfd.Distribution] | None = None,
+        name: str = "FlatJoint",
+    ) -> None:
+        """Makes the distribution; see `flattened`, which callers use.
+
+        Args:
+          layout: The layout of a code.
+          joint: A `tfd.JointDistribution` of dependent parts, or None.
+          distributions: The independent parts in the order of the layout, or None.
+          name: Name of the ops.
+        """
+        parameters = dict(locals())
+        self.layout = layout
+        self._joint = joint
+        self.distributions = distributions
+        kinds = (
+            tf.nest.flatten(joint.reparameterization_type)
+            if distributions is None
+            else [part.reparameterization_type for part in distributions]
+        )
+        reparameterized = all(each == tfd.FULLY_REPARAMETERIZED for each in kinds)
+        super().__init__(
+            dtype=layout.dtype,
+            reparameterization_type=(
+                tfd.FULLY_REPARAMETERIZED if reparameterized else tfd.NOT_REPARAMETERIZED
+            ),
+            validate_args=False,
+            allow_nan_stats=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
+        def no_event(distribution: Any) -> Any:
+            return tf.nest.map_structure(lambda _: 0, distribution.distributions)
+
+        return {
+            "distributions": parameter_properties.BatchedComponentProperties(
+                event_ndims=no_event, event_ndims_tensor=no_event
+            )
+        }
+
+    def part(self, number: int) -> tfd.Distribution | None:
+        """Returns the marginal distribution of a part; None where it is not known.
+
+        It is known for independent parts, and for parts of a joint distribution on which it is not
+        said to depend on others.
+        """
+        if self.distributions is not None:
+            return self.distributions[number]
+        return _independent_parts(self._joint).get(self.layout.names[number])
+
+    def _batch_shape(self) -> tf.TensorShape:
+        if self.distributions is None:
+            return tf.nest.flatten(self._joint.batch_shape)[0]
+        shape = self.distributions[0].batch_shape
+        for part in self.distributions[1:]:
+            shape = tf.broadcast_static_shape(shape, part.batch_shape)
+        return shape
+
+    def _batch_shape_tensor(self, **unused: Any) -> tf.Tensor:
+        return tf.constant(self._batch_shape().as_list(), tf.int32)
+
+    def _event_shape(self) -> tf.TensorShape:
+        return tf.TensorShape([sum(self.layout.sizes)])
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return tf.constant([sum(self.layout.sizes)], tf.int32)
+
+    def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
+        if self.distributions is None:
+            return self.layout.pack(self._joint.sample(n, seed=seed))
+        seeds = tfp.random.split_seed(seed, len(self.distributions), salt="FlatJoint")
+        draws = [
+            part.sample(n, seed=seed)
+            for part, seed in zip(self.distributions, tf.unstack(seeds), strict=True)
+        ]
+        return self.layout.pack(tf.nest.pack_sequence_as(self.layout.dtypes, draws))
+
+    def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        code = self.layout.unpack(z)
+        if self.distributions is None:
+            return tf.cast(self._joint.log_prob(code), self.dtype)
+        scores = [
+            tf.cast(part.log_prob(value), self.dtype)
+            for part, value in zip(self.distributions, tf.nest.flatten(code), strict=True)
+        ]
+        return sum(scores[1:], scores[0])
+
+    def _moment(self, name: str) -> tf.Tensor:
+        if self.distributions is None:
+            raise NotImplementedError(f"{name} of a joint distribution of dependent parts.")
+        parts = [getattr(part, name)() for part in self.distributions]
+        return self.layout.pack(tf.nest.pack_sequence_as(self.layout.dtypes, parts))
+
+    def _mean(self) -> tf.Tensor:
+        return self._moment("mean")
+
+    def _variance(self) -> tf.Tensor:
+        return self._moment("variance")
+
+
+def layout_of(distribution: Any) -> CodeLayout:
+    """Returns the layout of the codes of a joint distribution.
+
+    Args:
+      distribution: A `tfd.Distribution` over structures.
+
+    Returns:
+      The layout.
+
+    Raises:
+      ValueError: If the shape of a part is not known statically.
+    """
+    shapes = tf.nest.flatten(distribution.event_shape)
+    if not all(isinstance(s, tf.TensorShape) and s.is_fully_defined() for s in shapes):
+        raise ValueError(
+            f"the shapes of the parts of {distribution.name} must be known statically; got "
+            f"{distribution.event_shape}."
+        )
+    return CodeLayout(distribution.dtype, shapes, tuple(_names(distribution)))
+
+
+def _names(distribution: Any) -> list[str]:
+    dtype = distribution.dtype
+    if hasattr(dtype, "_fields"):
+        return list(dtype._fields)
+    if isinstance(dtype, Mapping):
+        return sorted(dtype)
+    resolved = getattr(distribution, "_flat_resolve_names", None)
+    names = list(resolved()) if resolved else [str(i) for i in range(len(dtype))]
+    return [str(name) for name in names]
+
+
+def flattened(distribution: tfd.Distribution, layout: CodeLayout | None = None) -> FlatJoint:
+    """Returns a joint distribution over the vectors that represent its structured codes.
+
+    Args:
+      distribution: A `tfd.JointDistribution`, or another distribution over structures.
+      layout: The layout of the codes that it must be of; None for its own.
+
+    Returns:
+      The distribution over `[D]`, of declared parts if they are independent.
+
+    Raises:
+      ValueError: If its parts have another structure or other shapes than those of the layout.
+    """
+    own = layout_of(distribution)
+    if layout is not None:
+        _check_same(distribution, own, layout)
+        own = layout
+    parts = _independent_parts(distribution)
+    if len(parts) == len(own.names):
+        return FlatJoint(own, distributions=[parts[name] for name in own.names])
+    return FlatJoint(own, joint=distribution)
+
+
+def _check_same(distribution: Any, own: CodeLayout, layout: CodeLayout) -> None:
+    same = len(own.names) == len(layout.names)
+    try:
+        tf.nest.assert_same_structure(own.dtypes, layout.dtypes, check_types=False)
+    except (ValueError, TypeError):
+        same = False
+    named = isinstance(own.dtypes, Mapping) or hasattr(own.dtypes, "_fields")
+    same = same and (not named or own.names == layout.names)
+    if not same or [*map(list, own.event_shapes)] != [*map(list, layout.event_shapes)]:
+        raise ValueError(
+            f"the prior must be over the codes of the encoder, of parts {describe(layout)}, but "
+            f"{distribution.name} has {describe(own)}."
+        )
+
+
+def describe(layout: CodeLayout) -> str:
+    """Returns the names and shapes of the parts of a code, in words."""
+    parts = zip(layout.names, layout.event_shapes, strict=True)
+    return ", ".join(f"{name} {list(shape)}" for name, shape in parts)
+
+
+def _independent_parts(joint: Any) -> dict[str, tfd.Distribution]:
+    """Returns the parts of a joint distribution that are distributions of their own, by name."""
+    model: Any = getattr(joint, "model", None)
+    batch_shape = getattr(joint, "batch_shape", None)
+    if isinstance(batch_shape, tf.TensorShape):  # auto-batched: batch and event are not told apart
+        return {}
+    if hasattr(model, "_asdict"):
+        model = model._asdict()
+    if isinstance(model, Mapping):
+        items: Any = model.items()
+    elif isinstance(model, list | tuple):
+        items = zip(_names(joint), model, strict=True)
+    else:
+        return {}
+    return {str(name): unwrap(part) for name, part in items if isinstance(part, tfd.Distribution)}
