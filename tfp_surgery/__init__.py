@@ -28,6 +28,7 @@ from tfp_surgery.models.vae import VAE
 from tfp_surgery.surgery.active_units import active_units
 from tfp_surgery.surgery.elbo_readings import elbo_readings
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
+from tfp_surgery.surgery.elbo_surgery_from_log_probs import elbo_surgery_from_log_probs
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
 from tfp_surgery.surgery.scored_draws import scored_draws
@@ -52,6 +53,7 @@ __all__ = [
     "decoder_and_prior",
     "elbo_readings",
     "elbo_surgery",
+    "elbo_surgery_from_log_probs",
     "empirical_entropy",
     "fit_prior",
     "generative_mutual_information",

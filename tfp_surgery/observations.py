@@ -211,6 +211,8 @@ def _levels(parts: Any) -> str:
 def _rows(leaf: Any, rows: Any) -> Any:
     if isinstance(rows, slice):
         part = leaf[rows]
+        if isinstance(part, tf.RaggedTensor):
+            return part
         return tf.convert_to_tensor(part.toarray() if scipy.sparse.issparse(part) else part)
     if scipy.sparse.issparse(leaf):
         return tf.convert_to_tensor(leaf[np.asarray(rows)].toarray())

@@ -12,6 +12,7 @@ import tensorflow as tf
 # The kinds of data sets whose elements are batches, or single observations, whatever came before.
 _BATCHED = ("_BatchDataset", "_ParallelBatchDataset", "_PaddedBatchDataset", "_TensorDataset")
 _SINGLE = ("_UnbatchDataset", "_TensorSliceDataset")
+_UNKNOWN = ("_FlatMapDataset", "_InterleaveDataset", "_ParallelInterleaveDataset")
 
 
 def collected(name: str, pipeline: tf.data.Dataset) -> tuple[Any, str]:
@@ -75,6 +76,8 @@ def _is_batched(name: str, pipeline: tf.data.Dataset) -> bool:
             return True
         if made_by in _SINGLE:
             return False
+        if made_by in _UNKNOWN:
+            break
     shapes = [spec.shape for spec in tf.nest.flatten(pipeline.element_spec)]
     if all(shape.is_fully_defined() for shape in shapes):  # as those of TFDS
         return False

@@ -213,6 +213,7 @@ _NORMALIZATION = keras.layers.BatchNormalization()
     ],
 )
 def test_an_encoder_that_draws_is_named(encoder: Encoder, batch_size: int) -> None:
+    tf.random.set_seed(0)  # two draws of a rounded code may be equal
     with pytest.raises(ValueError, match="it draws at random"):
         encode(encoder, X, batch_size)
 

@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 from tests.testing.linear_gaussian import ProbabilisticPCA
 from tests.testing.models import index_data, table_encoder
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
-from tfp_surgery.surgery.elbo_surgery_result import PARTS, ElboSurgery
+from tfp_surgery.surgery.elbo_surgery_result import NO_CONDITION, NO_PARTS, PARTS, ElboSurgery
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -45,7 +45,10 @@ def test_parts_that_were_not_asked_for_say_so(model: ProbabilisticPCA) -> None:
     terms = elbo_surgery(model.x, model.encoder, model.decoder, model.prior)
     assert set(terms.absent) == set(PARTS)
     assert all(getattr(terms, name) is None for name in PARTS)
-    assert all('detail="full"' in reason for reason in terms.absent.values())
+    of_the_model = {name: terms.absent[name] for name in ("condition_split", "per_part")}
+    assert of_the_model == {"condition_split": NO_CONDITION, "per_part": NO_PARTS}
+    others = terms.absent.items() - of_the_model.items()
+    assert all('detail="full"' in reason for _, reason in others)
     assert terms.total_correlation is None
     assert not set(PARTS) & set(terms.to_dict())
     assert "absent" not in str(terms)
@@ -177,7 +180,12 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
         lambda z: tfd.MultivariateNormalDiag(z[:, 0, :1], [1.0]),
         tfd.Independent(tfd.Normal(tf.zeros([2, 3]), 1.0), 2),
     )
-    assert matrix.absent.keys() == {"marginal_kl_split", "active_units"}
+    assert matrix.absent.keys() == {
+        "condition_split",
+        "per_part",
+        "marginal_kl_split",
+        "active_units",
+    }
     for name in ("total_correlation", "dimension_wise_kl", "prior_factorization"):
         assert getattr(matrix, name) is None
     assert matrix.dimension_wise_mutual_information is None
@@ -208,7 +216,10 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
         lambda z: tfd.MultivariateNormalDiag(z[:, :1], [1.0]),
         tfd.MultivariateNormalDiag(tf.zeros(2)),
     )
-    assert alone.absent.keys() == {"active_units", "mutual_information_bounds"}
+    assert alone.absent.keys() - {"condition_split", "per_part"} == {
+        "active_units",
+        "mutual_information_bounds",
+    }
 
 
 def test_a_detail_that_there_is_not(model: ProbabilisticPCA) -> None:

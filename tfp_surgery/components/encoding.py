@@ -9,9 +9,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.checks.network_dtypes import dtype_hint
 from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
+from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import fidelity
 from tfp_surgery.components.flat_joint import flattened
@@ -97,20 +97,13 @@ def rows_encoder(
 
     Returns:
       A callable from rows (a slice or indices, B of them) to q(z|x), checked to have batch shape
-      `[B]`, with densities of at least 32 bits. It raises a ValueError that names the dtype if the
-      encoder fails because of it.
+      `[B]`, with densities of at least 32 bits.
     """
 
     def encode_rows(rows: Any) -> tfd.Distribution:
         batch = observations.rows(rows)
         condition = None if conditions is None else conditions.rows(rows)
-        try:
-            posterior = call(encoder, batch, condition=condition)
-        except Exception as error:
-            hint = dtype_hint("encoder", lambda x: call(encoder, x, condition=condition), batch)
-            if not hint:
-                raise
-            raise ValueError(f"the encoder failed ({hint}): {error}") from error
+        posterior = tried("encoder", lambda x: call(encoder, x, condition=condition), batch)
         first = tf.nest.flatten(batch)[0]
         size = int(first.nrows()) if isinstance(first, tf.RaggedTensor) else first.shape[0]
         posterior = check_encoder_output(posterior, size)

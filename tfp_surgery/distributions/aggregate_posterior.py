@@ -42,11 +42,8 @@ class AggregatePosterior(tfd.Distribution):
     `sample` draws from the chosen components alone.
 
     Densities and entropies are exact unless a `tolerance` in nats is given: then a tree over the
-    components bounds what it leaves out (see `evaluate`). `log_prob` of one-dimensional Gaussian
-    `marginals()` with a tolerance is interpolated within it (see `interpolated_marginals`) and has
-    no derivatives.
-
-    All logarithms are natural; densities and entropies are in nats. `log_prob` and `index_entropy`
+    components bounds what it leaves out (see `evaluate`); `log_prob` of Gaussian `marginals()` is
+    interpolated within it, without derivatives. All are in nats. `log_prob` and `index_entropy`
     have first derivatives only; asking for second ones raises `LookupError`.
 
     #### Examples
@@ -152,24 +149,17 @@ class AggregatePosterior(tfd.Distribution):
     ) -> AggregatePosterior:
         """Encodes a data set batch by batch and joins the N posteriors.
 
-        Posteriors whose parameters cannot be joined (context in closures, `tfd.MarkovChain`,
-        `tfd.Autoregressive`, state-space models, linear operators, joint distributions of dependent
-        parts) are served with `reencode=True`, which calls the encoder on blocks of observations
-        whenever they are needed. Densities stay exact. The densities of M codes take one pass of
-        the encoder over the data set and M N densities of its distributions, in TFP's own
-        operations, and moments one pass of the encoder.
-
-        Codes of joint distributions are vectors: their parts flattened and concatenated.
+        `reencode=True` serves posteriors whose parameters cannot be joined (context in closures,
+        `tfd.MarkovChain`, state-space models, dependent parts of a joint distribution): densities
+        of M codes, still exact, take one pass of the encoder over the data set and M N densities
+        of its distributions. Codes of joint distributions are vectors of concatenated parts.
 
         Args:
           encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
-          x: The observations: array or `Tensor` of shape `[N, ...]`, N known statically, a
-            structure of these, or a `tfp_surgery.datasets.Dataset` of settled binarization; see
-            `read_observations`. Gradients flow to a `Tensor` or `tf.Variable`; inside a
-            `tf.function` its values are not checked.
+          x: The observations, N known statically; see `read_observations`. Gradients flow to a
+            `Tensor` or `tf.Variable`; inside a `tf.function` its values are not checked.
           batch_size: Number of observations encoded at a time.
-          condition: Conditions of the observations, likewise, which the encoder takes by keyword;
-            None for none.
+          condition: Conditions of the observations, which the encoder takes by keyword, or None.
           reencode: Whether to call the encoder again, in place of joining its posteriors.
           **kwargs: Passed to the constructor.
 

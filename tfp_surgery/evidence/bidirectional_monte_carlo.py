@@ -14,6 +14,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.checks.tried import tried
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_chains import (
     AnnealedChains,
@@ -23,7 +24,6 @@ from tfp_surgery.evidence.annealed_chains import (
 )
 from tfp_surgery.evidence.log_evidence import LogEvidence, RunningWeights
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.model_checks import tried
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.observations import read_observations
 

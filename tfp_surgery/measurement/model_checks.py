@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks import point_mass
-from tfp_surgery.checks.network_dtypes import dtype_hint
 from tfp_surgery.checks.networks import check_decoder_output, plain_class
 from tfp_surgery.checks.support import support_problem
 from tfp_surgery.checks.takes_condition import call
+from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import default_bijector
@@ -27,31 +27,6 @@ _PROBES = 100  # draws of the prior on which its bijector is tested
 _TRANSFORMED = (tfd.TransformedDistribution, plain_class(tfd.TransformedDistribution))
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
 _LENGTH_TOLERANCE = 1e-3
-
-
-def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
-    """Calls a network; a failure becomes a ValueError that names the network and its inputs."""
-    try:
-        return network(inputs)
-    except Exception as error:
-        hint = dtype_hint(name, network, inputs)
-        raise ValueError(
-            f"the {name} failed on inputs of {_described(inputs)}"
-            f"{f' ({hint})' if hint else ''}: {error}"
-        ) from error
-
-
-def _described(inputs: Any) -> str:
-    """Returns the shape and dtype of the inputs of a network, in words."""
-    if tf.is_tensor(inputs):
-        return f"shape {inputs.shape} and dtype {inputs.dtype.name}"
-    leaves = tf.nest.flatten(inputs)
-    kind = "a dict" if isinstance(inputs, Mapping) else "a tuple"
-    shapes = ", ".join(f"{leaf.dtype.name} {leaf.shape}" for leaf in leaves)
-    hint = ""
-    if len(leaves) == 2 and not isinstance(inputs, Mapping):
-        hint = "; where the second are labels, hand in the first alone"
-    return f"{kind} of {len(leaves)} arrays, {shapes}, which is one structured observation{hint}"
 
 
 def check_decoder(

@@ -71,7 +71,8 @@ class ElboSurgery(Result):
       num_query: Number of observations in the expectations. If it is less than N, standard errors
         include the spread between observations.
       num_samples: Number of draws of z per observation.
-      seed: Seed of the draws of z and of the subset of observations.
+      seed: Seed of the draws of z and of the subset of observations; None if log densities were
+        given.
       data: Description of the data set: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within a tolerance.
       outside_support: What of x is outside of the support of the likelihood, in words; then the sum
@@ -100,7 +101,7 @@ class ElboSurgery(Result):
     num_observations: int
     num_query: int
     num_samples: int
-    seed: Seed
+    seed: Seed | None
     data: str
     evaluation: str
     conditional_prior_term: Estimate | None = None
@@ -176,10 +177,11 @@ class ElboSurgery(Result):
 
     def _title(self) -> list[str]:
         draws = count_draws(self.num_observations, self.num_query, self.num_samples)
+        seed = "" if self.seed is None else f", seed {self.seed}"
         name = "Surgery of an objective on" if self.outside_support else "ELBO surgery of"
         return [
             f"{name} {self.data}",
-            f"nats per observation; {draws}, seed {self.seed}; log q(z) {self.evaluation}",
+            f"nats per observation; {draws}{seed}; log q(z) {self.evaluation}",
         ]
 
     def _rows(self) -> list[tuple[str, Any]]:

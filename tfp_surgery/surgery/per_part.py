@@ -14,6 +14,7 @@ import tensorflow_probability as tfp
 from tfp_surgery.checks.networks import plain_class
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.flat_joint import FlatJoint
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.measurement import consistency
@@ -91,6 +92,13 @@ class PerPart(Result, Mapping[str, PartTerms]):
             rows.append((f"{name}: marginal KL", terms.marginal_kl))
         return rows
 
+    def _remarks(self) -> list[str]:
+        return [
+            f"  ({name}: {', '.join(terms.absent)} absent: {next(iter(terms.absent.values()))})"
+            for name, terms in self.parts.items()
+            if terms.absent
+        ]
+
 
 def per_part(model: PreparedModel, draws: ScoredDraws) -> PerPart | None:
     """Computes the terms of each part of a structured code.
@@ -165,4 +173,20 @@ def _parts(distribution: Any) -> list[Any] | None:
         return [distribution.part(number) for number in range(len(distribution.layout.names))]
     if isinstance(distribution, _BLOCKWISE):
         return list(distribution.distributions)
+    if isinstance(distribution, ReencodedPosteriors):
+        of_one = _parts(distribution.distribution)
+        if of_one is not None:
+            return [
+                None if part is None else _reencoded_part(distribution, number)
+                for number, part in enumerate(of_one)
+            ]
     return None
+
+
+def _reencoded_part(posteriors: ReencodedPosteriors, number: int) -> ReencodedPosteriors:
+    encode_rows = posteriors.parameters["encode_rows"]
+    return ReencodedPosteriors(
+        posteriors.rows,
+        lambda rows: _parts(encode_rows(rows))[number],  # type: ignore[index]
+        posteriors.batch_size,
+    )

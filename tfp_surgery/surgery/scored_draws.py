@@ -61,7 +61,7 @@ class ScoredDraws(Result):
     index_entropy: np.ndarray | None
     closed_form_kl: np.ndarray | None
     num_observations: int
-    seed: Seed
+    seed: Seed | None
     data: str
     tolerance: float | None
     evaluation: str

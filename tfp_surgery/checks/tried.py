@@ -1,0 +1,48 @@
+"""tried: the call of a network, whose failure names the network and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_surgery.checks.network_dtypes import dtype_hint
+
+
+def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
+    """Calls a network; a failure becomes a ValueError that names the network and its inputs.
+
+    Args:
+      name: Role of the network, for the message.
+      network: The network.
+      inputs: Its inputs: a `Tensor`, or a structure of these.
+
+    Returns:
+      What the network returns.
+
+    Raises:
+      ValueError: If the network raises anything.
+    """
+    try:
+        return network(inputs)
+    except Exception as error:
+        hint = dtype_hint(name, network, inputs)
+        raise ValueError(
+            f"the {name} failed on inputs of {_described(inputs)}{f' ({hint})' if hint else ''}: "
+            f"{error}"
+        ) from error
+
+
+def _described(inputs: Any) -> str:
+    """Returns the shape and dtype of the inputs of a network, in words."""
+    if tf.is_tensor(inputs):
+        return f"shape {inputs.shape} and dtype {inputs.dtype.name}"
+    leaves = tf.nest.flatten(inputs)
+    shapes = ", ".join(f"{leaf.dtype.name} {leaf.shape}" for leaf in leaves)
+    if isinstance(inputs, Mapping):
+        return f"a dict of {shapes}, which is one structured observation"
+    return (
+        f"a tuple of {shapes}, which is one structured observation; where the second are labels, "
+        "hand in the first alone"
+    )
