@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import point_mass
+from tfp_surgery.checks import point_mass, raw_outputs
 
 tfd = tfp.distributions
 
@@ -36,8 +36,9 @@ def unwrap(distribution: Any) -> tfd.Distribution:
       TypeError: If `distribution` is not a `tfd.Distribution`.
     """
     if not isinstance(distribution, tfd.Distribution):
-        kind = type(distribution).__name__
-        raise TypeError(f"expected a tfp.distributions.Distribution, got {kind}.")
+        raise TypeError(
+            f"expected a tfp.distributions.Distribution, got {raw_outputs.described(distribution)}."
+        )
     while hasattr(distribution, "tensor_distribution"):
         distribution = distribution.tensor_distribution
     return distribution
@@ -176,7 +177,10 @@ def _unwrap_output(distribution: Any, network: str) -> tfd.Distribution:
     try:
         return unwrap(distribution)
     except TypeError as error:
-        raise TypeError(f"the {network} must return a distribution: {error}") from None
+        raise TypeError(
+            f"the {network} must return a distribution: {error}"
+            f"{raw_outputs.wrapper_hint(network, distribution)}"
+        ) from None
 
 
 def _check_batch_shape(
