@@ -114,11 +114,15 @@ def outputs_of(*shapes: list[int]) -> Any:
     ("network", "message"),
     [
         (outputs_of([6, D]), r"one Tensor of shape \[B, 6\], .* a Tensor of shape \[6, 3\]\."),
-        (outputs_of([6, 8]), r"of shape \[B, 6\], .* of shape \[6, 8\]: latent_size=4\?\."),
+        (outputs_of([6, 8]), r"of shape \[B, 6\], .* of shape \[6, 8\]\. Is it latent_size=4\?"),
+        (outputs_of([6, D], [6, D - 1]), r"each of shape \[B, 3\], .*\[6, 2\]\)\."),
         (outputs_of([6, 2, D]), r"one Tensor of shape \[B, 6\], .* of shape \[6, 2, 3\]\."),
         (outputs_of([2 * D]), r"one Tensor of shape \[B, 6\], .* a Tensor of shape \[6\]\."),
         (outputs_of([]), r"one Tensor of shape \[B, 6\], .* a Tensor of shape \[\]\."),
-        (outputs_of([6, 4], [6, 4]), r"each of shape \[B, 3\], .*\[6, 4\]\): latent_size=4\?\."),
+        (
+            outputs_of([6, 4], [6, 4]),
+            r"each of shape \[B, 3\], .*\[6, 4\]\)\. Is it latent_size=4\?",
+        ),
         (outputs_of([6, D], [6, 1]), r"each of shape \[B, 3\], .*\[6, 3\], .*\[6, 1\]\)\."),
         (outputs_of([6, D], [1, D]), r"each of shape \[B, 3\], .*\[6, 3\], .*\[1, 3\]\)\."),
         (outputs_of([6, D], [6, D], [6, 1]), r"each of shape \[B, 3\], .* returns 3 outputs \("),
@@ -128,8 +132,9 @@ def outputs_of(*shapes: list[int]) -> Any:
 )
 def test_other_shapes_are_refused(network: Any, message: str) -> None:
     encoder = GaussianEncoder(network, latent_size=D, scale="exp")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         encoder(X)
+    assert ("Is it latent_size" in str(caught.value)) == ("Is it" in message)
 
 
 def test_a_negative_scale_is_refused() -> None:

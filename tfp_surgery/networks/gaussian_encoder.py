@@ -110,8 +110,17 @@ class GaussianEncoder(WrappedNetwork):
         )
         raise ValueError(
             f"with latent_size={size} the network must return {wanted}, but it returns "
-            f"{described_all(outputs)}{_other_size(len(outputs), lasts)}."
+            f"{described_all(outputs)}.{self._other_size(outputs, lasts)}"
         )
+
+    def _other_size(self, outputs: list[tf.Tensor], lasts: set[int | None]) -> str:
+        """The `latent_size` that would fit the last dimension of the outputs, as a question."""
+        if len(lasts) != 1 or len(outputs) > 3:
+            return ""
+        size = max(last or 0 for last in lasts)
+        if len(outputs) == 1:
+            size = 0 if size % 2 else size // 2
+        return f" Is it latent_size={size}?" if size not in (0, self.latent_size) else ""
 
     def _check_order(self, x: Any, mean: tf.Tensor, second: tf.Tensor) -> None:
         """Checks, once, that (mean, second, z) is not (z, mean, second): z is drawn anew."""
@@ -121,20 +130,10 @@ class GaussianEncoder(WrappedNetwork):
             if not np.allclose(first, other, rtol=1e-2, atol=1e-5, equal_nan=True):
                 raise ValueError(
                     f"the {place} of the network's three outputs changes from call to call: it is "
-                    f"drawn at random. They must be (mean, second, z), in this order."
+                    "drawn at random. They must be (mean, second, z), in this order."
                 )
         self._has_repeated = True
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, serialized."""
         return {**super().get_config(), "latent_size": self.latent_size, "scale": self.scale}
-
-
-def _other_size(num_outputs: int, lasts: set[int | None]) -> str:
-    """The `latent_size` that would fit the size of the outputs, as a question."""
-    if len(lasts) != 1 or num_outputs > 3:
-        return ""
-    (size,) = lasts
-    if num_outputs == 1:
-        size = None if not size or size % 2 else size // 2
-    return f": latent_size={size}?" if size else ""
