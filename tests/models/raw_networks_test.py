@@ -22,6 +22,7 @@ from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.priors.vamp import VampPrior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.scored_draws import scored_draws
+from tfp_surgery.training.objectives import elbo, iwae
 
 tfd = tfp.distributions
 
@@ -262,6 +263,9 @@ def test_networks_without_a_wrapper_are_shown_it() -> None:
             vae.fit(BINARY, verbose=0)
         with pytest.raises(TypeError, match=line):
             elbo_surgery(BINARY, encoder, decoder, prior)
+        for objective in (elbo(), iwae(2)):
+            with pytest.raises(TypeError, match=line):
+                objective(BINARY[:2], encoder, decoder, prior, 0)
     vae = VAE(encoder_of(raw), flat(), prior)
     vae.compile("adam")
     with pytest.raises(TypeError, match=r"BernoulliDecoder\(network, from_logits=True\)"):

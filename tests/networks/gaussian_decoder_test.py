@@ -104,7 +104,7 @@ def test_other_outputs_are_refused(scale: Any, network: Any, message: str) -> No
         GaussianDecoder(network(), scale=scale)(Z)
 
 
-def test_a_negative_variance_is_refused() -> None:
-    decoder = GaussianDecoder(lambda _: (tf.zeros([5, 3]), -tf.ones([5, 3])), scale="variance")
-    with pytest.raises(ValueError, match="smallest value is -1"):
+def test_a_variance_of_zero_is_refused() -> None:
+    decoder = GaussianDecoder(lambda _: (tf.zeros([5, 3]), tf.zeros([5, 3])), scale="variance")
+    with pytest.raises(ValueError, match="smallest value is 0, not above zero"):
         decoder(Z)

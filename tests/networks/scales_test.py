@@ -39,12 +39,14 @@ def test_the_scale_is_what_its_name_says(scale: str, dtype: tf.DType) -> None:
 
 
 @pytest.mark.parametrize("scale", ["variance", "scale"])
-def test_a_negative_variance_or_scale_is_refused(scale: str) -> None:
+def test_a_variance_or_scale_that_is_not_above_zero_is_refused(scale: str) -> None:
     raw = tf.constant(RAW, tf.float32)
-    with pytest.raises(ValueError, match=rf'scale="{scale}" says .* smallest value is -3\. If it'):
+    with pytest.raises(
+        ValueError, match=rf'scale="{scale}" says .* smallest value is -3, not above zero\. If'
+    ):
         gaussian_parameters(raw, raw, scale)
     _, found = tf.function(gaussian_parameters, jit_compile=True)(raw, raw, scale)
-    np.testing.assert_array_equal(np.isnan(found), RAW < 0.0)
+    np.testing.assert_array_equal(np.isnan(found), RAW <= 0.0)
 
 
 def test_outputs_of_two_dtypes_are_refused() -> None:

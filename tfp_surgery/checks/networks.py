@@ -44,6 +44,25 @@ def unwrap(distribution: Any) -> tfd.Distribution:
     return distribution
 
 
+def unwrap_output(output: Any, network: str) -> tfd.Distribution:
+    """Returns the plain distribution that an encoder or decoder returned.
+
+    Args:
+      output: What it returned.
+      network: "encoder" or "decoder", for the error.
+
+    Raises:
+      TypeError: If `output` is not a `tfd.Distribution`; with what to do, where it is Tensors.
+    """
+    try:
+        return unwrap(output)
+    except TypeError as error:
+        raise TypeError(
+            f"the {network} must return a distribution: {error}"
+            f"{raw_outputs.wrapper_hint(network, output)}"
+        ) from None
+
+
 def build_prior(
     prior: tfd.Distribution | Callable[[], tfd.Distribution], training: bool = False
 ) -> tfd.Distribution:
@@ -88,7 +107,7 @@ def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
       TypeError: If `posterior` is not a `tfd.Distribution`.
       ValueError: If its batch shape is not `[B]`.
     """
-    posterior = _unwrap_output(posterior, "encoder")
+    posterior = unwrap_output(posterior, "encoder")
     _check_batch_shape(posterior, batch_size, "encoder", "observations")
     return posterior
 
@@ -110,7 +129,7 @@ def check_decoder_output(
       TypeError: If `likelihood` is not a `tfd.Distribution`.
       ValueError: If its batch shape is not `[B]` or its event shape is not `event_shape`.
     """
-    likelihood = _unwrap_output(likelihood, "decoder")
+    likelihood = unwrap_output(likelihood, "decoder")
     found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
     if found != tuple(event_shape):
         raise ValueError(
@@ -171,16 +190,6 @@ def check_prior(prior: tfd.Distribution, posterior: tfd.Distribution) -> tfd.Dis
         )
     point_mass.check_same_measure(prior, posterior)
     return prior
-
-
-def _unwrap_output(distribution: Any, network: str) -> tfd.Distribution:
-    try:
-        return unwrap(distribution)
-    except TypeError as error:
-        raise TypeError(
-            f"the {network} must return a distribution: {error}"
-            f"{raw_outputs.wrapper_hint(network, distribution)}"
-        ) from None
 
 
 def _check_batch_shape(

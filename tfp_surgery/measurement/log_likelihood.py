@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import check_decoder_output, unwrap
+from tfp_surgery.checks.networks import check_decoder_output, unwrap_output
 
 tfd = tfp.distributions
 
@@ -30,7 +30,7 @@ def log_likelihood(
     num_samples, batch_size = z.shape[:2]
     event_shape = tuple(x.shape[1:])
     codes = tf.reshape(z, [-1, *z.shape[2:]])  # [S, B, *code] -> [S B, *code]
-    likelihood = unwrap(decoder(codes))
+    likelihood = unwrap_output(decoder(codes), "decoder")
     if batch_size is not None and likelihood.batch_shape.is_fully_defined():
         likelihood = check_decoder_output(likelihood, num_samples * batch_size, event_shape)
     if likelihood.dtype.is_floating:

@@ -77,7 +77,8 @@ class GaussianDecoder(WrappedNetwork):
         Raises:
           TypeError: If the network returns a distribution, or something else that is no Tensor.
           ValueError: If it returns another number of Tensors than `scale` says or Tensors of
-            several shapes, or if a variance or scale is known to be negative.
+            several shapes, or if a variance or scale is known not to be above
+            zero.
         """
         del training
         outputs = self.outputs(z)

@@ -84,8 +84,8 @@ class GaussianEncoder(WrappedNetwork):
         Raises:
           TypeError: If the network returns a distribution, or something else that is no Tensor.
           ValueError: If the shapes of what it returns are none of those above, if a variance or
-            scale is known to be negative, or if of three outputs one of the first two is drawn at
-            random.
+            scale is known not to be above zero, or if of three outputs one of the first two is
+            drawn at random.
         """
         outputs = self.outputs(x)
         mean, second = self._mean_and_second(outputs)

@@ -45,12 +45,12 @@ def gaussian_parameters(mean: Any, output: Any, scale: str) -> tuple[tf.Tensor, 
       scale: Key of `SCALES`, what `output` is.
 
     Returns:
-      Mean and scale, in float32 or wider. Where `output` is a negative variance or scale in a
-      graph, the scale is NaN.
+      Mean and scale, in float32 or wider. In a graph the scale is NaN where `output` is a
+      variance or scale that is not above zero.
 
     Raises:
       TypeError: If one is in float64 and the other is not.
-      ValueError: If a variance or scale is known to be negative.
+      ValueError: If a variance or scale is known not to be above zero.
     """
     mean, output = at_least_float32(mean), at_least_float32(output)
     if mean.dtype != output.dtype:
@@ -65,13 +65,13 @@ def gaussian_parameters(mean: Any, output: Any, scale: str) -> tuple[tf.Tensor, 
     if scale == "softplus":
         return mean, tf.nn.softplus(output)
     if tf.executing_eagerly():
-        lowest = float(tf.reduce_min(output)) if tf.size(output) else 0.0
-        if lowest < 0.0:
+        lowest = float(tf.reduce_min(output)) if tf.size(output) else 1.0
+        if lowest <= 0.0:
             raise ValueError(
                 f'scale="{scale}" says that the second output of the network is a {scale}, but its '
-                f"smallest value is {lowest:.6g}. If it is the logarithm of one, "
+                f"smallest value is {lowest:.6g}, not above zero. If it is the logarithm of one, "
                 'scale="log_variance" or scale="exp" (the logarithm of the scale) is right.'
             )
     # TFP takes the absolute value of a negative scale.
-    output = tf.where(output < 0.0, tf.constant(float("nan"), output.dtype), output)
+    output = tf.where(output > 0.0, output, tf.constant(float("nan"), output.dtype))
     return mean, tf.sqrt(output) if scale == "variance" else output
