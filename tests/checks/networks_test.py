@@ -15,6 +15,7 @@ from tfp_surgery.checks.networks import (
     check_encoder_output,
     check_prior,
     unwrap,
+    unwrap_output,
 )
 from tfp_surgery.priors.base import StandardNormalPrior
 
@@ -77,6 +78,15 @@ def test_encoder_output_needs_one_posterior_an_observation() -> None:
         check_encoder_output(diag([]), 3)
     with pytest.raises(TypeError, match="encoder must return a distribution"):
         check_encoder_output(np.zeros(3), 3)
+
+
+def test_what_is_no_distribution_is_said_to_be_the_networks() -> None:
+    plain = diag([3])
+    assert unwrap_output(plain, "encoder") is plain
+    with pytest.raises(TypeError, match=r"^the encoder must return .* got a Tensor of shape \[3\]"):
+        unwrap_output(tf.zeros([3]), "encoder")
+    with pytest.raises(TypeError, match=r"^the decoder must return .* got an object of type str"):
+        unwrap_output("x", "decoder")
 
 
 def test_decoder_output_needs_the_shape_of_an_observation() -> None:

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import point_mass
+from tfp_surgery.checks import point_mass, raw_outputs
 
 tfd = tfp.distributions
 
@@ -36,11 +36,31 @@ def unwrap(distribution: Any) -> tfd.Distribution:
       TypeError: If `distribution` is not a `tfd.Distribution`.
     """
     if not isinstance(distribution, tfd.Distribution):
-        kind = type(distribution).__name__
-        raise TypeError(f"expected a tfp.distributions.Distribution, got {kind}.")
+        raise TypeError(
+            f"expected a tfp.distributions.Distribution, got {raw_outputs.described(distribution)}."
+        )
     while hasattr(distribution, "tensor_distribution"):
         distribution = distribution.tensor_distribution
     return distribution
+
+
+def unwrap_output(output: Any, network: str) -> tfd.Distribution:
+    """Returns the plain distribution that an encoder or decoder returned.
+
+    Args:
+      output: What it returned.
+      network: "encoder" or "decoder", for the error.
+
+    Raises:
+      TypeError: If `output` is not a `tfd.Distribution`; with what to do, where it is Tensors.
+    """
+    try:
+        return unwrap(output)
+    except TypeError as error:
+        raise TypeError(
+            f"the {network} must return a distribution: {error}"
+            f"{raw_outputs.wrapper_hint(network, output)}"
+        ) from None
 
 
 def build_prior(
@@ -87,7 +107,7 @@ def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:
       TypeError: If `posterior` is not a `tfd.Distribution`.
       ValueError: If its batch shape is not `[B]`.
     """
-    posterior = _unwrap_output(posterior, "encoder")
+    posterior = unwrap_output(posterior, "encoder")
     _check_batch_shape(posterior, batch_size, "encoder", "observations")
     return posterior
 
@@ -107,7 +127,7 @@ def check_decoder_output(likelihood: Any, batch_size: int, event_shape: Any) -> 
       TypeError: If `likelihood` is not a `tfd.Distribution`.
       ValueError: If its batch shape is not `[B]` or its event shape is not `event_shape`.
     """
-    likelihood = _unwrap_output(likelihood, "decoder")
+    likelihood = unwrap_output(likelihood, "decoder")
     if tf.nest.is_nested(likelihood.dtype) or _is_structure(event_shape):
         _check_structured_event(likelihood, event_shape)
     else:
@@ -226,13 +246,6 @@ def check_prior(
         )
     point_mass.check_same_measure(prior, posterior)
     return prior
-
-
-def _unwrap_output(distribution: Any, network: str) -> tfd.Distribution:
-    try:
-        return unwrap(distribution)
-    except TypeError as error:
-        raise TypeError(f"the {network} must return a distribution: {error}") from None
 
 
 def _check_batch_shape(

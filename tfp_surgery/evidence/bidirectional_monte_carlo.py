@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.checks.networks import unwrap_output
 from tfp_surgery.checks.tried import tried
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.evidence.annealed_chains import (
@@ -207,6 +207,6 @@ def _simulate(
     parts = []
     for number, start in enumerate(range(0, num_observations, settings.batch_size), start=1):
         codes = z[start : start + settings.batch_size]
-        likelihood = unwrap(tried("decoder", decoder, codes))
+        likelihood = unwrap_output(tried("decoder", decoder, codes), "decoder")
         parts.append(likelihood.sample(seed=seeds.fold_in(key, number)).numpy())
     return np.concatenate(parts), z.numpy()

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import check_decoder_output, unwrap
+from tfp_surgery.checks.networks import check_decoder_output, unwrap_output
 from tfp_surgery.checks.takes_condition import call
 from tfp_surgery.observations import event_shape_of, repeated
 
@@ -38,7 +38,7 @@ def log_likelihood(
     codes = tf.reshape(z, [-1, *z.shape[2:]])  # [S, B, *code] -> [S B, *code]
     if condition is not None:
         condition = repeated(condition, num_samples)
-    likelihood = unwrap(call(decoder, codes, condition=condition))
+    likelihood = unwrap_output(call(decoder, codes, condition=condition), "decoder")
     if batch_size is not None and _has_static_batch(likelihood):
         likelihood = check_decoder_output(likelihood, num_samples * batch_size, event_shape_of(x))
     x = repeated(as_value(likelihood, x), num_samples)  # [S B, *event]

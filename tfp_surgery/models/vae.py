@@ -77,7 +77,8 @@ class VAE(FastModel):
 
         Weights are trained if they belong to Keras 3 layers. Anything may stand in for a layer
         that has no weights to train: a function, a distribution, a fitted model of another
-        library.
+        library. A network that returns Tensors goes in as `networks.GaussianEncoder`,
+        `networks.BernoulliDecoder` or `networks.GaussianDecoder` of it.
 
         Args:
           encoder: Callable from x `[B, *event_shape]` to q(z|x) with batch shape `[B]`.

@@ -1,7 +1,10 @@
 """Keras layers that own weights and build a `tfd.Distribution` on each call."""
 
+from tfp_surgery.networks.bernoulli_decoder import BernoulliDecoder
 from tfp_surgery.networks.decoders import ConvDecoder, MLPDecoder
 from tfp_surgery.networks.encoders import ConvEncoder, MLPEncoder
+from tfp_surgery.networks.gaussian_decoder import GaussianDecoder
+from tfp_surgery.networks.gaussian_encoder import GaussianEncoder
 from tfp_surgery.networks.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -10,11 +13,14 @@ from tfp_surgery.networks.likelihoods import (
 )
 
 __all__ = [
+    "BernoulliDecoder",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "ConvDecoder",
     "ConvEncoder",
     "DiscretizedLogisticLikelihood",
+    "GaussianDecoder",
+    "GaussianEncoder",
     "GaussianLikelihood",
     "MLPDecoder",
     "MLPEncoder",

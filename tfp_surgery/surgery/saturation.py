@@ -59,7 +59,8 @@ def saturation(likelihood: tfd.Distribution) -> str:
                 f"{part.name} are exactly 0 or 1. In float32 a sigmoid is 1 from a logit of 17 on "
                 "and 0 below one of about -90, a softmax 0 about 90 below its largest logit, and "
                 "what is observed against them has log-probability -inf: give the distribution "
-                "logits in place of probabilities, as in tfd.Bernoulli(logits=...)."
+                "logits in place of probabilities, as in tfd.Bernoulli(logits=...) or "
+                "tfs.networks.BernoulliDecoder(network, from_logits=True)."
             )
     return ""
 

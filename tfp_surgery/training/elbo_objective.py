@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
-from tfp_surgery.checks.networks import build_prior, unwrap
+from tfp_surgery.checks.networks import build_prior, unwrap_output
 from tfp_surgery.components.divergence import closed_form_kl
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 
@@ -67,7 +67,7 @@ class Elbo:
           ValueError: If the posterior has no reparameterized samples, without which the gradient
             with respect to the encoder would miss a part.
         """
-        posterior = unwrap(encoder(x))
+        posterior = unwrap_output(encoder(x), "encoder")
         prior = build_prior(prior)
         if posterior.reparameterization_type != tfd.FULLY_REPARAMETERIZED:
             raise ValueError(

@@ -14,9 +14,13 @@ from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 
 _WAY_OUT = (
-    "Hand in the Keras 3 network itself, make what calls it a keras.layers.Layer or keras.Model "
-    "that holds it as an attribute (a tf.Module or a model of tf_keras is none), or freeze it "
-    "(trainable = False). tfp_surgery.elbo_surgery takes it as it is."
+    "A function has no weights that could be trained: hand in the Keras 3 network itself, one that "
+    "returns Tensors as "
+    'tfs.networks.GaussianEncoder(network, latent_size=D, scale="log_variance") or '
+    "tfs.networks.BernoulliDecoder(network, from_logits=True). Or make what calls it a "
+    "keras.layers.Layer or keras.Model that holds it as an attribute (a tf.Module or a model of "
+    "tf_keras is none), or freeze it (trainable = False). tfp_surgery.elbo_surgery takes it as it "
+    "is."
 )
 
 
