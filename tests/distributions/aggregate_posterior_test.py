@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.testing import oracles
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.log_density import streamed_pass
+from tfp_surgery.log_density import generic_scores
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
@@ -66,8 +66,8 @@ def _dense(
 def test_any_family_agrees_with_the_dense_mixture(
     family: str, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_ELEMENTS", 40)
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_QUERIES", 4)
+    monkeypatch.setattr(generic_scores, "_BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr(generic_scores, "_BLOCK_QUERIES", 4)
     components = FAMILIES[family]()
     q_z = AggregatePosterior(components, weights=WEIGHTS[weights])
     z = q_z.sample([5, 2], seed=(1, 2))

@@ -11,6 +11,7 @@ from tfp_surgery.checks import arrays
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import moments
 from tfp_surgery.components import weights as weights_lib
+from tfp_surgery.log_density import cumulative
 from tfp_surgery.tfp_internals import dtype_util, parameter_properties, samplers, tensor_util
 from tfp_surgery.tfp_internals import prefer_static as ps
 
@@ -91,6 +92,15 @@ class StreamedMixture(tfd.Distribution):
             axis=0,
         )
         return tf.transpose(draws, order)  # [n, B..., E...]
+
+    def _log_cdf(self, z: tf.Tensor) -> tf.Tensor:
+        return cumulative.log_cdf(self._components(), self._log_weights(), z)
+
+    def _log_survival_function(self, z: tf.Tensor) -> tf.Tensor:
+        return cumulative.log_survival_function(self._components(), self._log_weights(), z)
+
+    def _survival_function(self, z: tf.Tensor) -> tf.Tensor:
+        return tf.exp(self._log_survival_function(z))
 
     def _mean(self) -> tf.Tensor:
         return moments.mean(self._components(), self._log_weights())
