@@ -35,8 +35,8 @@ class AggregatePosterior(StreamedMixture):
     It is a mixture of as many components as there are observations. Unlike
     `tfd.MixtureSameFamily` it never builds an array of queries times components: `log_prob` and
     `index_entropy` stream over blocks of components, forward and backward (see `streamed_pass`).
-    `sample` draws from the chosen components alone. If codes are scalars, as of `marginals()`, there
-    are `cdf` and `survival_function` and their logarithms, exact in both tails where the components'
+    `sample` draws from the chosen components alone. Where codes are scalars, as in `marginals()`,
+    `cdf` and `survival_function` and their logarithms are exact in both tails if the components'
     are.
 
     Densities and entropies are exact unless a `tolerance` in nats is given: then a tree over the
