@@ -19,7 +19,12 @@ from tfp_surgery.distributions.streamed_mixture import StreamedMixture
 from tfp_surgery.log_density import evaluation
 from tfp_surgery.log_density.evaluation import Evaluation
 from tfp_surgery.log_density.queries import check_event_shape
-from tfp_surgery.tfp_internals import auto_composite_tensor, tensor_util
+from tfp_surgery.tfp_internals import (
+    auto_composite_tensor,
+    dtype_util,
+    parameter_properties,
+    tensor_util,
+)
 from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
@@ -208,6 +213,20 @@ class AggregatePosterior(StreamedMixture):
         if weights is not None:
             weights = weights_lib.weights_from_array(weights, int(posteriors.batch_shape[0]))
         return cls(posteriors, weights)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
+        return {
+            "components_distribution": parameter_properties.BatchedComponentProperties(
+                event_ndims=1
+            ),
+            "weights": parameter_properties.ParameterProperties(
+                event_ndims=1,
+                default_constraining_bijector_fn=lambda: tfp.bijectors.Softplus(
+                    low=dtype_util.eps(dtype)
+                ),
+            ),
+        }
 
     def _log_prob(self, z: tf.Tensor, tolerance: float | None = None) -> tf.Tensor:
         tolerance = evaluation.checked_tolerance(tolerance)

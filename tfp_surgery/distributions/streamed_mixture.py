@@ -12,7 +12,7 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import moments
 from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.log_density import cumulative
-from tfp_surgery.tfp_internals import dtype_util, parameter_properties, samplers, tensor_util
+from tfp_surgery.tfp_internals import samplers, tensor_util
 from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
@@ -22,25 +22,11 @@ class StreamedMixture(tfd.Distribution):
     """What TFP asks of a mixture of N components, beside its density.
 
     A subclass has the arguments `components_distribution` and `weights`, which it checks and keeps
-    in `_components_distribution` and `_weights`, and defines `_log_prob`.
+    in `_components_distribution` and `_weights`, declares them, and defines `_log_prob`.
     """
 
     _components_distribution: tfd.Distribution
     _weights: tf.Tensor | None
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
-        return {
-            "components_distribution": parameter_properties.BatchedComponentProperties(
-                event_ndims=1
-            ),
-            "weights": parameter_properties.ParameterProperties(
-                event_ndims=1,
-                default_constraining_bijector_fn=lambda: tfp.bijectors.Softplus(
-                    low=dtype_util.eps(dtype)
-                ),
-            ),
-        }
 
     @property
     def components_distribution(self) -> tfd.Distribution:
