@@ -12,8 +12,8 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import moments
 from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.log_density import cumulative
-from tfp_surgery.tfp_internals import samplers, tensor_util
 from tfp_surgery.tfp_internals import prefer_static as ps
+from tfp_surgery.tfp_internals import samplers, tensor_util
 
 tfd = tfp.distributions
 
