@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,6 +18,8 @@ from tfp_surgery.checks.networks import (
     unwrap,
     unwrap_output,
 )
+from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.priors.base import StandardNormalPrior
 
 tfd = tfp.distributions
@@ -118,6 +121,73 @@ def test_a_prior_covers_the_codes() -> None:
         check_prior(diag([], 4), diag([3]))
     with pytest.raises(ValueError, match=r"batch shape \[2\]"):
         check_prior(tfd.Normal([0.0, 0.0], 1.0), diag([3]))
+
+
+_ONE: dict[str, Callable[[], tfd.Distribution]] = {
+    "diag": lambda: tfd.MultivariateNormalDiag(tf.ones([1, 2]), tf.constant([0.5, 2.0])),
+    "independent": lambda: tfd.Independent(tfd.Normal(tf.ones([1, 2]), 0.5), 1),
+    "sample": lambda: tfd.Sample(tfd.Normal(tf.ones([1]), 0.5), 2),
+    "mixture": lambda: tfd.MixtureSameFamily(
+        tfd.Categorical(logits=tf.zeros([3])),
+        tfd.MultivariateNormalDiag(tf.reshape(tf.range(6.0), [1, 3, 2])),
+    ),
+    "transformed": lambda: tfd.TransformedDistribution(
+        tfd.Sample(tfd.Normal(0.0, 1.0), 2), tfp.bijectors.Shift(tf.ones([1, 2]))
+    ),
+    "aggregate posterior": lambda: AggregatePosterior(
+        tfd.MultivariateNormalDiag(tf.reshape(tf.range(6.0), [1, 3, 2]))
+    ),
+    "leave one out": lambda: LeaveOneOut(
+        AggregatePosterior(tfd.MultivariateNormalDiag(tf.reshape(tf.range(6.0), [3, 2]))), [1]
+    ),
+    "broadcast": lambda: tfd.BatchBroadcast(diag([]), [1]),
+    "reshaped": lambda: tfd.BatchReshape(diag([]), [1]),
+    "reshaped batch of one": lambda: tfd.BatchReshape(diag([1]), [1]),
+}
+
+
+@pytest.mark.parametrize("callable_prior", [False, True])
+@pytest.mark.parametrize("kind", _ONE)
+def test_a_prior_in_a_batch_of_one_is_that_prior(kind: str, callable_prior: bool) -> None:
+    batch = _ONE[kind]()
+    assert batch.batch_shape == [1]
+    prior = build_prior(_ONE[kind] if callable_prior else batch)
+    assert check_prior(prior, diag([3])) is prior
+    z = tf.random.stateless_normal([4, 2], seed=(1, 2))
+    assert prior.log_prob(z).shape == (4,)
+    np.testing.assert_array_equal(prior.log_prob(z), batch.log_prob(z[:, tf.newaxis])[:, 0])
+    assert prior.sample(5, seed=(1, 2)).shape == (5, 2)
+
+
+def test_a_variable_of_a_batch_of_one_gets_its_gradient() -> None:
+    loc = tf.Variable(tf.ones([1, 2]))
+    batch = tfd.MultivariateNormalDiag(loc)
+    with tf.GradientTape() as tape:
+        log_prob = build_prior(batch).log_prob(tf.constant([3.0, 0.0]))
+    np.testing.assert_allclose(tape.gradient(log_prob, loc), [[2.0, -1.0]])
+
+
+@pytest.mark.parametrize("batch", [[2], [1, 1], [0]])
+def test_a_batch_of_priors_is_refused(batch: list[int]) -> None:
+    prior = build_prior(diag(batch))
+    with pytest.raises(ValueError, match=r"must be one distribution .* batch shape"):
+        check_prior(prior, diag([3]))
+
+
+def test_a_batch_of_one_that_cannot_be_sliced_is_refused() -> None:
+    class Closed(tfd.Distribution):
+        def __init__(self, code: tf.Tensor) -> None:
+            self._code = code
+            super().__init__(tf.float32, tfd.FULLY_REPARAMETERIZED, False, True)
+
+        def _batch_shape(self) -> tf.TensorShape:
+            return self._code.shape[:-1]
+
+        def _event_shape(self) -> tf.TensorShape:
+            return self._code.shape[-1:]
+
+    with pytest.raises(ValueError, match=r"batch shape \[1\]"):
+        check_prior(build_prior(Closed(tf.zeros([1, 2]))), diag([3]))
 
 
 @pytest.mark.parametrize("half", [tf.float16, tf.bfloat16])

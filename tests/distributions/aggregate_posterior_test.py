@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.testing import oracles
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.log_density import streamed_pass
+from tfp_surgery.log_density import generic_scores
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
@@ -66,8 +66,8 @@ def _dense(
 def test_any_family_agrees_with_the_dense_mixture(
     family: str, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_ELEMENTS", 40)
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_QUERIES", 4)
+    monkeypatch.setattr(generic_scores, "_BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr(generic_scores, "_BLOCK_QUERIES", 4)
     components = FAMILIES[family]()
     q_z = AggregatePosterior(components, weights=WEIGHTS[weights])
     z = q_z.sample([5, 2], seed=(1, 2))
@@ -446,3 +446,89 @@ def _functions(graph: tf.Graph) -> list[tf.Graph]:
         function_def_to_graph.function_def_to_graph(definition)
         for definition in graph.as_graph_def().library.function
     ]
+
+
+def test_from_arrays_is_the_mixture_of_their_gaussians() -> None:
+    """Against float64 NumPy, for each word, with and without weights."""
+    loc, scale = oracles.gaussian_case("overlapping", 9, 3)
+    weights = np.arange(9.0)
+    tril = scale[:, :, None] * np.eye(3)
+    z = loc[:4] + 0.3
+    densities = oracles.gaussian_log_densities(z, loc, scale)
+    for given in (None, weights):
+        expected, _ = oracles.log_prob_and_entropy(densities, given)
+        for width in (
+            {"scale": scale},
+            {"variance": scale**2},
+            {"log_variance": 2 * np.log(scale)},
+            {"scale_tril": tril},
+        ):
+            q_z = AggregatePosterior.from_arrays(loc=loc, weights=given, **width)
+            assert q_z.batch_shape == ()
+            np.testing.assert_allclose(q_z.log_prob(z), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones([3, 1]), r"weights must have shape \[3\].*got \[3, 1\]"),
+        (2.0, r"got \[\]"),
+        ([1.0, -1.0, 1.0], "at index 1 is -1.0"),
+        ([0.0, 0.0, 0.0], "all are zero"),
+        ([1.0, np.nan, 1.0], "at index 1 is nan"),
+    ],
+)
+def test_from_arrays_takes_one_weight_an_observation(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AggregatePosterior.from_arrays(loc=[0.0, 1.0, 2.0], scale=[1.0, 1.0, 1.0], weights=weights)
+
+
+def test_from_arrays_takes_keywords_alone() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        AggregatePosterior.from_arrays([0.0], [1.0])  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("family", ["diag", "tril", "scalar normal", "dirichlet", "transformed"])
+def test_weights_may_add_batch_dimensions(family: str) -> None:
+    """A mixture for each row of weights, over the same components, is each row's own mixture."""
+    weights = np.random.default_rng(0).uniform(size=(4, 1, N)).astype(np.float32)
+    components = FAMILIES[family]()
+    q_z = AggregatePosterior(components, weights=weights)
+    assert q_z.batch_shape == (4, 1)
+    np.testing.assert_array_equal(q_z.batch_shape_tensor(), [4, 1])
+    z = q_z.sample(3, seed=(1, 2))
+    assert z.shape == (3, 4, 1, *components.event_shape)
+    found = q_z.evaluate(z, index=2)
+    left_out = q_z.leave_one_out_log_prob(z, 2)
+    moments = [] if family == "transformed" else [q_z.mean(), q_z.variance()]
+    for row in range(4):
+        one = AggregatePosterior(components, weights=weights[row, 0])
+        expected = one.evaluate(z[:, row, 0], index=2)
+        for part, other in zip(found, expected, strict=True):  # log_prob, index_entropy, own
+            np.testing.assert_allclose(part[:, row, 0], other, rtol=1e-4)
+        expected = one.leave_one_out_log_prob(z[:, row, 0], 2)
+        np.testing.assert_allclose(left_out[:, row, 0], expected, rtol=1e-5)
+        for actual, expected in zip(moments, (one.mean, one.variance), strict=False):
+            np.testing.assert_allclose(actual[row, 0], expected(), rtol=1e-4, atol=1e-6)
+    if family in ("diag", "tril"):
+        one = AggregatePosterior(components, weights=weights[3, 0]).marginals()
+        actual = q_z.marginals().log_prob(z)[:, 3, 0]
+        np.testing.assert_allclose(actual, one.log_prob(z[:, 3, 0]), rtol=1e-4)
+
+
+def test_weights_and_components_may_both_have_batches() -> None:
+    """Weights [2, 1, N] over components [3, N] are batch [2, 3], as of tfd.MixtureSameFamily."""
+    loc = np.random.default_rng(0).normal(size=(3, N))
+    weights = np.random.default_rng(1).uniform(size=(2, 1, N))
+    q_z = AggregatePosterior(tfd.Normal(loc, 1.0), weights=weights)
+    assert q_z.batch_shape == (2, 3)
+    z = np.linspace(-2.0, 2.0, 5)[:, None, None]
+    densities = stats.norm.pdf(z[..., None], loc)  # [5, 1, 3, N]
+    probs = weights / weights.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(q_z.prob(z), (densities * probs).sum(axis=-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(N, 1), (2, 1), (3, 2, 1), (2, N + 1)])
+def test_a_column_of_weights_is_not_a_batch_of_mixtures(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="one entry for each component"):
+        AggregatePosterior(tfd.Normal(_normal(N), 1.0), weights=np.ones(shape, np.float32))

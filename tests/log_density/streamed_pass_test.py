@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 
 from tests.testing import oracles
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.log_density import streamed_pass
+from tfp_surgery.log_density import generic_scores, streamed_pass
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -22,8 +22,8 @@ tfd = tfp.distributions
 @pytest.fixture(params=["one block", "many ragged blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "many ragged blocks":
-        monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_ELEMENTS", 50)
-        monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_QUERIES", 4)
+        monkeypatch.setattr(generic_scores, "_BLOCK_ELEMENTS", 50)
+        monkeypatch.setattr(generic_scores, "_BLOCK_QUERIES", 4)
         monkeypatch.setattr(streamed_pass, "_DIAGONAL_BLOCK", (7, 5))
         monkeypatch.setattr(streamed_pass, "_FULL_COVARIANCE_BLOCK", (4, 6))
         monkeypatch.setattr(streamed_pass, "_SMALL_BLOCK", (4, 6))
@@ -261,8 +261,8 @@ def test_gradients_reach_the_network_that_components_share(
 def test_a_network_wide_enough_makes_blocks_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its layers are what takes memory, forward and backward: no array exceeds the budget."""
     budget, width = 2**14, 256
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_ELEMENTS", budget)
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_QUERIES", 4)
+    monkeypatch.setattr(generic_scores, "_BLOCK_ELEMENTS", budget)
+    monkeypatch.setattr(generic_scores, "_BLOCK_QUERIES", 4)
     layer = keras.layers.Dense(width, activation="tanh")
     layer.build((None, 1))
     sizes = []
@@ -288,7 +288,7 @@ def test_a_network_wide_enough_makes_blocks_small(monkeypatch: pytest.MonkeyPatc
 
 def test_an_eager_tape_keeps_no_block_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tape that recorded the forward would hold the layers of all nine blocks."""
-    monkeypatch.setattr(streamed_pass, "_GENERIC_BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(generic_scores, "_BLOCK_ELEMENTS", 8)
     layer = keras.layers.Dense(2)
     layer.build((None, 1))
     alive: list[Any] = []

@@ -233,3 +233,16 @@ def test_a_model_without_density_somewhere_is_named() -> None:
     arguments["prior"] = tfd.Independent(tfd.Uniform(tf.zeros(2), tf.ones(2)), 1)
     with pytest.raises(ValueError, match="log prior is not finite"):
         elbo_surgery(**arguments)
+
+
+def test_a_prior_in_a_batch_of_one_gives_the_terms_of_that_prior() -> None:
+    x = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
+
+    def encoder(x: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(0.5 * x, tf.fill([2], 0.5))
+
+    single, batch = (
+        elbo_surgery(x, encoder, tfd.MultivariateNormalDiag, tfd.MultivariateNormalDiag(loc))
+        for loc in (tf.zeros([2]), tf.zeros([1, 2]))
+    )
+    assert batch.to_dict() == single.to_dict()

@@ -21,6 +21,7 @@ def plain_class(kind: Any) -> Any:
 
 WRAPPERS = tuple(plain_class(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
 MIXTURES = plain_class(tfd.MixtureSameFamily)
+_BATCH_CHANGED = tuple(plain_class(kind) for kind in (tfd.BatchBroadcast, tfd.BatchReshape))
 
 
 def unwrap(distribution: Any) -> tfd.Distribution:
@@ -68,6 +69,8 @@ def build_prior(
 ) -> tfd.Distribution:
     """Returns the prior p(z) as a distribution, calling `prior` if it is a layer or function.
 
+    A batch of one distribution, `[1]`, is that distribution.
+
     Args:
       prior: A `tfd.Distribution`, or a callable without arguments that returns one.
       training: Whether to call a Keras layer with `training=True`.
@@ -79,7 +82,7 @@ def build_prior(
       TypeError: If `prior` is neither, or does not return a distribution.
     """
     if isinstance(prior, tfd.Distribution):
-        return unwrap(prior)
+        return _single(unwrap(prior))
     if not callable(prior):
         raise TypeError(
             "prior must be a tfp.distributions.Distribution or a callable that returns one, got "
@@ -87,10 +90,27 @@ def build_prior(
         )
     try:
         if training and isinstance(prior, keras.layers.Layer):
-            return unwrap(prior(training=True))
-        return unwrap(prior())
+            built = unwrap(prior(training=True))
+        else:
+            built = unwrap(prior())
     except TypeError as error:
         raise TypeError(f"prior() did not give a distribution: {error}") from error
+    return _single(built)
+
+
+def _single(prior: tfd.Distribution) -> tfd.Distribution:
+    """Returns the distribution in a batch of one; others, and those TFP cannot slice, as is."""
+    if tf.nest.is_nested(prior.dtype) or not prior.batch_shape.is_fully_defined():
+        return prior
+    if prior.batch_shape != [1]:
+        return prior
+    if isinstance(prior, _BATCH_CHANGED):
+        inner = _single(prior.distribution)
+        return inner if inner.batch_shape == [] else prior
+    try:
+        return prior[0]
+    except (NotImplementedError, TypeError):  # of a class that does not declare its parameters
+        return prior
 
 
 def check_encoder_output(posterior: Any, batch_size: int) -> tfd.Distribution:

@@ -176,15 +176,27 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) is object or isinstance(value, (*plain, CodeLayout))
 
 
-def broadcast(distribution: tfd.Distribution) -> tfd.Distribution:
+def broadcast(distribution: tfd.Distribution, batch_shape: Any = None) -> tfd.Distribution:
     """Returns a copy whose every parameter tensor carries the full batch shape.
 
     A parameter that several components share, a `[D, D]` scale for instance, could otherwise not
     be told from one that varies with the component.
+
+    Args:
+      distribution: A distribution that declares its parameters.
+      batch_shape: Shape to which its own batch shape broadcasts, int32; None for its own.
+
+    Returns:
+      The copy, of batch shape `batch_shape`.
     """
-    if _has_full_parameters(distribution):
-        return distribution
-    return _broadcast(distribution, batch_shape_tensor(distribution))
+    own = batch_shape_tensor(distribution)
+    if batch_shape is None or (
+        isinstance(batch_shape, np.ndarray) and np.array_equal(own, batch_shape)
+    ):
+        batch_shape = own
+        if _has_full_parameters(distribution):
+            return distribution
+    return _broadcast(distribution, batch_shape)
 
 
 def _broadcast(node: Any, batch_shape: Any, x_event_ndims: Any = None) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks.arrays import checked_numbers
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import named_component
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -17,17 +19,78 @@ tfd = tfp.distributions
 _LARGEST_LOGIT_GAP = 60.0
 
 
+def weights_from_array(weights: Any, num_components: int) -> np.ndarray:
+    """Checks the weights of N components, one for each.
+
+    Args:
+      weights: Array of any library, shape `[N]`: non-negative, with a positive sum.
+      num_components: N.
+
+    Returns:
+      The weights.
+
+    Raises:
+      TypeError: If they are not one array of numbers.
+      ValueError: If they have another shape, are not finite, negative, or all zero.
+    """
+    array = checked_numbers("weights", weights, "[N]")
+    if array.shape != (num_components,):
+        raise ValueError(
+            f"weights must have shape [{num_components}], one for each observation, got "
+            f"{list(array.shape)}."
+        )
+    bad = ~np.isfinite(array) | (array < 0)
+    if bad.any() or not array.any():
+        found = f"that at index {bad.argmax()} is {array[bad.argmax()]}"
+        raise ValueError(
+            "weights must be finite and non-negative, with a positive sum, but "
+            f"{found if bad.any() else 'all are zero'}."
+        )
+    return array
+
+
 def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:
-    """Raises a ValueError unless the shape of weights broadcasts to that of the components."""
+    """Checks that weights broadcast with the components' batch shape to one of N components.
+
+    Weights that add batch dimensions must have one entry for each component: a column of N weights
+    or labels must not become N mixtures.
+
+    Args:
+      shape: Shape of the weights.
+      batch_shape: Batch shape of the components, `[..., N]`.
+
+    Raises:
+      ValueError: If they do not.
+    """
     try:
-        fits = tf.broadcast_static_shape(shape, batch_shape).is_compatible_with(batch_shape)
+        joint = tf.broadcast_static_shape(shape, batch_shape)
+        fits = joint.is_compatible_with(batch_shape) or shape[-1:].is_compatible_with(
+            batch_shape[-1:]
+        )
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
             f"weights of shape {shape} do not broadcast to the components' batch shape "
-            f"{batch_shape}."
+            f"{batch_shape}; weights that add batch dimensions must be of shape [..., N], "
+            "with one entry for each component."
         )
+
+
+def batch_shape(weights: tf.Tensor | None, components: tfd.Distribution) -> Any:
+    """Returns the shape `[B..., N]` that weights and components have together.
+
+    Args:
+      weights: Weights; see `check_shape`. None for 1/N.
+      components: Distribution with batch shape `[..., N]`.
+
+    Returns:
+      int32 `np.ndarray` if it is known statically, else a `Tensor`.
+    """
+    shape = components_lib.batch_shape_tensor(components)
+    if weights is None or weights.shape.rank is None:
+        return shape
+    return ps.broadcast_shape(ps.shape(weights), shape)
 
 
 def assertions(weights: tf.Tensor) -> list[Any]:
@@ -44,13 +107,13 @@ def log_weights(weights: tf.Tensor | None, components: tfd.Distribution) -> tf.T
     """Returns normalised log weights.
 
     Args:
-      weights: Non-negative floating `Tensor` that broadcasts to `[B..., N]`; None for 1/N.
-      components: Distribution with batch shape `[B..., N]`.
+      weights: Non-negative floating `Tensor`; see `check_shape`. None for 1/N.
+      components: Distribution with batch shape `[..., N]`.
 
     Returns:
-      Floating `Tensor`, shape `[B..., N]`.
+      Floating `Tensor`, shape `[B..., N]`; see `batch_shape`.
     """
-    shape = components_lib.batch_shape_tensor(components)
+    shape = batch_shape(weights, components)
     dtype = components_lib.dtype_of(components)
     if weights is None:
         return -tf.math.log(tf.fill(shape, tf.cast(shape[-1], dtype)))
@@ -104,7 +167,7 @@ def sample_index(
     Returns:
       int32 `Tensor`, shape `[B..., n]`.
     """
-    shape = components_lib.batch_shape_tensor(components)
+    shape = batch_shape(weights, components)
     index_shape = ps.concat([shape[:-1], [n]], axis=0)
     if weights is None:
         return samplers.uniform(index_shape, minval=0, maxval=shape[-1], dtype=tf.int32, seed=seed)

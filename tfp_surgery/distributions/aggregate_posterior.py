@@ -10,10 +10,12 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks import arrays
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components import fidelity, moments, named_component
+from tfp_surgery.components import fidelity, named_component
 from tfp_surgery.components import marginals as marginals_lib
 from tfp_surgery.components import weights as weights_lib
 from tfp_surgery.components.encoding import encode
+from tfp_surgery.components.gaussians_from_arrays import gaussians_from_arrays
+from tfp_surgery.distributions.streamed_mixture import StreamedMixture
 from tfp_surgery.log_density import evaluation
 from tfp_surgery.log_density.evaluation import Evaluation
 from tfp_surgery.log_density.queries import check_event_shape
@@ -21,7 +23,6 @@ from tfp_surgery.tfp_internals import (
     auto_composite_tensor,
     dtype_util,
     parameter_properties,
-    samplers,
     tensor_util,
 )
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -29,7 +30,7 @@ from tfp_surgery.tfp_internals import prefer_static as ps
 tfd = tfp.distributions
 
 
-class AggregatePosterior(tfd.Distribution):
+class AggregatePosterior(StreamedMixture):
     r"""The aggregate posterior of Hoffman and Johnson (2016).
 
     For posteriors `q(z|x_n)`, n = 1..N, with weights `w_n` (1/N unless given),
@@ -39,7 +40,9 @@ class AggregatePosterior(tfd.Distribution):
     It is a mixture of as many components as there are observations. Unlike
     `tfd.MixtureSameFamily` it never builds an array of queries times components: `log_prob` and
     `index_entropy` stream over blocks of components, forward and backward (see `streamed_pass`).
-    `sample` draws from the chosen components alone.
+    `sample` draws from the chosen components alone. Where codes are scalars, as in `marginals()`,
+    `cdf` and `survival_function` and their logarithms are exact in both tails if the components'
+    are.
 
     Densities and entropies are exact unless a `tolerance` in nats is given: then a tree over the
     components bounds what it leaves out (see `evaluate`); `log_prob` of Gaussian `marginals()` is
@@ -90,9 +93,9 @@ class AggregatePosterior(tfd.Distribution):
           components_distribution: `tfd.Distribution` with batch shape `[..., N]`; the rightmost
             batch dimension indexes the observations. Its events are single tensors. Parameters in
             float16 or bfloat16 are cast to float32.
-          weights: Optional non-negative floating `Tensor`, shape broadcastable to `[..., N]`; they
-            are normalised to sum to one. `None` means 1/N. The gradient to a weight of exactly
-            zero is NaN.
+          weights: Optional non-negative floating `Tensor`, shape broadcastable to `[..., N]`, or
+            `[B..., N]` with batch dimensions that the components do not have; they are normalised
+            to sum to one. `None` means 1/N. The gradient to a weight of exactly zero is NaN.
           validate_args: Python `bool`. Whether values (weights, indices) are checked at run time.
           allow_nan_stats: Python `bool`; see `tfd.Distribution`.
           name: Name of the ops.
@@ -176,6 +179,48 @@ class AggregatePosterior(tfd.Distribution):
         return cls(encode(encoder, x, batch_size, condition, reencode), **kwargs)
 
     @classmethod
+    def from_arrays(
+        cls,
+        *,
+        loc: Any,
+        scale: Any = None,
+        variance: Any = None,
+        log_variance: Any = None,
+        scale_tril: Any = None,
+        weights: Any = None,
+    ) -> AggregatePosterior:
+        """Makes the aggregate of N Gaussian posteriors from arrays of any library.
+
+        Args:
+          loc: The means: floating, shape `[N, D]`, or `[N]` for codes that are scalars. Lists
+            count as float32.
+          scale: Standard deviations, shape of `loc`. Of this and the next three exactly one is
+            given; see `gaussians_from_arrays`, also for what is accepted as an array.
+          variance: Squared standard deviations, shape of `loc`.
+          log_variance: Natural logarithms of the variances, shape of `loc`.
+          scale_tril: Cholesky factors of the covariances, shape `[N, D, D]`.
+          weights: Optional non-negative numbers, shape `[N]`; None means 1/N.
+
+        Returns:
+          The aggregate posterior over all N, batch shape `[]`.
+
+        Raises:
+          TypeError: If not exactly one width is given; if an argument is no array of
+            floating-point numbers, or a variable; if dtypes differ.
+          ValueError: If a shape or a value is none of those above.
+        """
+        posteriors = gaussians_from_arrays(
+            loc=loc,
+            scale=scale,
+            variance=variance,
+            log_variance=log_variance,
+            scale_tril=scale_tril,
+        )
+        if weights is not None:
+            weights = weights_lib.weights_from_array(weights, int(posteriors.batch_shape[0]))
+        return cls(posteriors, weights)
+
+    @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> dict[str, Any]:
         return {
             "components_distribution": parameter_properties.BatchedComponentProperties(
@@ -188,39 +233,6 @@ class AggregatePosterior(tfd.Distribution):
                 ),
             ),
         }
-
-    @property
-    def components_distribution(self) -> tfd.Distribution:
-        """The posteriors q(z|x_n), batch shape `[..., N]`."""
-        return self._components_distribution
-
-    @property
-    def weights(self) -> tf.Tensor | None:
-        """The weights as given (not normalised), or `None` for 1/N."""
-        return self._weights
-
-    @property
-    def num_components(self) -> Any:
-        """N: a Python `int` where it is known statically, else a scalar `Tensor`."""
-        return components_lib.num_components(self._components_distribution)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy with variables of its own; see `components.deep_copy`."""
-        return components_lib.deep_copy(self, memo)
-
-    def _event_shape(self) -> tf.TensorShape:
-        return self._components_distribution.event_shape
-
-    def _event_shape_tensor(self) -> tf.Tensor:
-        return self._components_distribution.event_shape_tensor()
-
-    def _log_weights(self) -> tf.Tensor:
-        """Normalised log weights, shape `[B..., N]`."""
-        return weights_lib.log_weights(self._weights, self._components_distribution)
-
-    def _components(self) -> tfd.Distribution:
-        """The posteriors, every parameter broadcast to the batch shape `[B..., N]`."""
-        return components_lib.broadcast(self._components_distribution)
 
     def _log_prob(self, z: tf.Tensor, tolerance: float | None = None) -> tf.Tensor:
         tolerance = evaluation.checked_tolerance(tolerance)
@@ -381,7 +393,7 @@ class AggregatePosterior(tfd.Distribution):
             components = marginals_lib.one_dimensional_marginals(self._components())
             weights = self._weights
             if weights is not None:
-                shape = components_lib.batch_shape_tensor(self._components_distribution)
+                shape = weights_lib.batch_shape(weights, self._components_distribution)
                 weights = tf.broadcast_to(weights, shape)[..., tf.newaxis, :]  # [B..., 1, N]
             return AggregatePosterior(
                 components,
@@ -389,57 +401,6 @@ class AggregatePosterior(tfd.Distribution):
                 validate_args=self.validate_args,
                 allow_nan_stats=self.allow_nan_stats,
             )
-
-    def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
-        index_seed, component_seed = samplers.split_seed(seed, salt="AggregatePosterior")
-        components = self._components()
-        batch_ndims = components_lib.batch_rank(components) - 1
-        indices = weights_lib.sample_index(self._weights, components, n, index_seed)  # [B..., n]
-        chosen = components_lib.gather(
-            components, indices, axis=batch_ndims, batch_dims=batch_ndims
-        )
-        draws = chosen.sample(seed=component_seed)  # [B..., n, E...]
-        order = ps.concat(
-            [[batch_ndims], ps.range(batch_ndims), ps.range(batch_ndims + 1, ps.rank(draws))],
-            axis=0,
-        )
-        return tf.transpose(draws, order)  # [n, B..., E...]
-
-    def _mean(self) -> tf.Tensor:
-        return moments.mean(self._components(), self._log_weights())
-
-    def _variance(self) -> tf.Tensor:
-        return moments.variance(self._components(), self._log_weights())
-
-    def _covariance(self) -> tf.Tensor:
-        return moments.covariance(self._components(), self._log_weights())
-
-    def _convert(self, z: Any) -> tf.Tensor:
-        arrays.reject_missing("z", z)
-        return tf.convert_to_tensor(z, dtype=self.dtype, name="z")
-
-    def _default_event_space_bijector(self) -> Any:
-        components = self._components_distribution
-        bijector = components.experimental_default_event_space_bijector()
-        if bijector is None:
-            return None
-        event_ndims = bijector.inverse_event_ndims(components_lib.event_rank(components))
-        if bijector.experimental_batch_shape(x_event_ndims=event_ndims).rank != 0:
-            raise NotImplementedError(
-                f"The components ({type(components).__name__}) do not share one support: each has "
-                "a bijector of its own."
-            )
-        return bijector
-
-    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
-        if not self.validate_args or self._weights is None:
-            return []
-        if is_init == tensor_util.is_ref(self._weights):
-            return []
-        return weights_lib.assertions(tf.convert_to_tensor(self._weights))
-
-    def _sample_control_dependencies(self, z: tf.Tensor, **kwargs: Any) -> list[Any]:
-        return []
 
 
 class _CompositeAggregatePosterior(AggregatePosterior, tfd.AutoCompositeTensorDistribution):

@@ -24,29 +24,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.log_density import gaussian_scores, online_softmax, screened_pass
+from tfp_surgery.log_density import (
+    gaussian_scores,
+    generic_scores,
+    online_softmax,
+    screened_pass,
+)
 from tfp_surgery.log_density.blocks import Blocks, move_axis
 from tfp_surgery.log_density.compiled import compiled
 from tfp_surgery.tfp_internals import prefer_static as ps
 
 tfd = tfp.distributions
 
-# score(block_leaves, block_queries) -> log q_n(z_m), [B..., n, m], from leaves with batch
-# [B..., n] and queries [B..., m, E...].
-_Score = Callable[[Sequence[tf.Tensor], tf.Tensor], tf.Tensor]
+_Score = generic_scores.Score
+_Term = generic_scores.Term
 
 # Components and queries of a block.
 _DIAGONAL_BLOCK = (512, 1024)  # XLA fuses it: nothing of it is stored
 _FULL_COVARIANCE_BLOCK = (64, 256)  # the matrix product is stored, and fits the cache
-_GENERIC_BLOCK_ELEMENTS = 2**21  # of the [m, B..., n, E] array that a generic log_prob builds
-_GENERIC_BLOCK_QUERIES = 256
 _SCREENED_PASS = screened_pass.ScreenedPass()
 _SMALL_PROBLEM = 2**21  # M * N * E below which compiling costs more than it saves
 _SMALL_BLOCK = (_SMALL_PROBLEM, _SMALL_PROBLEM)  # one block: eager loops are slow
@@ -72,6 +74,28 @@ def log_prob_and_index_entropy(
       index_entropy: Floating `Tensor`, shape `[M, B...]`, in nats.
     """
     return _differentiable(distribution, log_weights, queries, excluded_index, None)
+
+
+def log_weighted_sum(
+    distribution: tfd.Distribution, log_weights: tf.Tensor, queries: tf.Tensor, term: _Term
+) -> tf.Tensor:
+    """Streams log sum_n w_n exp(term_n(z)), for other terms than log densities.
+
+    Args:
+      distribution: See `log_prob_and_index_entropy`, as for the next two.
+      log_weights: Likewise.
+      queries: Likewise.
+      term: Takes components with batch shape `[B..., n]` and queries `[m, B..., 1, E...]`, and
+        gives `[m, B..., n]`.
+
+    Returns:
+      Floating `Tensor`, shape `[M, B...]`.
+    """
+    batch_ndims = components_lib.batch_rank(distribution) - 1
+    queries = move_axis(queries, 0, batch_ndims)  # [B..., M, E...]
+    leaves, compute = _generic_leaves_and_pass(distribution, term, queries, batch_ndims)
+    total, _ = _streamed(compute, queries, log_weights, leaves, None, None)
+    return move_axis(total, batch_ndims, 0)
 
 
 def with_derivatives(
@@ -129,6 +153,19 @@ def _differentiable(
     if type(distribution) is tfd.Normal:
         queries = queries[..., tf.newaxis]  # [B..., M, 1]: a scalar is a vector of size one
     leaves, compute = _leaves_and_pass(distribution, queries, log_weights, batch_ndims)
+    log_prob, entropy = _streamed(compute, queries, log_weights, leaves, excluded_index, results)
+    return move_axis(log_prob, batch_ndims, 0), move_axis(entropy, batch_ndims, 0)
+
+
+def _streamed(
+    compute: _Pass | screened_pass.ScreenedPass,
+    queries: tf.Tensor,
+    log_weights: tf.Tensor,
+    leaves: Sequence[tf.Tensor],
+    excluded_index: tf.Tensor | None,
+    results: tuple[tf.Tensor, tf.Tensor] | None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs a pass, forward or from its results, with its backward as the derivative."""
 
     @tf.custom_gradient
     def streamed(queries: tf.Tensor, log_weights: tf.Tensor, *leaves: tf.Tensor) -> Any:
@@ -163,7 +200,7 @@ def _differentiable(
         return (log_prob, entropy), grad
 
     log_prob, entropy = streamed(queries, log_weights, *leaves)
-    return move_axis(log_prob, batch_ndims, 0), move_axis(entropy, batch_ndims, 0)
+    return log_prob, entropy
 
 
 def _first_order_only(gradient: tf.Tensor | None) -> tf.Tensor | None:
@@ -351,41 +388,6 @@ class _Pass:
         return tf.where(blocks.mask(j, excluded), scores, tf.constant(-math.inf, scores.dtype))
 
 
-def _generic_score(distribution: tfd.Distribution, batch_ndims: int) -> _Score:
-    event_ndims = components_lib.event_rank(distribution)
-
-    def score(leaves: Sequence[tf.Tensor], z: tf.Tensor) -> tf.Tensor:
-        block = components_lib.with_leaves(distribution, leaves)
-        z = tf.expand_dims(move_axis(z, batch_ndims, 0), -1 - event_ndims)  # [m, B..., 1, E...]
-        return move_axis(block.log_prob(z), 0, batch_ndims + 1)  # [B..., n, m]
-
-    return score
-
-
-def _generic_blocks(
-    leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int, width: int
-) -> tuple[Any, Any]:
-    """Returns the sizes of component and query blocks that keep a block within its budget.
-
-    `width` is that of the widest layer of a network that scores one query at a time.
-    """
-    shape = ps.shape(queries)
-    query_block = ps.minimum(ps.maximum(shape[batch_ndims], 1), _GENERIC_BLOCK_QUERIES)
-    per_component = query_block * ps.maximum(
-        ps.reduce_prod(ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)),
-        ps.reduce_prod(shape[:batch_ndims]) * width,
-    )
-    for leaf in leaves:
-        leaf_shape = ps.shape(leaf)
-        per_component = ps.maximum(
-            per_component,
-            ps.reduce_prod(
-                ps.concat([leaf_shape[:batch_ndims], leaf_shape[batch_ndims + 1 :]], axis=0)
-            ),
-        )
-    return ps.maximum(1, _GENERIC_BLOCK_ELEMENTS // ps.maximum(per_component, 1)), query_block
-
-
 class _CompiledPass(_Pass):
     """A pass compiled by XLA: the block is fused and never stored."""
 
@@ -406,25 +408,24 @@ def _leaves_and_pass(
     full_covariance = gaussian_scores.full_covariance_leaves(distribution)
     if full_covariance is not None:
         return full_covariance, _gaussian_pass(batch_ndims, True, small)
+    return _generic_leaves_and_pass(distribution, _log_prob, queries, batch_ndims)
+
+
+def _generic_leaves_and_pass(
+    distribution: tfd.Distribution, term: _Term, queries: tf.Tensor, batch_ndims: int
+) -> tuple[tuple[tf.Tensor, ...], _Pass]:
+    """Returns a pass that calls the components for their terms, and their parameters."""
     leaves = tuple(components_lib.leaves(distribution))
-    score = _generic_score(distribution, batch_ndims)
+    score = generic_scores.score(distribution, batch_ndims, term)
     width = 1
     if components_lib.undeclared(distribution):
-        width = _network_width(score, leaves, queries, batch_ndims)
-    blocks = _generic_blocks(leaves, queries, batch_ndims, width)
+        width = generic_scores.network_width(score, leaves, queries, batch_ndims)
+    blocks = generic_scores.block_sizes(leaves, queries, batch_ndims, width)
     return leaves, _Pass(score, batch_ndims, *blocks)
 
 
-def _network_width(
-    score: _Score, leaves: Sequence[tf.Tensor], queries: tf.Tensor, batch_ndims: int
-) -> int:
-    """Returns the largest dimension of the variables that the scores read, or 1."""
-    first = (*[slice(None)] * batch_ndims, slice(0, 1))
-    with tf.GradientTape() as tape:
-        score([leaf[first] for leaf in leaves], queries[first])
-    return max(
-        (size for variable in tape.watched_variables() for size in variable.shape), default=1
-    )
+def _log_prob(components: tfd.Distribution, z: tf.Tensor) -> tf.Tensor:
+    return components.log_prob(z)
 
 
 @functools.cache
