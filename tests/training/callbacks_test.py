@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_surgery.datasets import load
 from tfp_surgery.models.vae import VAE
@@ -15,6 +17,8 @@ from tfp_surgery.networks.encoders import MLPEncoder
 from tfp_surgery.priors.base import StandardNormalPrior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.training.callbacks import ElboSurgeryCallback
+
+tfd = tfp.distributions
 
 
 def _vae(event_shape: tuple[int, ...]) -> VAE:
@@ -66,21 +70,89 @@ TERMS = [
     "surgery_index_code_mutual_information",
     "surgery_marginal_kl",
 ]
+_MONITOR: dict[str, Any] = {"monitor": "surgery_elbo", "mode": "max"}
 
 
-@pytest.mark.parametrize("validation", ["none", "every epoch", "every other epoch"])
-def test_every_epoch_has_the_same_columns(tmp_path: Path, validation: str) -> None:
+class KerasVAE(keras.Model):
+    """The VAE of Keras's examples: networks of tensors, and a `train_step`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        inputs = keras.Input((64,))
+        hidden = keras.layers.Dense(16, "relu")(inputs)
+        self.encode = keras.Model(
+            inputs, [keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)]
+        )
+        self.decode = keras.Sequential(
+            [keras.Input((2,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(64)]
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.decode(self.encode(x)[0])
+
+    def test_step(self, x: tf.Tensor) -> dict[str, Any]:
+        error = tf.nn.sigmoid_cross_entropy_with_logits(x, self(x))
+        return {"loss": tf.reduce_mean(tf.reduce_sum(error, axis=1))}
+
+    def train_step(self, x: tf.Tensor) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            mean, log_var = self.encode(x)
+            z = mean + tf.exp(0.5 * log_var) * tf.random.normal(tf.shape(mean))
+            error = tf.nn.sigmoid_cross_entropy_with_logits(x, self.decode(z))
+            kl = -0.5 * (1 + log_var - tf.square(mean) - tf.exp(log_var))
+            loss = tf.reduce_mean(tf.reduce_sum(error, axis=1) + tf.reduce_sum(kl, axis=1))
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+def _parts(model: KerasVAE) -> dict[str, Any]:
+    def encoder(x: tf.Tensor) -> tfd.Distribution:
+        mean, log_var = model.encode(x)
+        return tfd.MultivariateNormalDiag(mean, tf.exp(0.5 * log_var))
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        return tfd.Independent(tfd.Bernoulli(logits=model.decode(z)), 1)
+
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "prior": tfd.MultivariateNormalDiag(tf.zeros(2)),
+    }
+
+
+def _keras_vae() -> tuple[KerasVAE, np.ndarray, dict[str, Any]]:
+    x = load("digits", binarization="fixed").observations()[:64].reshape(64, 64)
+    keras.utils.set_random_seed(0)
+    model = KerasVAE()
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.build((None, 64))
+    return model, x.astype(np.float32), _parts(model)
+
+
+def _own_vae() -> tuple[VAE, np.ndarray, dict[str, Any]]:
     dataset = load("digits", binarization="fixed")
-    x = dataset.observations()[:64]
     vae = _vae(dataset.event_shape)
-    vae.compile("adam", run_eagerly=True)
+    vae.compile(keras.optimizers.Adam(1e-2), run_eagerly=True)
+    return vae, dataset.observations()[:64], {}
+
+
+MODELS = pytest.mark.parametrize("make", [_own_vae, _keras_vae])
+
+
+@MODELS
+@pytest.mark.parametrize("validation", ["none", "every epoch", "every other epoch"])
+def test_every_epoch_has_the_same_columns(make: Any, tmp_path: Path, validation: str) -> None:
+    model, x, parts = make()
     file = tmp_path / "log.csv"
     settings: dict[str, Any] = {} if validation == "none" else {"validation_data": x[:8]}
     if validation == "every other epoch":
         settings["validation_freq"] = 2
-    callback = ElboSurgeryCallback(x, every=3, num_query=10)
+    callback = ElboSurgeryCallback(x, **parts, every=3, num_query=10)
     loggers = [keras.callbacks.CSVLogger(file), keras.callbacks.TensorBoard(tmp_path / "board")]
-    history = vae.fit(x, epochs=4, verbose=2, callbacks=[callback, [*loggers]], **settings).history
+    history = model.fit(
+        x, epochs=4, verbose=2, callbacks=[callback, [*loggers]], **settings
+    ).history
     rows = list(csv.DictReader(file.open()))
     columns = [name for name in rows[0] if name.startswith("surgery_")]
     assert set(TERMS) < set(columns) == {f"surgery_{n}" for n in callback.history[0][1].estimates()}
@@ -92,11 +164,9 @@ def test_every_epoch_has_the_same_columns(tmp_path: Path, validation: str) -> No
         assert np.isnan(found).tolist() == [True, True, False, True]
 
 
-def test_what_monitors_a_term_counts_the_looks_alone(tmp_path: Path) -> None:
-    dataset = load("digits", binarization="fixed")
-    x = dataset.observations()[:64]
-    vae = _vae(dataset.event_shape)
-    vae.compile("adam", run_eagerly=True)
+@MODELS
+def test_what_monitors_a_term_counts_the_looks_alone(make: Any, tmp_path: Path) -> None:
+    model, x, parts = make()
     saved: list[int] = []
 
     class Checkpoint(keras.callbacks.ModelCheckpoint):
@@ -105,33 +175,64 @@ def test_what_monitors_a_term_counts_the_looks_alone(tmp_path: Path) -> None:
             saved.extend([epoch] if Path(self.filepath).exists() else [])
             Path(self.filepath).unlink(missing_ok=True)
 
-    monitor: dict[str, Any] = {"monitor": "surgery_elbo", "mode": "max"}
     checkpoint = Checkpoint(
-        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True, **monitor
+        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True, **_MONITOR
     )
     # Less than the epochs from one look to the next.
-    stop = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True, **monitor)
-    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, **monitor)
-    callback = ElboSurgeryCallback(x, every=2, num_query=20)
-    vae.fit(x, epochs=6, verbose=0, callbacks=[callback, checkpoint, stop, plateau])
+    stop = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True, **_MONITOR)
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, **_MONITOR)
+    callback = ElboSurgeryCallback(x, **parts, every=2, num_query=20)
+    model.fit(x, epochs=6, verbose=0, callbacks=[callback, checkpoint, stop, plateau])
     values = [surgery.elbo.value for _, surgery in callback.history]
     assert values == sorted(values)  # it rises at each look
     assert saved == [1, 3, 5]
     assert stop.best == plateau.best == checkpoint.best == values[-1]
     assert stop.stopped_epoch == 0
-    np.testing.assert_allclose(vae.optimizer.learning_rate, 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(model.optimizer.learning_rate, 1e-2, rtol=1e-6)
 
 
-def test_patience_ends_after_as_many_looks_without_improvement() -> None:
-    dataset = load("digits", binarization="fixed")
-    x = dataset.observations()[:64]
-    vae = _vae(dataset.event_shape)
-    vae.compile(keras.optimizers.SGD(0.0), run_eagerly=True)  # nothing improves
-    stop = keras.callbacks.EarlyStopping("surgery_elbo", mode="max", patience=2)
-    callback = ElboSurgeryCallback(x, every=3, num_query=20)
-    history = vae.fit(x, epochs=20, verbose=0, callbacks=[callback, stop])
-    # Looks after epochs 3, 6 and 9: the first is the best, two more are not better.
-    assert len(history.epoch) == 9
+@MODELS
+def test_patience_ends_after_as_many_looks_without_improvement(make: Any) -> None:
+    model, x, parts = make()
+    model.optimizer.learning_rate = 0.0  # nothing improves
+    stop = keras.callbacks.EarlyStopping(patience=2, **_MONITOR)
+    callback = ElboSurgeryCallback(x, **parts, every=3, num_query=20)
+    for _ in range(2):  # the callbacks of a former `fit` are not in the way
+        history = model.fit(x, epochs=20, verbose=0, callbacks=[callback, stop])
+        # Looks after epochs 3, 6 and 9: the first is the best, two more are not better.
+        assert len(history.epoch) == 9
+
+
+def test_parts_handed_in_are_those_that_are_trained() -> None:
+    """And take precedence over the model's attributes."""
+    model, x, parts = _keras_vae()
+    model.encoder, model.prior = (lambda _: None), None
+    model.decoder = parts.pop("decoder")  # found as an attribute
+    callback = ElboSurgeryCallback(x, parts["encoder"], prior=parts["prior"], every=5, seed=3)
+    model.fit(x, epochs=10, verbose=0, callbacks=[callback])
+    first, last = (surgery.elbo.value for _, surgery in callback.history)
+    assert last > first + 1.0
+    assert callback.result == elbo_surgery(
+        x, parts["encoder"], model.decoder, parts["prior"], seed=3
+    )
+
+
+def test_a_functional_model_with_parts() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    inputs = keras.Input((3,))
+    squeeze, expand = keras.layers.Dense(2), keras.layers.Dense(3)
+    model = keras.Model(inputs, expand(squeeze(inputs)))
+    model.compile("adam", "mse")
+    callback = ElboSurgeryCallback(
+        x,
+        lambda x: tfd.MultivariateNormalDiag(squeeze(x), [0.5, 0.5]),
+        lambda z: tfd.MultivariateNormalDiag(expand(z), tf.ones(3)),
+        tfd.MultivariateNormalDiag(tf.zeros(2)),
+    )
+    model.fit(x, x, epochs=3, verbose=0, callbacks=[callback])
+    values = [surgery.average_reconstruction.value for _, surgery in callback.history]
+    assert values == sorted(values)
+    assert len(set(values)) == 3
 
 
 def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> None:
@@ -154,12 +255,29 @@ def test_what_cannot_be_carved_is_refused_before_training() -> None:
         ElboSurgeryCallback(load("digits", binarization="fixed").batches(10))
     with pytest.raises(ValueError, match="NaN"):
         ElboSurgeryCallback(np.full([3, 2], np.nan))
-    callback = ElboSurgeryCallback(np.zeros([3, 2]))
-    with pytest.raises(TypeError, match="no encoder and no decoder and no prior"):
-        callback.set_model(keras.Sequential([keras.layers.Dense(1)]))
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    prior = tfd.MultivariateNormalDiag(tf.zeros(2))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, r"Sequential has no encoder and no decoder and no prior\."),
+        ({"prior": prior}, r"no encoder and no decoder\. .*\(x, encoder=\.\.\., decoder=\.\.\.\)"),
+    ]
+    for parts, message in cases:
+        callback = ElboSurgeryCallback(np.zeros([3, 2]), **parts)
+        with pytest.raises(TypeError, match=message):
+            model.fit(np.zeros([3, 2]), np.zeros([3, 1]), callbacks=[callback], verbose=0)
+        assert not model.built
+    cases = [
+        ({"encoder": prior}, "encoder must be a callable .*calls anew, got Mult"),
+        ({"decoder": 3}, "decoder must be a callable .* got int"),
+        ({"prior": "normal"}, "prior must be a tfd.Distribution or a callable .* got str"),
+    ]
+    for parts, message in cases:
+        with pytest.raises(TypeError, match=message):
+            ElboSurgeryCallback(np.zeros([3, 2]), **parts)
 
 
 @pytest.mark.parametrize("name", ["every", "num_query", "num_samples", "batch_size"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        ElboSurgeryCallback(np.zeros([3, 2]), **{name: 0})
+        ElboSurgeryCallback(np.zeros([3, 2]), **{name: 0})  # type: ignore[arg-type]

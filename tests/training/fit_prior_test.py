@@ -405,7 +405,7 @@ _Q = small_aggregates.aggregate("overlapping")
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"prior": tfd.MultivariateNormalDiag(tf.zeros(2))}, TypeError, "must be a Keras 3 layer"),
+        ({"prior": 3}, TypeError, "Distribution or a callable that returns one, got int"),
         ({"prior": GaussianPrior(3)}, ValueError, r"codes of shape \[2\].*event shape \[3\]"),
         ({"prior": GaussianPrior(2, dtype="float64")}, ValueError, "one dtype"),
         ({"former_prior": GaussianPrior(3)}, ValueError, r"event shape \[3\]"),

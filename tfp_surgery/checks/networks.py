@@ -81,6 +81,8 @@ def build_prior(
     Raises:
       TypeError: If `prior` is neither, or does not return a distribution.
     """
+    if isinstance(prior, tfp.experimental.util.DeferredModule):
+        prior = prior.copy  # a distribution with the values that its variables have now
     if isinstance(prior, tfd.Distribution):
         return _single(unwrap(prior))
     if not callable(prior):

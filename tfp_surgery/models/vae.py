@@ -30,7 +30,6 @@ from tfp_surgery.models.training_input import (
     observations_and_index,
     reject_targets,
 )
-from tfp_surgery.training.callbacks import ElboSurgeryCallback
 from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
 from tfp_surgery.training.variables import check_decoder_gradient, checked_gradients
 
@@ -187,9 +186,6 @@ class VAE(FastModel):
 
     def _fit(self, training: TrainingInput, validating: Any, **kwargs: Any) -> Any:
         callbacks = listed(kwargs.get("callbacks"))
-        for callback in callbacks:
-            if isinstance(callback, ElboSurgeryCallback):
-                callback.take_note_of(callbacks)
         joined = self._can_join_steps(
             callbacks, kwargs.get("steps_per_epoch"), kwargs.get("validation_steps")
         )

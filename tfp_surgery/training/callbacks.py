@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import check_observations, checked_integer
@@ -17,20 +20,35 @@ from tfp_surgery.observations import read_observations
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 
+tfd = tfp.distributions
+
 
 class ElboSurgeryCallback(keras.callbacks.Callback):
     """Decomposes the ELBO on a subset during training, and on all of the data at its end.
 
     The expectations run over a subset of `num_query` observations, and q(z) is the aggregate
     posterior of all N: the estimates are unbiased for the terms of the whole data set, and do not
-    saturate at the logarithm of a batch. Every epoch has the same subset and the same random
+    saturate at the logarithm of a batch. Every look has the same subset and the same random
     numbers.
 
-    The terms are added to the logs of every epoch as `surgery_<term>`, in nats per observation, and
-    are NaN in the epochs between two looks. The progress bar, `History`, and `CSVLogger` or
+    It goes into `fit` of any Keras model. Encoder, decoder and prior are the model's attributes of
+    these names, or are handed in, as functions of the networks that are trained:
+
+    ```python
+    tfs.ElboSurgeryCallback(
+        x,
+        encoder=lambda x: tfd.MultivariateNormalDiag(mean_net(x), tf.exp(log_scale_net(x))),
+        decoder=lambda z: tfd.Independent(tfd.Bernoulli(logits=pixel_net(z)), 3),
+        prior=tfd.MultivariateNormalDiag(tf.zeros(8)),
+    )
+    ```
+
+    Each look calls them anew. The terms are added to the logs of every epoch as `surgery_<term>`,
+    in nats per observation, and are NaN in the epochs between two looks: `ModelCheckpoint` saves
+    whenever what it monitors is absent. The progress bar, `History`, and `CSVLogger` or
     `TensorBoard` callbacks listed after this one show them. Callbacks that `monitor` one of them
-    need a `mode`. Under `tfs.VAE` the patience of `EarlyStopping` and `ReduceLROnPlateau` counts
-    only epochs with a look; under other models NaN counts as no improvement.
+    need a `mode`; the patience of `EarlyStopping` and `ReduceLROnPlateau` counts only epochs with a
+    look.
 
     Attributes:
       history: `ElboSurgery` of each epoch that was looked at, as pairs (epoch, surgery).
@@ -40,17 +58,27 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
     def __init__(
         self,
         x: Any,
+        encoder: Callable[..., tfd.Distribution] | None = None,
+        decoder: Callable[..., tfd.Distribution] | None = None,
+        prior: tfd.Distribution | Callable[..., tfd.Distribution] | None = None,
         *,
+        condition: Any = None,
         every: int = 1,
         num_query: int = 1000,
         num_samples: int = 2,
         seed: Any = 0,
         batch_size: int = 2000,
     ) -> None:
-        """Makes the callback for a model with `encoder`, `decoder` and `prior`, as `tfs.VAE`.
+        """Makes the callback.
 
         Args:
           x: The data set: array of shape `[N, *event_shape]` or `tfp_surgery.datasets.Dataset`.
+          encoder: See `elbo_surgery`, but only what can be called: posteriors that were made once
+            do not see the training. None for `model.encoder`.
+          decoder: See `elbo_surgery`. None for `model.decoder`.
+          prior: See `elbo_surgery`. None for `model.prior`. A distribution of `tf.Variable`s is
+            seen to change, one made of tensors stays what it was.
+          condition: See `elbo_surgery`.
           every: Look at every so many epochs.
           num_query: Number of observations in the subset; all where there are fewer.
           num_samples: Draws of z an observation.
@@ -58,7 +86,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           batch_size: See `elbo_surgery`.
 
         Raises:
-          TypeError: If x is no data set, or a number is no integer.
+          TypeError: If x is no data set, a part is nothing that `elbo_surgery` takes, or a number
+            is no integer.
           ValueError: If x is empty or not finite, or holds uint8 levels above 1, which `fit` does
             not take either; or if a number is less than 1.
         """
@@ -73,6 +102,19 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         if not isinstance(x, Dataset):
             x = check_observations(x)
             reject_raw_levels(x)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if part is not None and (not callable(part) or isinstance(part, tfd.Distribution)):
+                raise TypeError(
+                    f"{name} must be a callable that returns a tfd.Distribution, which each look "
+                    f"calls anew, got {type(part).__name__}."
+                )
+        if prior is not None and not (isinstance(prior, tfd.Distribution) or callable(prior)):
+            raise TypeError(
+                "prior must be a tfd.Distribution or a callable that returns one, got "
+                f"{type(prior).__name__}."
+            )
+        self._parts = {"encoder": encoder, "decoder": decoder, "prior": prior}
+        self._condition = {} if condition is None else {"condition": condition}
         self._x = x
         self._every = every
         self._num_query = min(num_query, len(self._x))
@@ -88,23 +130,22 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         """Takes the model.
 
         Raises:
-          TypeError: If it has no encoder, decoder and prior.
+          TypeError: If it has no encoder, decoder or prior, and none was handed in.
         """
-        missing = [name for name in ("encoder", "decoder", "prior") if not hasattr(model, name)]
+        missing = [
+            name
+            for name, part in self._parts.items()
+            if part is None and getattr(model, name, None) is None
+        ]
         if missing:
             raise TypeError(
-                f"ElboSurgeryCallback needs a model with an encoder, a decoder and a prior, as "
-                f"tfs.VAE; {type(model).__name__} has no {' and no '.join(missing)}."
+                "ElboSurgeryCallback needs an encoder, a decoder and a prior; "
+                f"{type(model).__name__} has no {' and no '.join(missing)}. Hand in what the model "
+                f"does not have as an attribute, ElboSurgeryCallback(x, "
+                f"{', '.join(f'{name}=...' for name in missing)}): functions of its networks that "
+                "return distributions, and a distribution for the prior."
             )
         super().set_model(model)
-
-    def take_note_of(self, callbacks: Iterable[Any]) -> None:
-        """Takes the callbacks of the same `fit`, which `tfs.VAE` tells of each other.
-
-        Args:
-          callbacks: All of them.
-        """
-        self._others = [callback for callback in callbacks if callback is not self]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Measures two observations, so that a model that cannot be measured fails before training.
@@ -113,21 +154,30 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           TypeError: As `elbo_surgery`.
           ValueError: As `elbo_surgery`.
         """
+        self._others = self._callbacks_of_this_fit()
         few = read_observations(self._x, self._seed).rows(slice(0, 2))
+        condition = tf.nest.map_structure(lambda value: value[:2], self._condition)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of observations
-            self._columns = [*_logs(self._surgery(few, None))]
+            self._columns = [*_logs(self._surgery(few, None, condition))]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the terms on the subset to the logs."""
         columns = dict.fromkeys(self._columns, math.nan)
         if (epoch + 1) % self._every == 0:
-            surgery = self._surgery(self._x, self._num_query)
+            surgery = self._surgery(self._x, self._num_query, self._condition)
             self.history.append((epoch, surgery))
             columns.update(_logs(surgery))
         if logs is not None:
             logs.update(columns)
             self._prepare_others(epoch, logs)
+
+    def _callbacks_of_this_fit(self) -> list[Any]:
+        """The other callbacks, of which Keras does not tell."""
+        kind = keras.callbacks.CallbackList
+        lists = [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+        found = {id(c): c for each in lists if self in each.callbacks for c in each.callbacks}
+        return [callback for callback in found.values() if callback is not self]
 
     def _prepare_others(self, epoch: int, logs: dict[str, Any]) -> None:
         """Adjusts other callbacks, which would misread NaN in the logs of an epoch."""
@@ -150,19 +200,23 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Decomposes the ELBO on all of the data."""
-        self.result = self._surgery(self._x, None)
+        self.result = self._surgery(self._x, None, self._condition)
 
-    def _surgery(self, x: Any, num_query: int | None) -> ElboSurgery:
-        model = self.model
+    def _surgery(self, x: Any, num_query: int | None, condition: dict[str, Any]) -> ElboSurgery:
+        encoder, decoder, prior = (
+            getattr(self.model, name) if part is None else part
+            for name, part in self._parts.items()
+        )
         return elbo_surgery(
             x,
-            model.encoder,
-            model.decoder,
-            model.prior,
+            encoder,
+            decoder,
+            prior,
             num_query=num_query,
             num_samples=self._num_samples,
             seed=self._seed,
             batch_size=self._batch_size,
+            **condition,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -22,10 +22,10 @@ from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model_checks import check_no_nan, check_vector_codes
 from tfp_surgery.surgery.prior_change import PriorMeasurement
+from tfp_surgery.training.fitted_variables import fitted_variables, state_of
 from tfp_surgery.training.likelihood_ascent import LikelihoodAscent
 from tfp_surgery.training.prior_fit import PriorFit
 from tfp_surgery.training.prior_looks import PriorLooks
-from tfp_surgery.training.variables import check_fitted_variables
 
 tfd = tfp.distributions
 
@@ -37,8 +37,9 @@ _NOISE_ERRORS = 3.0  # standard errors by which a fit may seem worse than its st
 
 def fit_prior(
     aggregate_posterior: AggregatePosterior,
-    prior: keras.layers.Layer,
+    prior: keras.layers.Layer | tfd.Distribution | Callable[[], tfd.Distribution],
     *,
+    variables: Sequence[tf.Variable | keras.Variable] | None = None,
     validation: AggregatePosterior | None = None,
     former_prior: tfd.Distribution | Callable[[], tfd.Distribution] | None = None,
     initialize: bool = True,
@@ -64,8 +65,29 @@ def fit_prior(
     compile the prior, they run without it, with a warning.
 
     The weights of the priors of `tfs.priors` are in standard deviations of the codes, which
-    `initialize` sets: the fit is the same in every unit of z. A layer with weights in the unit of z
+    `initialize` sets: the fit is the same in every unit of z. A prior with weights in the unit of z
     is fitted well where its codes have standard deviations near one.
+
+    Any prior that TFP can train is taken, and changed in place:
+
+    ```python
+    prior = tfd.MixtureSameFamily(
+        tfd.Categorical(logits=tf.Variable(tf.zeros(5))),
+        tfd.MultivariateNormalDiag(
+            tf.Variable(tf.random.stateless_normal([5, 2], seed=[0, 1])),
+            tfp.util.TransformedVariable(tf.ones([5, 2]), tfb.Softplus()),
+        ),
+    )
+    tfs.fit_prior(q_z, prior)
+
+    logits = keras.Variable(tf.zeros(2))
+    tfs.fit_prior(q_z, lambda: tfd.Independent(tfd.Logistic(logits, 1.0), 1), variables=[logits])
+    ```
+
+    A distribution keeps its `tf.Variable`s, and the value that a `keras.Variable`, or a tensor
+    computed from a variable, had when it was made: the latter go into a function, or into
+    `tfp.util.TransformedVariable` and `DeferredTensor`. The functions inside a bijector do not tell
+    the variables of their networks, which `variables` then names.
 
     At the start and after every `evaluate_every` steps, E[log p(z)] is computed on fixed codes that
     take no part in training. At the end the prior gets the weights of the best of these looks. The
@@ -88,15 +110,20 @@ def fit_prior(
 
     Args:
       aggregate_posterior: q(z), batch `[]`, over codes of shape `[D]`, of equal weights.
-      prior: Keras layer, such as those in `tfs.priors`; `prior()` gives p(z). What is trained are
-        its `fitted_variables` or, if it has no such attribute, its `trainable_variables`. A layer
-        without any is measured as it is, with a warning.
+      prior: p(z), batch `[]`, of the dtype of the codes: a Keras layer, such as those in
+        `tfs.priors`, where `prior()` gives p(z); a `tfd.Distribution` with trainable variables, a
+        surrogate of `tfp.experimental.vi` among them; or a callable that returns a distribution
+        made from its variables anew in each call. Variables that are frozen (`trainable=False`)
+        stay as they are. A layer without any to train is measured as it is, with a warning.
+      variables: What to train. If None, that are the trainable variables of the prior, or its
+        `fitted_variables` if it is a layer with such an attribute. A function has none of its own.
       validation: q(z) of held-out observations, of the same kind.
       former_prior: The prior that the model had, against which the change is measured: a
         distribution or a callable that returns one (`vae.prior`; also `prior` itself, which then
         counts as it is before the fit). N(0, I) if None.
       initialize: Whether to call `prior.initialize(codes, seed)` first, with one draw of each
-        q(z|x_n), where the layer has such a method. False goes on from the weights there are.
+        q(z|x_n), where `prior` is a layer that has such a method, as those in `tfs.priors`. False
+        goes on from the weights there are, as the fit of any other prior does.
       num_steps: The largest number of steps, over which the learning rate falls to zero along a
         cosine; 0 to initialize only.
       batch_size: Codes a step.
@@ -119,9 +146,11 @@ def fit_prior(
 
     Raises:
       TypeError: If an argument is of the wrong kind, or log p(z) has a gradient with respect to
-        variables that the prior does not own, as those of a network that a function calls.
+        trainable variables that neither the prior owns nor `variables` names, as those of a
+        network that a function calls.
       ValueError: If shapes or dtypes do not go together, a number is out of range, the components
-        of q(z) have NaN parameters, or a log density of the measurement is not finite.
+        of q(z) have NaN parameters, or a log density of the measurement is not finite; if a prior
+        that is no layer has nothing to train, or variables without a gradient.
       FloatingPointError: If a log density or gradient of a step is not finite. The prior then has
         the weights it had before this step.
 
@@ -151,25 +180,20 @@ def fit_prior(
                 f"{aggregate_posterior.event_shape} and {aggregate_posterior.dtype.name}, got "
                 f"{validation.event_shape} and {validation.dtype.name}."
             )
-    if not isinstance(prior, keras.layers.Layer):
-        raise TypeError(
-            "prior must be a Keras 3 layer that builds a distribution, such as those in "
-            f"tfs.priors, got {type(prior).__name__}."
-        )
-    check_prior(build_prior(prior), aggregate_posterior)
-    check_fitted_variables(
-        prior, tf.zeros([1, *aggregate_posterior.event_shape], aggregate_posterior.dtype)
+    checked = check_prior(build_prior(prior), aggregate_posterior)
+    prior_name = getattr(prior, "name", checked.name)
+    trained = fitted_variables(
+        prior, variables, aggregate_posterior.sample(1, seed=tf.constant([0, 0], tf.int32))
     )
     former = _standard_normal(aggregate_posterior) if former_prior is None else former_prior
     former = check_prior(build_prior(former), aggregate_posterior)
     former_name = "N(0, I)" if former_prior is None else former.name
-    variables = list(getattr(prior, "fitted_variables", prior.trainable_variables))
 
     if num_samples == 1:
         warnings.warn("with num_samples=1 the standard errors are unknown (NaN).", stacklevel=2)
-    if not variables:
+    if not trained:
         warnings.warn(
-            f"the prior {prior.name} has no variables to fit: it is measured as it is.",
+            f"the prior {prior_name} has no variables to fit: it is measured as it is.",
             stacklevel=2,
         )
         num_steps = 0
@@ -185,7 +209,7 @@ def fit_prior(
         return [measurement.log_prob(prior_now) for measurement in measurements]
 
     started = time.perf_counter()
-    if initialize and hasattr(prior, "initialize"):
+    if initialize and isinstance(prior, keras.layers.Layer) and hasattr(prior, "initialize"):
         codes_seed = seeds.key(seed, "fit_prior/initial_codes")
         prior.initialize(_one_draw_each(aggregate_posterior, codes_seed).numpy(), seed)
     initialized = time.perf_counter()
@@ -196,13 +220,14 @@ def fit_prior(
         codes = _one_draw_each(validation, seeds.key(seed, "fit_prior/validation_codes"))
     elif num_steps > 0:
         codes = aggregate_posterior.sample(_LOOKS_CODES, seed=seeds.key(seed, "fit_prior/looks"))
-    looks = PriorLooks(prior, codes, batch_size, validation is not None, num_steps, verbose)
+    state = state_of(prior, trained)
+    looks = PriorLooks(prior, state, codes, batch_size, validation is not None, num_steps, verbose)
     looks.look(0, None)
     if num_steps > 0:
         ascent = LikelihoodAscent(
             aggregate_posterior,
             prior,
-            variables,
+            trained,
             num_steps=num_steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -226,7 +251,7 @@ def fit_prior(
     last = looks.history[-1].step
     if last > 0 and looks.best_step == 0 and validation is None:
         warnings.warn(
-            f"no look at the fit of {prior.name} was better than its start, whose weights it has "
+            f"no look at the fit of {prior_name} was better than its start, whose weights it has "
             "again. Where these were not the best already, a smaller learning_rate may help, or "
             "more steps; weights in the unit of the codes learn well where the codes have standard "
             "deviations near one.",

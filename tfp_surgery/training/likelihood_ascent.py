@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.training.fitted_variables import Variable, state_of
+from tfp_surgery.training.variables import parts_of
 from tfp_surgery.training.xla_or_graph import XlaOrGraph
+
+tfd = tfp.distributions
 
 # Steps of one call: enough that calling costs nothing, and few enough to be interrupted.
 _STEPS_TOGETHER = 50
@@ -28,8 +33,8 @@ class LikelihoodAscent:
     def __init__(
         self,
         aggregate_posterior: AggregatePosterior,
-        prior: keras.layers.Layer,
-        variables: Sequence[keras.Variable],
+        prior: keras.layers.Layer | tfd.Distribution | Callable[[], tfd.Distribution],
+        variables: Sequence[Variable],
         *,
         num_steps: int,
         batch_size: int,
@@ -40,8 +45,8 @@ class LikelihoodAscent:
 
         Args:
           aggregate_posterior: q(z), batch `[]`.
-          prior: The layer; `prior()` gives p(z).
-          variables: What is trained, at least one variable of the layer.
+          prior: p(z), or what returns it.
+          variables: What is trained, at least one variable; from `fitted_variables`.
           num_steps: Steps until the learning rate is zero.
           batch_size: Codes a step.
           learning_rate: The highest.
@@ -54,6 +59,7 @@ class LikelihoodAscent:
         self._seed = seed
         self._optimizer = keras.optimizers.Adam(_schedule(learning_rate, num_steps))
         self._optimizer.build(self._variables)
+        self._state = state_of(prior, variables) + self._optimizer.variables
         scalar = tf.TensorSpec([], tf.int32)
         self._steps = XlaOrGraph(self._run_steps, scalar, scalar)
 
@@ -74,12 +80,10 @@ class LikelihoodAscent:
         total = 0.0
         for start in range(first, last, _STEPS_TOGETHER):
             end = min(start + _STEPS_TOGETHER, last)
-            kept = [*snapshot(self._prior), *snapshot(self._optimizer)]
+            kept = snapshot(self._state)
             part, failed = (value.numpy() for value in self._steps(start, end))
             if failed >= 0:
-                number = len(self._prior.variables)
-                restore(self._prior, kept[:number])
-                restore(self._optimizer, kept[number:])
+                restore(self._state, kept)
                 self._steps(start, failed)  # those before it again
                 raise FloatingPointError(
                     f"step {failed} of the fit gave a log density or gradient that is not finite. "
@@ -108,7 +112,7 @@ class LikelihoodAscent:
     def _step(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seed = seeds.key(self._seed, "fit_prior/codes", step)
         z = tf.stop_gradient(self._aggregate_posterior.sample(self._batch_size, seed=seed))
-        sources = [variable.value for variable in self._variables]
+        sources = [parts_of(variable)[0] for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
             log_prob = tf.reduce_mean(build_prior(self._prior, training=True).log_prob(z))
@@ -124,14 +128,14 @@ class LikelihoodAscent:
         return log_prob, tf.reduce_all(tf.stack(finite))
 
 
-def snapshot(layer: Any) -> list[tf.Tensor]:
-    """The values of all variables of a layer or optimizer."""
-    return [tf.identity(variable.value) for variable in layer.variables]
+def snapshot(variables: Sequence[Variable]) -> list[tf.Tensor]:
+    """The values of variables."""
+    return [tf.identity(parts_of(variable)[0]) for variable in variables]
 
 
-def restore(layer: Any, values: Sequence[tf.Tensor]) -> None:
-    """Sets the variables of a layer or optimizer to what `snapshot` gave."""
-    for variable, value in zip(layer.variables, values, strict=True):
+def restore(variables: Sequence[Variable], values: Sequence[tf.Tensor]) -> None:
+    """Sets variables to what `snapshot` gave."""
+    for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.measurement.steps import steps
+from tfp_surgery.training.fitted_variables import Variable
 from tfp_surgery.training.likelihood_ascent import restore, snapshot
 from tfp_surgery.training.prior_fit import PriorFitProgress
 from tfp_surgery.training.xla_or_graph import XlaOrGraph
+
+tfd = tfp.distributions
 
 
 class PriorLooks:
@@ -26,7 +30,8 @@ class PriorLooks:
 
     def __init__(
         self,
-        prior: keras.layers.Layer,
+        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        state: Sequence[Variable],
         codes: tf.Tensor | None,
         batch_size: int,
         are_held_out: bool,
@@ -36,7 +41,8 @@ class PriorLooks:
         """Keeps the weights there are, until a look finds better ones.
 
         Args:
-          prior: The layer that is fitted.
+          prior: The prior that is fitted, or what returns it.
+          state: The variables that a fit may change; from `state_of`.
           codes: What looks are compared on, `[M, D]`; None where there will be only one.
           batch_size: Codes scored at a time.
           are_held_out: Whether the codes are those of the validation set.
@@ -45,13 +51,13 @@ class PriorLooks:
         """
         self.history: list[PriorFitProgress] = []
         self.best_step = self.since_best = 0
-        self._prior = prior
+        self._state = list(state)
         self._codes = None if codes is None else FixedCodes(codes, prior, batch_size)
         self._are_held_out = are_held_out
         self._num_steps = num_steps
         self._verbose = verbose
         self._best_value = -math.inf
-        self._best_weights = snapshot(prior)
+        self._best_weights = snapshot(self._state)
 
     def look(self, step: int, training: float | None) -> None:
         """Scores the prior on the codes after `step` steps.
@@ -66,7 +72,7 @@ class PriorLooks:
         self.since_best += 1
         if value is not None and value > self._best_value:
             self.best_step, self.since_best = step, 0
-            self._best_value, self._best_weights = value, snapshot(self._prior)
+            self._best_value, self._best_weights = value, snapshot(self._state)
         if self._verbose:
             parts = [f"fit_prior: step {step} of {self._num_steps}"]
             if training is not None:
@@ -81,18 +87,23 @@ class PriorLooks:
 
     def restore_best(self) -> None:
         """Gives the prior the weights of the best look."""
-        restore(self._prior, self._best_weights)
+        restore(self._state, self._best_weights)
 
 
 class FixedCodes:
     """Codes on which a prior is scored again and again."""
 
-    def __init__(self, codes: tf.Tensor, prior: keras.layers.Layer, batch_size: int) -> None:
+    def __init__(
+        self,
+        codes: tf.Tensor,
+        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        batch_size: int,
+    ) -> None:
         """Prepares the scoring.
 
         Args:
           codes: `[M, D]`.
-          prior: The layer; `prior()` gives p(z).
+          prior: p(z), or what returns it.
           batch_size: Codes scored at a time.
         """
         self._steps = [*steps(len(codes), batch_size)]

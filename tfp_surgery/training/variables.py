@@ -10,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from tfp_surgery.checks.gradients import check_gradient
-from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 
 _WAY_OUT = (
@@ -75,7 +74,7 @@ def unowned_variables(
       known: Variables of the model, trained or not.
       accepted: References to variables that `hidden_variables` has found to be frozen.
     """
-    owned = {id(part) for variable in known for part in _parts(variable)}
+    owned = {id(part) for variable in known for part in parts_of(variable)}
     return [v for v in tape.watched_variables() if id(v) not in owned and v.ref() not in accepted]
 
 
@@ -93,24 +92,29 @@ def hidden_variables(
       accepted: Takes references to those that are frozen.
     """
     reached = [v for v, gradient in zip(unowned, gradients, strict=True) if gradient is not None]
-    frozen = _frozen(reached)
-    accepted.update(v.ref() for v in reached if id(v) in frozen)
-    return [v for v in reached if id(v) not in frozen]
+    fixed = frozen(reached)
+    accepted.update(v.ref() for v in reached if id(v) in fixed)
+    return [v for v in reached if id(v) not in fixed]
 
 
 def hidden_error(
-    hidden: Sequence[tf.Variable], parts: Mapping[str, Callable[[], Any]]
+    hidden: Sequence[tf.Variable],
+    parts: Mapping[str, Callable[[], Any]],
+    fault: str = "the model does not own",
+    way_out: str = _WAY_OUT,
 ) -> TypeError:
     """The error that names hidden variables and where they are.
 
     Args:
       hidden: At least one.
       parts: By name, what runs a part of the model; its variables are found by running it.
+      fault: What is wrong with them.
+      way_out: What to do about it.
     """
     left = list(hidden)
     sentences = []
     for name, run in parts.items():
-        seen = {id(v) for v in _seen(run)}
+        seen = {id(v) for v in seen_variables(run)}
         its = [v for v in left if id(v) in seen]
         left = [v for v in left if id(v) not in seen]
         if its:
@@ -118,8 +122,8 @@ def hidden_error(
     if left:
         sentences.append(f"the objective has {_listed(left)}")
     return TypeError(
-        f"{', and '.join(sentences)}, which the gradient reaches but the model does not own: they "
-        f"would not be trained. {_WAY_OUT}"
+        f"{', and '.join(sentences)}, which the gradient reaches but {fault}: they "
+        f"would not be trained. {way_out}"
     )
 
 
@@ -141,7 +145,7 @@ def check_has_gradient(
     if not weights or any(gradients[id(weight)] is not None for weight in weights):
         return
     watched = {id(v) for v in tape.watched_variables()}
-    if any(id(v) in watched for weight in weights for v in _parts(weight)):
+    if any(id(v) in watched for weight in weights for v in parts_of(weight)):
         raise ValueError(
             f"none of the {len(weights)} trainable weights of the {name} has a gradient, so that "
             "it would not be trained: what lies between them and the loss runs through numpy or "
@@ -170,69 +174,41 @@ def check_decoder_gradient(decoder: Callable[[tf.Tensor], Any], z: tf.Tensor, x:
         )
 
 
-def check_fitted_variables(prior: keras.layers.Layer, codes: tf.Tensor) -> None:
-    """Checks that a prior owns what the gradient of its log density reaches.
-
-    The encoder of a prior is not the prior's to train, and may be a function.
-
-    Args:
-      prior: The layer; `prior()` gives p(z).
-      codes: `[M, D]`, any.
-
-    Raises:
-      TypeError: Naming the variables that it does not own.
-    """
-
-    def check(codes: tf.Tensor) -> tf.Tensor:
-        known: list[Any] = list(prior.variables)
-        encoder, shape = (getattr(prior, name, None) for name in ("encoder", "observation_shape"))
-        known += getattr(encoder, "variables", ())
-        if callable(encoder) and shape is not None:
-            x = tf.zeros([1, *shape], codes.dtype)
-            known += _seen(lambda: encoder(x))
-        with tf.GradientTape() as tape:
-            value = tf.reduce_sum(build_prior(prior, training=True).log_prob(codes))
-        unowned = unowned_variables(tape, known, set())
-        hidden = hidden_variables(unowned, tape.gradient(value, unowned), set())
-        if hidden:
-            raise hidden_error(hidden, {"prior": lambda: build_prior(prior, training=True)})
-        return value
-
-    # Traced and not run: a prior may have many components.
-    tf.function(check, autograph=False).get_concrete_function(codes)
-
-
 def path_of(variable: Any) -> str:
     """The path of a variable, with its shape."""
     return f"{getattr(variable, 'path', variable.name)} {[*variable.shape]}"
 
 
-def _parts(variable: Any) -> tuple[Any, ...]:
+def parts_of(variable: Any) -> tuple[Any, ...]:
     """The `tf.Variable`s behind a variable of Keras, of which a strategy makes several."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
     return (value, *getattr(value, "values", ()))
 
 
-def _seen(run: Callable[[], Any]) -> list[tf.Variable]:
+def seen_variables(run: Callable[[], Any]) -> list[tf.Variable]:
     """The trainable variables that `run` reads, and those of the distribution it returns."""
     with tf.GradientTape() as tape:
         result = run()
     return [*tape.watched_variables(), *getattr(result, "trainable_variables", ())]
 
 
-def _frozen(variables: Sequence[tf.Variable]) -> set[int]:
-    """The ids of those that a variable or layer of Keras holds as not trainable."""
+def frozen(variables: Sequence[tf.Variable]) -> set[int]:
+    """The ids of those that a variable or layer of Keras 3 or tf_keras holds as not trainable.
+
+    Args:
+      variables: Which need not know it.
+    """
     ids = {id(v) for v in variables}
-    frozen: set[int] = set()
+    found: set[int] = set()
     for owner in _owners() if ids else ():
         if getattr(owner, "trainable", True):
             continue
         if isinstance(owner, keras.Variable):
-            frozen.update(id(v) for v in _parts(owner))
+            found.update(id(v) for v in parts_of(owner))
         elif getattr(owner, "built", False):  # a layer of tf_keras
             trained = {id(v) for v in owner.trainable_variables}
-            frozen.update(id(v) for v in owner.variables if id(v) not in trained)
-    return frozen & ids
+            found.update(id(v) for v in owner.variables if id(v) not in trained)
+    return found & ids
 
 
 def _owners() -> list[Any]:
@@ -246,7 +222,7 @@ def _listed(variables: Sequence[tf.Variable]) -> str:
         id(part): owner
         for owner in _owners()
         if isinstance(owner, keras.Variable)
-        for part in _parts(owner)
+        for part in parts_of(owner)
     }
     paths = sorted(path_of(owners.get(id(v), v)) for v in variables)
     more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
