@@ -11,7 +11,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import build_prior, check_encoder_output, check_prior
+from tfp_surgery.checks.networks import (
+    build_prior,
+    check_encoder_output,
+    check_prior,
+    unwrap_output,
+)
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.encoding import (
@@ -283,7 +288,8 @@ def _prior(
         return built, lambda _: built
 
     def prior_given(condition: Any) -> tfd.Distribution:
-        return _flat_prior(build_prior(lambda: call(prior, condition=condition)), layout)
+        built = unwrap_output(call(prior, condition=condition), "prior")
+        return _flat_prior(built, layout)
 
     return None, prior_given
 

@@ -54,11 +54,11 @@ class ScoredDraws(Result):
 
     z: tf.Tensor
     index: np.ndarray
-    reconstruction: np.ndarray | None
+    reconstruction: np.ndarray | Any  # None where the docstring says so
     log_posterior: np.ndarray
     log_prior: np.ndarray
     log_aggregate: np.ndarray
-    index_entropy: np.ndarray | None
+    index_entropy: np.ndarray | Any
     closed_form_kl: np.ndarray | None
     num_observations: int
     seed: Seed | None
