@@ -174,22 +174,23 @@ def test_binary_data_have_an_entropy(model: ProbabilisticPCA) -> None:
 
 def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
     x = index_data(9, np.float32)
+    tril = tf.eye(3, batch_shape=[9, 2])
+    rows = tfd.WishartTriL(df=4.0, scale_tril=tril[:, 0])
     matrix = _full(
         x,
-        table_encoder(tfd.Independent(tfd.Normal(tf.zeros([9, 2, 3]), 1.0), 2)),
+        table_encoder(rows),
         lambda z: tfd.MultivariateNormalDiag(z[:, 0, :1], [1.0]),
-        tfd.Independent(tfd.Normal(tf.zeros([2, 3]), 1.0), 2),
+        tfd.WishartTriL(df=4.0, scale_tril=tf.eye(3)),
     )
     assert matrix.absent.keys() == {
         "condition_split",
         "per_part",
         "marginal_kl_split",
-        "active_units",
     }
     for name in ("total_correlation", "dimension_wise_kl", "prior_factorization"):
         assert getattr(matrix, name) is None
     assert matrix.dimension_wise_mutual_information is None
-    assert "(2, 3)" in str(matrix)
+    assert "(3, 3)" in str(matrix)
     assert matrix.to_dict()["marginal_kl_split"] is None
 
     # The marginals of this prior have no closed form.

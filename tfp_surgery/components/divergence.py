@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.components.gaussian_form import GaussianForm, gaussian_form
 from tfp_surgery.tfp_internals import REGISTERED_DIVERGENCES
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -35,7 +36,9 @@ def closed_form_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.T
       ValueError: If TFP's formula refuses the pair, as of other shapes.
     """
     posterior, prior = unwrap(posterior), unwrap(prior)
-    if any(map(_has_density_of_its_own, (posterior, prior))):
+    if isinstance(posterior, FlatJoint) and isinstance(prior, FlatJoint):
+        return _of_parts(posterior, prior)
+    if any(map(has_density_of_its_own, (posterior, prior))):
         return None
     refusal = None
     try:
@@ -50,6 +53,18 @@ def closed_form_kl(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.T
     if refusal is not None:
         raise refusal
     return None
+
+
+def _of_parts(posterior: FlatJoint, prior: FlatJoint) -> tf.Tensor | None:
+    """Returns the sum of the divergences of independent parts; None if one is not known."""
+    total = None
+    for number in range(len(posterior.layout.names)):
+        q, p = posterior.part(number), prior.part(number)
+        kl = None if q is None or p is None else closed_form_kl(q, p)
+        if kl is None:
+            return None
+        total = kl if total is None else total + kl
+    return total
 
 
 def _of_full_batch(
@@ -94,8 +109,15 @@ def _gaussian_kl(q: GaussianForm, p: GaussianForm) -> tf.Tensor:
     return tf.reduce_sum(terms, axis=-1)
 
 
-def _has_density_of_its_own(distribution: tfd.Distribution) -> bool:
-    """Returns whether a distribution or a part of it overrides the density of its TFP base."""
+def has_density_of_its_own(distribution: tfd.Distribution) -> bool:
+    """Returns whether a distribution or a part of it overrides the density of its TFP base.
+
+    Args:
+      distribution: Any distribution.
+
+    Returns:
+      True for a class of a user that overrides `log_prob` of one that has a registered divergence.
+    """
     for kind in type(distribution).__mro__:
         if kind.__module__.startswith(_LIBRARIES):
             break
@@ -104,7 +126,7 @@ def _has_density_of_its_own(distribution: tfd.Distribution) -> bool:
         if {"log_prob", "_log_prob"} & kind.__dict__.keys():
             return True
     return any(
-        _has_density_of_its_own(part)
+        has_density_of_its_own(part)
         for part in distribution.parameters.values()
         if isinstance(part, tfd.Distribution)
     )

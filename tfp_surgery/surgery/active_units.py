@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.measurement.model_checks import check_vector_codes
+from tfp_surgery.measurement.model_checks import check_aggregate_posterior
 from tfp_surgery.measurement.result import Result
 
 _THRESHOLD = 0.01
@@ -18,6 +18,8 @@ _THRESHOLD = 0.01
 @dataclasses.dataclass(frozen=True)
 class ActiveUnits(Result):
     """The active and collapsed dimensions of a code (Burda et al. 2016).
+
+    The dimensions of a code that is no vector are its numbers in row-major order.
 
     Attributes:
       variances: A_j = Var_n(E_q(z|x_n)[z_j]) for each of the D dimensions, in units of z_j squared.
@@ -72,8 +74,8 @@ def active_units(
     (`marginal_kl_split`) has neither limitation.
 
     Args:
-      aggregate_posterior: The posteriors q(z|x_n) of N >= 2 observations, batch shape `[]`, event
-        shape `[D]`, equal weights.
+      aggregate_posterior: The posteriors q(z|x_n) of N >= 2 observations, batch shape `[]`, equal
+        weights.
       threshold: Non-negative bound on A_j. The paper uses 0.01.
 
     Returns:
@@ -90,19 +92,20 @@ def active_units(
 
     Yuri Burda, Roger Grosse and Ruslan Salakhutdinov. Importance weighted autoencoders. ICLR 2016.
     """
-    check_vector_codes(aggregate_posterior)
+    check_aggregate_posterior(aggregate_posterior)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise TypeError(f"threshold must be a number; got {threshold!r}.")
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be finite and not negative; got {threshold!r}.")
     means: np.ndarray = np.asarray(
         aggregate_posterior.components_distribution.mean(), np.float64
-    )  # [N, D]
+    )  # [N, *code_shape]
     num_observations = int(aggregate_posterior.num_components)
     if num_observations < 2:
         raise ValueError("active units need N >= 2 observations: one mean has no variance.")
     # A mean shared by all components may lack the batch dimension.
-    means = np.broadcast_to(means, (num_observations, means.shape[-1]))
+    means = np.broadcast_to(means, (num_observations, *aggregate_posterior.event_shape))
+    means = means.reshape(num_observations, -1)  # [N, D]
     bad = ~np.isfinite(means).all(axis=1)
     if bad.any():
         raise ValueError(

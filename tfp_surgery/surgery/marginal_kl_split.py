@@ -14,13 +14,14 @@ from tfp_surgery.checks import arrays
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components import group_marginals, named_component
+from tfp_surgery.components import named_component
+from tfp_surgery.components.flat_events import with_flat_events
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.measurement.model_checks import check_vector_codes
+from tfp_surgery.measurement.model_checks import check_aggregate_posterior
 from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.surgery import mixture_marginals
 from tfp_surgery.surgery.marginal_kl_split_result import GroupSplit, MarginalKLSplit
@@ -62,10 +63,11 @@ def marginal_kl_split(
     Otherwise, the estimates are unbiased.
 
     Args:
-      z: Draws from q(z|x_n), shape `[S, Q, D]`, S for each of Q observations.
+      z: Draws from q(z|x_n), shape `[S, Q, *code_shape]`, S for each of Q observations. The D
+        dimensions of a code that is no vector are its numbers in row-major order.
       index: Indices of the Q observations, distinct integers in [0, N), shape `[Q]`. If Q < N, they
         must be a random subset, and standard errors include the spread between observations.
-      aggregate_posterior: q(z) of N observations, batch shape `[]`, event shape `[D]`, equal
+      aggregate_posterior: q(z) of N observations, batch shape `[]`, event shape `code_shape`, equal
         weights. Its components must be Gaussians, or `tfd.Independent` over scalars.
       prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
         Its marginals are known for the same families, for `tfd.Sample` of scalars, and for mixtures
@@ -101,6 +103,14 @@ def marginal_kl_split(
     tolerance = checked_tolerance(tolerance)
     prior = build_prior(prior)
     z, index = _checked_codes(z, index, aggregate_posterior, prior)
+    log_prior = _known(log_prior, "log_prior", z)
+    mixture = mixture_marginals.as_mixture(prior)
+    if mixture is None and log_prior is None:
+        log_prior = checked_draws("log p(z)", prior.log_prob(z), cause=cause(z))
+    aggregate_posterior = AggregatePosterior(
+        with_flat_events(aggregate_posterior.components_distribution)
+    )
+    z = tf.reshape(z, [*z.shape[:2], -1])  # [S, Q, *code_shape] -> [S, Q, D]
     num_samples, num_query, event_size = z.shape
     num_observations = int(aggregate_posterior.num_components)
     partition = None if groups is None else _checked_partition(groups, event_size)
@@ -108,8 +118,6 @@ def marginal_kl_split(
     q = _LogDensities(
         "q", z, aggregate_posterior, tolerance, _known(log_aggregate, "log_aggregate", z)
     )
-    log_prior = _known(log_prior, "log_prior", z)
-    mixture = mixture_marginals.as_mixture(prior)
     if mixture is not None:
         # A single component is exact at no cost.
         p_tolerance = None if int(mixture.num_components) == 1 else tolerance
@@ -117,8 +125,6 @@ def marginal_kl_split(
         log_prior = p.joint
     else:
         p = None
-        if log_prior is None:
-            log_prior = checked_draws("log p(z)", prior.log_prob(z), cause=cause(z))
 
     left_out = tolerance or 0.0  # error bound of each log density of a mixture
 
@@ -253,23 +259,17 @@ def _known(values: Any, name: str, z: tf.Tensor) -> np.ndarray | None:
 def _checked_codes(
     z: Any, index: Any, aggregate_posterior: Any, prior: tfd.Distribution
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Checks that the arguments fit; returns the draws `[S, Q, D]` and the index `[Q]`."""
-    check_vector_codes(aggregate_posterior)
-    components = aggregate_posterior.components_distribution
-    if not group_marginals.has_group_marginals(components):
-        raise NotImplementedError(
-            "the total correlation needs the marginals of q(z|x), which are not known here for "
-            f"{type(components).__name__}; they are for Gaussians and for tfd.Independent over "
-            "scalars."
-        )
+    """Checks that the arguments fit; returns draws `[S, Q, *code_shape]` and the index `[Q]`."""
+    check_aggregate_posterior(aggregate_posterior)
+    with_flat_events(aggregate_posterior.components_distribution)
     check_prior(prior, aggregate_posterior)
     arrays.reject_missing("z", z)
     z = tf.convert_to_tensor(z, aggregate_posterior.dtype)
-    event_size = aggregate_posterior.event_shape[0]
-    if z.shape.rank != 3 or z.shape[-1] != event_size or 0 in z.shape:
+    code_shape = aggregate_posterior.event_shape
+    if z.shape.rank != 2 + code_shape.rank or z.shape[2:] != code_shape or 0 in z.shape:
         raise ValueError(
-            f"z must have shape [S, Q, D] with D = {event_size} and at least one draw; got "
-            f"{list(z.shape)}."
+            f"z must have shape [S, Q, *code_shape] with code_shape = {list(code_shape)} and at "
+            f"least one draw; got {list(z.shape)}."
         )
     index = named_component.checked_index(index, int(aggregate_posterior.num_components))
     if index.shape != z.shape[1:2]:

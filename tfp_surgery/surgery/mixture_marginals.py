@@ -9,7 +9,8 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import MIXTURES, plain_class
 from tfp_surgery.components import components as components_lib
-from tfp_surgery.components.group_marginals import group_marginal, has_group_marginals
+from tfp_surgery.components.flat_events import with_flat_events
+from tfp_surgery.components.group_marginals import group_marginal
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 
 tfd = tfp.distributions
@@ -44,28 +45,32 @@ def as_mixture(prior: tfd.Distribution) -> AggregatePosterior | None:
     An `AggregatePosterior` is scored without an array of queries times components.
 
     Args:
-      prior: Distribution with batch shape `[]` and event shape `[D]`.
+      prior: Distribution with batch shape `[]`.
 
     Returns:
-      The same distribution as an `AggregatePosterior`: with the components of the prior if it is a
-      mixture (`tfd.MixtureSameFamily` or `AggregatePosterior`), with one component if it is
-      Gaussian, or `tfd.Independent` or `tfd.Sample` over scalars. None if the marginals are not
-      known.
+      The same distribution over vectors as an `AggregatePosterior`: with the components of the
+      prior if it is a mixture (`tfd.MixtureSameFamily` or `AggregatePosterior`), with one component
+      if it is Gaussian, or `tfd.Independent` or `tfd.Sample` over scalars. None if the marginals
+      are not known.
     """
+    weights = None
     if isinstance(prior, AggregatePosterior):
-        mixture = prior
+        components, weights = prior.components_distribution, prior.weights
     elif isinstance(prior, MIXTURES):
-        mixture = AggregatePosterior(
-            prior.components_distribution, weights=prior.mixture_distribution.probs_parameter()
-        )
+        components = prior.components_distribution
+        weights = prior.mixture_distribution.probs_parameter()
+    elif isinstance(prior, _SAMPLE) and prior.distribution.event_shape.rank == 0:
+        shape = prior.event_shape_tensor()
+        scalar = prior.distribution._broadcast_parameters_with_batch_shape(shape)
+        components = tfd.Independent(scalar, prior.event_shape.rank)
     else:
-        if isinstance(prior, _SAMPLE) and prior.distribution.event_shape.rank == 0:
-            shape = prior.event_shape_tensor()
-            scalar = prior.distribution._broadcast_parameters_with_batch_shape(shape)
-            prior = tfd.Independent(scalar, 1)
-        if not has_group_marginals(prior):
-            return None
-        single = components_lib.broadcast(prior)
+        components = prior
+    try:
+        flat = with_flat_events(components)
+    except (NotImplementedError, TypeError):  # of another family, or without declared parameters
+        return None
+    if flat.batch_shape.rank == 0:
+        single = components_lib.broadcast(flat)
         parameters = [leaf[tf.newaxis] for leaf in components_lib.leaves(single)]
-        mixture = AggregatePosterior(components_lib.with_leaves(single, parameters))
-    return mixture if has_group_marginals(mixture.components_distribution) else None
+        flat = components_lib.with_leaves(single, parameters)
+    return AggregatePosterior(flat, weights=weights)

@@ -88,12 +88,8 @@ def parts_of(
             absent["readings"] = NOT_ASKED_FOR
         return {**parts, "absent": absent}
     aggregate_posterior = model.aggregate_posterior
-    if aggregate_posterior.event_shape.rank == 1:
-        parts["marginal_kl_split"] = _split(model, draws, absent)
-        parts["active_units"] = _units(aggregate_posterior, absent)
-    else:
-        reason = f"codes of shape {aggregate_posterior.event_shape} have no dimensions j = 1..D"
-        absent |= dict.fromkeys(("marginal_kl_split", "active_units"), reason)
+    parts["marginal_kl_split"] = _split(model, draws, absent)
+    parts["active_units"] = _units(aggregate_posterior, absent)
     if model.is_reencoded:
         absent["mutual_information_bounds"] = "they draw minibatches of joined posteriors"
     elif model.num_observations > 1:
