@@ -52,6 +52,13 @@ class Observations:
         """The `tf.TensorShape` of one observation, in the structure of `parts`."""
         return event_shape_of(self.parts)
 
+    def densified(self) -> Observations:
+        """Returns the same observations with dense arrays in place of sparse matrices."""
+        dense = tf.nest.map_structure(
+            lambda leaf: leaf.toarray() if scipy.sparse.issparse(leaf) else leaf, self.parts
+        )
+        return dataclasses.replace(self, parts=dense)
+
     def rows(self, rows: Any) -> Any:
         """Returns some of the observations.
 

@@ -63,5 +63,13 @@ def test_a_prior_of_the_package_does_if_it_was_made_for_one() -> None:
 
 def test_a_call_without_a_condition_leaves_it_out() -> None:
     assert call(anything, 1) == 1
-    assert check_condition_is_taken(None, encoder=named) == []
+    assert check_condition_is_taken(None, encoder=anything, decoder=Conditional()) == []
     assert check_condition_is_taken(1, encoder=named, decoder=abs) == ["encoder"]
+
+
+def test_a_condition_that_is_needed_and_not_given_is_missed() -> None:
+    with pytest.raises(TypeError, match=r"^encoder needs condition="):
+        check_condition_is_taken(None, encoder=named, decoder=abs)
+    prior = priors.MixturePrior(2, 3, condition_size=4)
+    with pytest.raises(TypeError, match=r"^encoder, decoder and prior need condition="):
+        check_condition_is_taken(None, encoder=named, decoder=named, prior=prior)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow_probability as tfp
@@ -14,7 +14,7 @@ tfd = tfp.distributions
 def takes_condition(network: Any) -> bool:
     """Returns whether a network takes the keyword argument `condition`.
 
-    A priors of this package takes one if it was made with a `condition_size`. Another Keras layer
+    A prior of this package takes one if it was made with a `condition_size`. Another Keras layer
     does if its `call` names it, and a function if it names it or takes any keyword.
 
     Args:
@@ -23,19 +23,31 @@ def takes_condition(network: Any) -> bool:
     Returns:
       Whether it does; False for a distribution.
     """
-    if isinstance(network, tfd.Distribution) or not callable(network):
-        return False
     if hasattr(network, "condition_size"):
         return network.condition_size is not None
-    layer = getattr(network, "call", None)  # of Keras, whose call may take any keyword and drop it
-    try:
-        parameters = inspect.signature(network if layer is None else layer).parameters
-    except (TypeError, ValueError):  # a builtin
-        return False
+    parameters = _parameters(network)
+    is_layer = hasattr(network, "call")  # of Keras, whose call may take any keyword and drop it
     return "condition" in parameters or (
-        layer is None
+        not is_layer
         and any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     )
+
+
+def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a function, or of the `call` of a layer; empty if not known."""
+    if isinstance(network, tfd.Distribution) or not callable(network):
+        return {}
+    try:
+        return inspect.signature(getattr(network, "call", network)).parameters
+    except (TypeError, ValueError):  # a builtin
+        return {}
+
+
+def _needs_condition(network: Any) -> bool:
+    if getattr(network, "condition_size", None) is not None:
+        return True
+    parameter = _parameters(network).get("condition")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def call(network: Callable[..., Any], *inputs: Any, condition: Any = None) -> Any:
@@ -55,7 +67,7 @@ def call(network: Callable[..., Any], *inputs: Any, condition: Any = None) -> An
 
 
 def check_condition_is_taken(condition: Any, **networks: Any) -> list[str]:
-    """Checks that a condition reaches a network.
+    """Checks that a condition reaches a network, and that there is one where one is needed.
 
     Args:
       condition: The condition, or None.
@@ -65,9 +77,17 @@ def check_condition_is_taken(condition: Any, **networks: Any) -> list[str]:
       The names of the networks that take it; empty without a condition.
 
     Raises:
-      TypeError: If there is a condition and no network takes it.
+      TypeError: If there is a condition and no network takes it, or there is none and a network
+        has no default for it.
     """
     if condition is None:
+        needing = [name for name, network in networks.items() if _needs_condition(network)]
+        if needing:
+            raise TypeError(
+                f"{' and '.join([', '.join(needing[:-1]), needing[-1]][len(needing) < 2 :])} "
+                f"need{'s' * (len(needing) == 1)} condition=, one row an observation, which is not "
+                "given."
+            )
         return []
     names = [name for name, network in networks.items() if takes_condition(network)]
     if not names:

@@ -72,7 +72,7 @@ def read_condition(condition: Any, num_observations: int) -> Observations | None
     """
     if condition is None:
         return None
-    conditions = read_observations(condition, name="condition")
+    conditions = read_observations(condition, name="condition").densified()
     if len(conditions) != num_observations:
         raise ValueError(
             f"condition must have one row an observation, {num_observations}, but it has "
