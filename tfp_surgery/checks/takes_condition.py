@@ -21,9 +21,10 @@ def takes_condition(network: Any) -> bool:
       network: An encoder, decoder or prior.
 
     Returns:
-      Whether it does; False for a distribution.
+      Whether it does; False for a distribution, and for one that TFP defers (it can be called).
     """
-    if isinstance(network, tfd.Distribution) or not callable(network):
+    deferred = tfp.experimental.util.DeferredModule
+    if isinstance(network, tfd.Distribution | deferred) or not callable(network):
         return False
     if hasattr(network, "condition_size"):
         return network.condition_size is not None
