@@ -45,11 +45,15 @@ def test_networks_that_name_the_condition_get_it(network: Any) -> None:
         lambda x: x,
         keras.Sequential([keras.layers.Identity()]),  # whose call takes and drops any keyword
         tfd.Normal(0.0, 1.0),
+        tfp.experimental.util.DeferredModule(tfd.Normal, tf.Variable(0.0), 1.0),
         priors.StandardNormalPrior(2),
         priors.MixturePrior(2, 3),
         abs,
     ],
-    ids=["lambda", "sequential", "distribution", "layer of ours", "not conditional", "builtin"],
+    ids=[
+        *("lambda", "sequential", "distribution", "deferred"),
+        *("layer of ours", "not conditional", "builtin"),
+    ],
 )
 def test_others_do_not(network: Any) -> None:
     assert not takes_condition(network)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -235,6 +236,80 @@ def test_a_functional_model_with_parts() -> None:
     assert len(set(values)) == 3
 
 
+def _conditional(condition_size: int) -> tuple[keras.Model, dict[str, Any]]:
+    keras.utils.set_random_seed(0)
+    squeeze, expand = keras.layers.Dense(2), keras.layers.Dense(3)
+    inputs = keras.Input((3 + condition_size,))
+    model = keras.Model(inputs, expand(squeeze(inputs)))
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+
+    def encoder(x: tf.Tensor, condition: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(squeeze(tf.concat([x, condition], 1)), [0.5, 0.5])
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(expand(z), tf.ones(3))
+
+    prior = tfd.MultivariateNormalDiag(tf.zeros(2))
+    return model, {"encoder": encoder, "decoder": decoder, "prior": prior}
+
+
+def test_the_condition_goes_with_its_observations() -> None:
+    rng = np.random.default_rng(0)
+    x, condition = (rng.normal(size=(30, size)).astype(np.float32) for size in (3, 2))
+    model, parts = _conditional(2)
+    callback = ElboSurgeryCallback(x, **parts, condition=condition, num_query=10)
+    model.fit(np.concatenate([x, condition], axis=1), x, verbose=0, callbacks=[callback])
+    assert callback.result == elbo_surgery(x, **parts, condition=condition)
+    expected = elbo_surgery(x, **parts, condition=condition, num_query=10)
+    assert callback.history[0][1] == expected
+    with pytest.raises(ValueError, match="condition must have one row an observation, 30"):
+        ElboSurgeryCallback(x, **parts, condition=condition[:20])
+
+
+@pytest.mark.parametrize("form", ["tf.data.Dataset", "sparse", "Tensor"])
+def test_the_data_may_have_other_forms(form: str) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    given = {
+        "tf.data.Dataset": lambda: tf.data.Dataset.from_tensor_slices(x).batch(7),
+        "sparse": lambda: scipy.sparse.csr_matrix(x),
+        "Tensor": lambda: tf.constant(x),
+    }[form]()
+    model, parts = _conditional(0)
+    whole = parts["encoder"]
+    parts["encoder"] = lambda x: whole(x, tf.zeros([len(x), 0]))
+    callback = ElboSurgeryCallback(given, **parts, num_query=10)
+    model.fit(x, x, verbose=0, callbacks=[callback])
+    assert callback.result is not None
+    expected = elbo_surgery(x, **parts)
+    np.testing.assert_allclose(
+        [term.value for term in callback.result.estimates().values()],
+        [term.value for term in expected.estimates().values()],
+        rtol=1e-6,
+    )
+
+
+def test_a_structured_observation() -> None:
+    rng = np.random.default_rng(0)
+    x = {
+        "pixels": rng.normal(size=(30, 3)).astype(np.float32),
+        "mask": rng.integers(0, 2, (30, 3)).astype(np.float32),
+    }
+    model, parts = _conditional(3)
+    whole, expand = parts["encoder"], parts["decoder"]
+    parts["encoder"] = lambda x: whole(x["pixels"], x["mask"])
+    parts["decoder"] = lambda z: tfd.JointDistributionNamed(
+        {
+            "pixels": expand(z),
+            "mask": tfd.Independent(tfd.Bernoulli(tf.zeros([len(z), 3]), dtype=tf.float32), 1),
+        },
+        batch_ndims=1,
+    )
+    callback = ElboSurgeryCallback(x, **parts, num_query=10)
+    inputs = np.concatenate([x["pixels"], x["mask"]], axis=1)
+    model.fit(inputs, x["pixels"], verbose=0, callbacks=[callback])
+    assert callback.result == elbo_surgery(x, **parts)
+
+
 def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> None:
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     vae = _vae((3,))
@@ -251,8 +326,10 @@ def test_a_model_that_cannot_be_measured_is_told_before_the_first_epoch() -> Non
 
 
 def test_what_cannot_be_carved_is_refused_before_training() -> None:
-    with pytest.raises(TypeError, match="array of numbers"):
-        ElboSurgeryCallback(load("digits", binarization="fixed").batches(10))
+    with pytest.raises(ValueError, match="two passes over x give other observations"):
+        ElboSurgeryCallback(tf.data.Dataset.range(30).shuffle(30).batch(7))
+    with pytest.raises(ValueError, match="uint8 levels up to 9"):
+        ElboSurgeryCallback(tf.fill([3, 2], tf.constant(9, tf.uint8)))
     with pytest.raises(ValueError, match="NaN"):
         ElboSurgeryCallback(np.full([3, 2], np.nan))
     model = keras.Sequential([keras.layers.Dense(1)])

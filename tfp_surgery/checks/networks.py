@@ -21,6 +21,7 @@ def plain_class(kind: Any) -> Any:
 
 WRAPPERS = tuple(plain_class(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
 MIXTURES = plain_class(tfd.MixtureSameFamily)
+DEFERRED = tfp.experimental.util.DeferredModule  # of a distribution with variables
 _BATCH_CHANGED = tuple(plain_class(kind) for kind in (tfd.BatchBroadcast, tfd.BatchReshape))
 
 
@@ -28,14 +29,17 @@ def unwrap(distribution: Any) -> tfd.Distribution:
     """Returns the plain distribution inside a coercible one, as returned by `tfp.layers`.
 
     Args:
-      distribution: A `tfd.Distribution`, coercible to a Tensor or not.
+      distribution: A `tfd.Distribution`, coercible to a Tensor or not; or one that TFP defers.
 
     Returns:
-      The innermost `tensor_distribution` if there is one, otherwise `distribution`.
+      The innermost `tensor_distribution` if there is one, otherwise `distribution`. A deferred
+      distribution has the values that its variables have now.
 
     Raises:
       TypeError: If `distribution` is not a `tfd.Distribution`.
     """
+    if isinstance(distribution, DEFERRED):
+        distribution = distribution.copy()
     if not isinstance(distribution, tfd.Distribution):
         raise TypeError(
             f"expected a tfp.distributions.Distribution, got {raw_outputs.described(distribution)}."
@@ -81,9 +85,7 @@ def build_prior(
     Raises:
       TypeError: If `prior` is neither, or does not return a distribution.
     """
-    if isinstance(prior, tfp.experimental.util.DeferredModule):
-        prior = prior.copy  # a distribution with the values that its variables have now
-    if isinstance(prior, tfd.Distribution):
+    if isinstance(prior, tfd.Distribution | DEFERRED):
         return _single(unwrap(prior))
     if not callable(prior):
         raise TypeError(

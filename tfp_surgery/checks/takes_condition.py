@@ -21,11 +21,11 @@ def takes_condition(network: Any) -> bool:
       network: An encoder, decoder or prior.
 
     Returns:
-      Whether it does; False for a distribution.
+      Whether it does; False for a distribution, and for one that TFP defers (it can be called).
     """
-    if hasattr(network, "condition_size"):
-        return network.condition_size is not None
     parameters = _parameters(network)
+    if parameters and hasattr(network, "condition_size"):
+        return network.condition_size is not None
     is_layer = hasattr(network, "call")  # of Keras, whose call may take any keyword and drop it
     return "condition" in parameters or (
         not is_layer
@@ -35,7 +35,8 @@ def takes_condition(network: Any) -> bool:
 
 def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a function, or of the `call` of a layer; empty if not known."""
-    if isinstance(network, tfd.Distribution) or not callable(network):
+    deferred = tfp.experimental.util.DeferredModule
+    if isinstance(network, tfd.Distribution | deferred) or not callable(network):
         return {}
     try:
         return inspect.signature(getattr(network, "call", network)).parameters
@@ -44,9 +45,9 @@ def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _needs_condition(network: Any) -> bool:
-    if getattr(network, "condition_size", None) is not None:
-        return True
     parameter = _parameters(network).get("condition")
+    if parameter is not None and hasattr(network, "condition_size"):
+        return network.condition_size is not None
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 

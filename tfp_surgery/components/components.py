@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.checks.networks import DEFERRED, unwrap
 from tfp_surgery.components.flat_joint import CodeLayout, describe, flattened
 from tfp_surgery.tfp_internals import batch_shape_lib
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -47,9 +47,11 @@ def _mapped_parameters(
         if isinstance(parameter, tf.linalg.LinearOperator):
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
-                "handled by their parameter tensors. Use a distribution parameterised by "
-                "tensors, for example tfd.MultivariateNormalTriL(loc, operator.to_dense()); or "
-                "reencode=True, which calls the encoder again in place of joining its posteriors."
+                "handled by their parameter tensors. Use a distribution parameterised by tensors, "
+                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()), or for Gaussians "
+                "q with independent dimensions AggregatePosterior.from_arrays(loc=q.mean(), "
+                "scale=q.stddev()). An encoder is called again, in place of joining its posteriors, "
+                "with reencode=True."
             )
         return fn(tf.convert_to_tensor(parameter))
 
@@ -87,6 +89,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
       TypeError: If it is no `tfd.Distribution`, is a joint distribution of dependent parts, or does
         not declare its parameters (`_parameter_properties`).
     """
+    if isinstance(distribution, DEFERRED):
+        distribution = unwrap(distribution)
     if not isinstance(distribution, tfd.Distribution):
         raise TypeError(f"{what} must be a tfd.Distribution; got {type(distribution).__name__}.")
     if tf.nest.is_nested(distribution.dtype):
@@ -95,8 +99,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
             raise TypeError(
                 f"{what} is a joint distribution whose parts depend on each other "
                 f"({describe(distribution.layout)}): what they depend on is not a parameter by "
-                "which posteriors could be joined. reencode=True calls the encoder again in place "
-                "of joining its posteriors."
+                "which posteriors could be joined. An encoder is called again, in place of joining "
+                "its posteriors, with reencode=True."
             )
     distribution = _unwrap(distribution)
     arrays = {

@@ -12,9 +12,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import (
+    DEFERRED,
     build_prior,
     check_encoder_output,
     check_prior,
+    unwrap,
     unwrap_output,
 )
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
@@ -177,6 +179,7 @@ def prepared_model(
         a point mass and a density, or if x is a `Dataset` of stochastic binarization and encoder
         the posteriors.
     """
+    encoder = unwrap(encoder) if isinstance(encoder, DEFERRED) else encoder
     is_given = isinstance(encoder, tfd.Distribution)
     if is_given and isinstance(x, Dataset) and x.binarization == "stochastic":
         raise ValueError(

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
-from tfp_surgery.checks.arguments import check_observations, checked_integer
+from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components.encoding import read_condition
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
 from tfp_surgery.observations import read_observations
@@ -72,7 +74,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          x: The data set: array of shape `[N, *event_shape]` or `tfp_surgery.datasets.Dataset`.
+          x: The data set, as `elbo_surgery` takes it; a `tf.data.Dataset` is read once.
           encoder: See `elbo_surgery`, but only what can be called: posteriors that were made once
             do not see the training. None for `model.encoder`.
           decoder: See `elbo_surgery`. None for `model.decoder`.
@@ -100,8 +102,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         ):
             checked_integer(name, value, 1)
         if not isinstance(x, Dataset):
-            x = check_observations(x)
-            reject_raw_levels(x)
+            x = read_observations(x)
+            if isinstance(x.parts, np.ndarray | tf.Tensor):
+                reject_raw_levels(np.asarray(x.parts))
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             if part is not None and (not callable(part) or isinstance(part, tfd.Distribution)):
                 raise TypeError(
@@ -114,7 +117,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
                 f"{type(prior).__name__}."
             )
         self._parts = {"encoder": encoder, "decoder": decoder, "prior": prior}
-        self._condition = {} if condition is None else {"condition": condition}
+        self._condition = read_condition(condition, len(x))
         self._x = x
         self._every = every
         self._num_query = min(num_query, len(self._x))
@@ -156,7 +159,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         """
         self._others = self._callbacks_of_this_fit()
         few = read_observations(self._x, self._seed).rows(slice(0, 2))
-        condition = tf.nest.map_structure(lambda value: value[:2], self._condition)
+        condition = None if self._condition is None else self._condition.rows(slice(0, 2))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of observations
             self._columns = [*_logs(self._surgery(few, None, condition))]
@@ -202,7 +205,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         """Decomposes the ELBO on all of the data."""
         self.result = self._surgery(self._x, None, self._condition)
 
-    def _surgery(self, x: Any, num_query: int | None, condition: dict[str, Any]) -> ElboSurgery:
+    def _surgery(self, x: Any, num_query: int | None, condition: Any) -> ElboSurgery:
         encoder, decoder, prior = (
             getattr(self.model, name) if part is None else part
             for name, part in self._parts.items()
@@ -212,11 +215,11 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             encoder,
             decoder,
             prior,
+            condition=condition,
             num_query=num_query,
             num_samples=self._num_samples,
             seed=self._seed,
             batch_size=self._batch_size,
-            **condition,
         )
 
 
