@@ -26,6 +26,7 @@ tfd = tfp.distributions
 
 # TFP declares a batch of their parameters but refuses one: all components share them.
 _SHARED = (tfb.Permute,)
+_REENCODE = "An encoder is called again, in place of joining its posteriors, with reencode=True."
 _OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 
 
@@ -48,10 +49,9 @@ def _mapped_parameters(
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
                 "handled by their parameter tensors. Use a distribution parameterised by tensors, "
-                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()), or for Gaussians "
-                "q with independent dimensions AggregatePosterior.from_arrays(loc=q.mean(), "
-                "scale=q.stddev()). An encoder is called again, in place of joining its posteriors, "
-                "with reencode=True."
+                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()), or, for "
+                "Gaussians q with independent dimensions, AggregatePosterior.from_arrays("
+                f"loc=q.mean(), scale=q.stddev()). {_REENCODE}"
             )
         return fn(tf.convert_to_tensor(parameter))
 
@@ -64,7 +64,7 @@ def _mapped_parameters(
     except NotImplementedError as error:
         raise TypeError(
             f"{type(node).__name__} does not declare its parameters (`_parameter_properties`): "
-            "a batch that holds it cannot be indexed."
+            f"a batch that holds it cannot be indexed. {_REENCODE}"
         ) from error
     return mapped
 
@@ -99,8 +99,7 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
             raise TypeError(
                 f"{what} is a joint distribution whose parts depend on each other "
                 f"({describe(distribution.layout)}): what they depend on is not a parameter by "
-                "which posteriors could be joined. An encoder is called again, in place of joining "
-                "its posteriors, with reencode=True."
+                f"which posteriors could be joined. {_REENCODE}"
             )
     distribution = _unwrap(distribution)
     arrays = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -100,7 +100,7 @@ class ReencodedPosteriors(tfd.Distribution):
 
     def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
         draws = [
-            posterior.sample(n, seed=samplers.fold_in(seed, places.start))
+            drawn(posterior, n, samplers.fold_in(seed, places.start))
             for places, posterior in self.blocks()
         ]
         joined = tf.concat(draws, axis=1)  # [n, B, E...]
@@ -169,15 +169,54 @@ def scored(posterior: tfd.Distribution, z: tf.Tensor) -> tf.Tensor:
     return tf.stack([alone, *(posterior.log_prob(z[s]) for s in range(1, num_samples))])
 
 
-def picked(posteriors: tfd.Distribution, rows: tf.Tensor) -> tfd.Distribution:
-    """Returns the posteriors of some rows, as the encoder gives them if they are encoded again.
+def drawn(posterior: tfd.Distribution, n: Any, seed: Any) -> tf.Tensor:
+    """Draws from posteriors that may know no sample dimension; see `scored`.
+
+    Args:
+      posterior: q(z|x), batch shape `[B]`.
+      n: Number of draws.
+      seed: TFP seed.
+
+    Returns:
+      Codes, shape `[n, B, E...]`.
+    """
+    try:
+        return posterior.sample(n, seed=seed)
+    except Exception:  # what a user's network raises at another rank
+        if not tf.executing_eagerly():
+            raise
+        seeds = samplers.split_seed(seed, n=int(n))
+        return tf.stack([posterior.sample(seed=each) for each in tf.unstack(seeds)])
+
+
+class PickedPosteriors(NamedTuple):
+    """The posteriors of some rows, with the calls by which their codes are drawn and scored.
+
+    Attributes:
+      distribution: q(z|x), batch shape `[B]`: the encoder's own if it is called again.
+      sample: Callable from a number of draws S and a TFP seed to codes `[S, B, E...]`.
+      log_prob: Callable from such codes to log q(z|x), shape `[S, B]`.
+    """
+
+    distribution: tfd.Distribution
+    sample: Callable[[int, Any], tf.Tensor]
+    log_prob: Callable[[tf.Tensor], tf.Tensor]
+
+
+def picked(posteriors: tfd.Distribution, rows: tf.Tensor) -> PickedPosteriors:
+    """Picks the posteriors of some rows, and encodes them if they are encoded again.
 
     Args:
       posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it.
       rows: int32 `Tensor`, shape `[B]`.
 
     Returns:
-      The distribution, batch shape `[B]`.
+      `PickedPosteriors`.
     """
     chosen = components_lib.gather(posteriors, rows)
-    return chosen.encoded() if isinstance(chosen, ReencodedPosteriors) else chosen
+    if not isinstance(chosen, ReencodedPosteriors):
+        return PickedPosteriors(
+            chosen, lambda n, seed: chosen.sample(n, seed=seed), chosen.log_prob
+        )
+    own = chosen.encoded()
+    return PickedPosteriors(own, lambda n, seed: drawn(own, n, seed), lambda z: scored(own, z))

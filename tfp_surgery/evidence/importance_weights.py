@@ -50,7 +50,7 @@ def log_weight_chunks(
 
     def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         posterior = picked(posteriors, indices)
-        z = posterior.sample(chunk_size, seed=seed)  # [S, B, *code_shape]
+        z = posterior.sample(chunk_size, seed)  # [S, B, *code_shape]
         return z, model.prior_at(indices).log_prob(z), posterior.log_prob(z)
 
     if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph

@@ -206,10 +206,13 @@ def prepared_model(
     if not is_given:
         encode_rows = rows_encoder(encoder, observations, conditions, reencode)
         first = _first_posteriors(encode_rows, observations)
+        if reencode:  # which draws from posteriors that know no sample dimension, too
+            few = tf.range(min(2, num_observations))
+            first = ReencodedPosteriors(few, encode_rows, batch_size)
     layout = code_layout(first)
     prior_now, prior_given = _prior(prior, "prior" in taking, layout)
-    few = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
-    check_prior(prior_given(few), first, conditional=prior_now is None)
+    given = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
+    check_prior(prior_given(given), first, conditional=prior_now is None)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
     if prior_now is not None:
         check_codes_in_support(prior_now, codes)

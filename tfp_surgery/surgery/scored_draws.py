@@ -278,9 +278,9 @@ def posterior_draws(
 
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
         posterior, prior = picked(posteriors, indices), prior_at(indices)
-        z = posterior.sample(num_samples, seed=step_seed)  # [S, B, *code_shape]
+        z = posterior.sample(num_samples, step_seed)  # [S, B, *code_shape]
         densities = {"log_posterior": posterior.log_prob(z), "log_prior": prior.log_prob(z)}
-        return z, densities, closed_form_kl(posterior, prior)
+        return z, densities, closed_form_kl(posterior.distribution, prior)
 
     specs = (tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
     if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph
