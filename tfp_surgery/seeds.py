@@ -24,6 +24,7 @@ STREAMS = frozenset(
         "autoregressive_prior/first_quantiles",
         "elbo/codes",
         "elbo_surgery/codes",
+        "elbo_surgery/components",
         "elbo_surgery/subset",
         "exemplar_prior/initial_codes",
         "experiments/learned_priors/codes",

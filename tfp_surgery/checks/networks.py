@@ -22,6 +22,7 @@ def plain_class(kind: Any) -> Any:
 WRAPPERS = tuple(plain_class(kind) for kind in (tfd.Independent, tfd.Sample, tfd.BatchBroadcast))
 MIXTURES = plain_class(tfd.MixtureSameFamily)
 DEFERRED = tfp.experimental.util.DeferredModule  # of a distribution with variables
+PINNED = tfp.experimental.distributions.JointDistributionPinned
 _BATCH_CHANGED = tuple(plain_class(kind) for kind in (tfd.BatchBroadcast, tfd.BatchReshape))
 
 
@@ -40,6 +41,12 @@ def unwrap(distribution: Any) -> tfd.Distribution:
     """
     if isinstance(distribution, DEFERRED):
         distribution = distribution.copy()
+    if isinstance(distribution, PINNED):
+        raise TypeError(
+            f"the pinned joint distribution {distribution.name} is not normalised over its "
+            "unpinned parts, so that no KL to or from it can be measured: hand in the joint "
+            "distribution of these parts, with the pinned values in its model."
+        )
     if not isinstance(distribution, tfd.Distribution):
         raise TypeError(
             f"expected a tfp.distributions.Distribution, got {raw_outputs.described(distribution)}."
@@ -85,7 +92,7 @@ def build_prior(
     Raises:
       TypeError: If `prior` is neither, or does not return a distribution.
     """
-    if isinstance(prior, tfd.Distribution | DEFERRED):
+    if isinstance(prior, tfd.Distribution | DEFERRED | PINNED):
         return _single(unwrap(prior))
     if not callable(prior):
         raise TypeError(

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import (
     DEFERRED,
+    PINNED,
     build_prior,
     check_encoder_output,
     check_prior,
@@ -179,7 +180,7 @@ def prepared_model(
         a point mass and a density, or if x is a `Dataset` of stochastic binarization and encoder
         the posteriors.
     """
-    encoder = unwrap(encoder) if isinstance(encoder, DEFERRED) else encoder
+    encoder = unwrap(encoder) if isinstance(encoder, DEFERRED | PINNED) else encoder
     is_given = isinstance(encoder, tfd.Distribution)
     if is_given and isinstance(x, Dataset) and x.binarization == "stochastic":
         raise ValueError(

@@ -21,7 +21,7 @@ from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
 from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.parts import parts_of
-from tfp_surgery.surgery.scored_draws import chosen_observations, score_draws
+from tfp_surgery.surgery.scored_draws import chosen_components, chosen_observations, score_draws
 from tfp_surgery.surgery.terms import disagreements, terms
 
 tfd = tfp.distributions
@@ -43,6 +43,7 @@ def elbo_surgery(
     detail: Literal["terms", "full"] = "terms",
     log_evidence: Any = None,
     reencode: bool = False,
+    num_components: int | None = None,
     validate_args: bool = True,
 ) -> ElboSurgery:
     r"""Decomposes the ELBO of a latent-variable model into its three terms, over a whole data set.
@@ -114,8 +115,13 @@ def elbo_surgery(
         q(z|x_m) is needed, for posteriors whose parameters cannot be joined: context in closures,
         `tfd.MarkovChain`, `tfd.Autoregressive`, state-space models, linear operators, joint
         distributions of dependent parts. The terms are exact. Scoring num_samples * num_query codes
-        evaluates num_samples * num_query * N densities in TFP's own operations: `num_query` bounds
-        that for large N.
+        evaluates num_samples * num_query * N densities in TFP's own operations; for large N,
+        `num_query` and `num_components` bound that.
+      num_components: Number K of posteriors, at least 40, drawn at random to stand for all in log
+        q(z), with `reencode`; None for all, which is exact. The posterior that a code is drawn from
+        always counts. Standard errors include those of the subset and its bias, by a jackknife; the
+        mutual information is biased upwards and the marginal KL downwards (see
+        `log_prob_by_subset`), and `evaluation` states both.
       validate_args: Whether x outside of the support of the likelihood is refused. False scores x
         as it is (grey pixels under a Bernoulli, for instance); the result then says in
         `outside_support` that it is not the ELBO of a normalised model.
@@ -154,6 +160,7 @@ def elbo_surgery(
         decoder_optional=True,
     )
     index = chosen_observations(model.num_observations, num_query, seed)
+    subset = chosen_components(model, num_components, seed)
     if training_aggregate_posterior is not None:
         _check_same_codes(training_aggregate_posterior, model.first_posteriors)
     if log_evidence is not None:
@@ -166,7 +173,7 @@ def elbo_surgery(
             stacklevel=2,
         )
 
-    draws = score_draws(model, index, num_samples, seed, batch_size, tolerance)
+    draws = score_draws(model, index, num_samples, seed, batch_size, tolerance, subset)
     log_training_aggregate = None
     if training_aggregate_posterior is not None:
         log_training_aggregate = checked_draws(

@@ -29,6 +29,7 @@ from tfp_surgery.surgery.scored_draws import ScoredDraws
 # Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
 _BATCH_SIZE = 128
+_SUBSET = "it needs all components, and num_components of them were drawn"
 NO_MARGINAL_KL = "the prior depends on the condition, and there is no marginal KL"
 
 
@@ -56,14 +57,19 @@ def parts_of(
     parts: dict[str, Any] = {}
     if model.conditions is None:
         absent["condition_split"] = NO_CONDITION
+    elif draws.component_error is not None:
+        absent["condition_split"] = _SUBSET
     else:
         split = condition_split(model, draws)
         if isinstance(split, str):
             absent["condition_split"] = split
         else:
             parts["condition_split"] = split
-    of_parts = per_part(model, draws)
-    if of_parts is None:
+    is_subset = draws.component_error is not None
+    of_parts = None if is_subset else per_part(model, draws)
+    if is_subset:
+        absent["per_part"] = _SUBSET
+    elif of_parts is None:
         absent["per_part"] = NO_PARTS
     else:
         parts["per_part"] = of_parts

@@ -14,6 +14,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components.divergence import closed_form_kl
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked
+from tfp_surgery.log_density.component_subset import NUM_GROUPS, log_prob_by_subset
 from tfp_surgery.log_density.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_codes_in_support
@@ -50,6 +51,8 @@ class ScoredDraws(Result):
       outside_support: What of x is outside of the support of the likelihood, in words; empty if
         nothing is.
       is_conditional: Whether the prior takes the condition.
+      component_error: Error of the mean of `log_aggregate` if it comes from a subset of the
+        components: the root of squared standard error and bias; None otherwise.
     """
 
     z: tf.Tensor
@@ -67,6 +70,7 @@ class ScoredDraws(Result):
     evaluation: str
     outside_support: str = ""
     is_conditional: bool = False
+    component_error: float | None = None
 
     def _title(self) -> list[str]:
         num_samples, num_query = self.log_posterior.shape
@@ -95,6 +99,7 @@ def scored_draws(
     tolerance: float | None = None,
     condition: Any = None,
     reencode: bool = False,
+    num_components: int | None = None,
     validate_args: bool = True,
 ) -> ScoredDraws:
     """Draws and scores the codes of `elbo_surgery` called with the same arguments.
@@ -118,6 +123,7 @@ def scored_draws(
       tolerance: See `elbo_surgery`.
       condition: See `elbo_surgery`.
       reencode: See `elbo_surgery`.
+      num_components: See `elbo_surgery`.
       validate_args: See `elbo_surgery`.
 
     Returns:
@@ -144,7 +150,8 @@ def scored_draws(
         decoder_optional=True,
     )
     index = chosen_observations(model.num_observations, num_query, seed)
-    return score_draws(model, index, num_samples, seed, batch_size, tolerance)
+    subset = chosen_components(model, num_components, seed)
+    return score_draws(model, index, num_samples, seed, batch_size, tolerance, subset)
 
 
 def chosen_observations(num_observations: int, num_query: Any, seed: Seed) -> np.ndarray:
@@ -175,6 +182,38 @@ def chosen_observations(num_observations: int, num_query: Any, seed: Seed) -> np
     return np.sort(rng.choice(num_observations, size=num_query, replace=False))
 
 
+def chosen_components(model: PreparedModel, num_components: Any, seed: Seed) -> np.ndarray | None:
+    """Draws a random subset of the components, in random order.
+
+    Args:
+      model: The model.
+      num_components: Size K of the subset; None for all components.
+      seed: Seed of the subset.
+
+    Returns:
+      Indices, shape `[K]`; None for all.
+
+    Raises:
+      TypeError: If K is not an integer.
+      ValueError: If K is too small or greater than N, or posteriors are not encoded again.
+    """
+    if num_components is None:
+        return None
+    num_components = checked_integer("num_components", num_components, 2 * NUM_GROUPS)
+    if not model.is_reencoded:
+        raise ValueError(
+            "num_components goes with reencode=True: log q(z) of posteriors that are joined is "
+            "exact over all of them at little cost."
+        )
+    if num_components > model.num_observations:
+        raise ValueError(
+            f"num_components = {num_components} exceeds the number of observations, "
+            f"{model.num_observations}."
+        )
+    rng = seeds.generator(seed, "elbo_surgery/components")
+    return rng.permutation(model.num_observations)[:num_components]
+
+
 def score_draws(
     model: PreparedModel,
     index: np.ndarray,
@@ -182,6 +221,7 @@ def score_draws(
     seed: Seed,
     batch_size: int,
     tolerance: float | None,
+    subset: np.ndarray | None = None,
 ) -> ScoredDraws:
     """Draws and scores codes of a prepared model.
 
@@ -192,6 +232,7 @@ def score_draws(
       seed: Seed of the draws.
       batch_size: Number of codes drawn, decoded and scored at a time.
       tolerance: See `AggregatePosterior.evaluate`.
+      subset: Indices of the components that stand for all; None for all.
 
     Returns:
       `ScoredDraws`.
@@ -208,25 +249,57 @@ def score_draws(
     reconstruction = _reconstruction(model, z, index, batch_size)
     if model.prior is not None:
         check_codes_in_support(model.prior, z)
-    # All draws at once, so that components are sorted once and kernels compile for one shape.
-    evaluated = model.aggregate_posterior.evaluate(z, tolerance=tolerance)
+    entropy, error = None, None
+    if subset is None:
+        # All draws at once, so that components are sorted once and kernels compile for one shape.
+        evaluated = model.aggregate_posterior.evaluate(z, tolerance=tolerance)
+        log_aggregate = evaluated.log_prob
+        entropy = checked_draws("index entropy", evaluated.index_entropy, cause=own)
+        evaluation = describe_evaluation(evaluated, model.num_observations, tolerance)
+    else:
+        log_aggregate, error, evaluation = _by_subset(model, z, index, log_posterior, subset)
     return ScoredDraws(
         z=z,
         index=index,
         reconstruction=reconstruction,
         log_posterior=log_posterior,
         log_prior=log_prior,
-        log_aggregate=checked_draws("log aggregate", evaluated.log_prob, cause=own),
-        index_entropy=checked_draws("index entropy", evaluated.index_entropy, cause=own),
+        log_aggregate=checked_draws("log aggregate", log_aggregate, cause=own),
+        index_entropy=entropy,
         closed_form_kl=kl,
         num_observations=model.num_observations,
         seed=seed,
         data=model.data,
         tolerance=tolerance,
-        evaluation=describe_evaluation(evaluated, model.num_observations, tolerance),
+        evaluation=evaluation,
         outside_support=model.outside_support,
         is_conditional=model.prior is None,
+        component_error=error,
     )
+
+
+def _by_subset(
+    model: PreparedModel,
+    z: tf.Tensor,
+    index: np.ndarray,
+    log_posterior: np.ndarray,
+    subset: np.ndarray,
+) -> tuple[np.ndarray, float, str]:
+    """Returns log q(z) by a subset of the components, shape `[S, Q]`, its error, and words."""
+    evaluated = log_prob_by_subset(
+        model.posteriors,
+        tf.reshape(z, [-1, *z.shape[2:]]),  # [S, Q, *code_shape] -> [M, *code_shape]
+        np.tile(index, len(z)),
+        log_posterior.reshape(-1).astype(np.float64),
+        subset,
+    )
+    error = float(np.hypot(evaluated.standard_error, evaluated.bias))
+    words = (
+        f"from {len(subset)} of {model.num_observations} components (standard error "
+        f"{evaluated.standard_error:.2g}, bias {evaluated.bias:.2g})"
+    )
+    log_aggregate = evaluated.log_prob.reshape(log_posterior.shape)
+    return log_aggregate.astype(log_posterior.dtype), error, words
 
 
 def _reconstruction(

@@ -13,6 +13,7 @@ from tfp_surgery.estimate import (
     rounding,
     stratified_estimate,
 )
+from tfp_surgery.log_density.component_subset import NUM_GROUPS
 from tfp_surgery.measurement import consistency
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.scored_draws import ScoredDraws
@@ -47,7 +48,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     else:
         reconstruction = estimate(draws.reconstruction)
         elbo = estimate(draws.reconstruction, -log_posterior, log_prior)
-    third = estimate(log_aggregate, -log_prior, truncation=left_out)
+    third = _with_error(estimate(log_aggregate, -log_prior, truncation=left_out), draws)
     if draws.is_conditional:
         absent["marginal_kl"] = (
             "the prior p(z|c) depends on the condition, and there is no p(z): the third term is "
@@ -59,7 +60,9 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         elbo=elbo,
         average_reconstruction=reconstruction,
         average_kl=estimate(log_posterior, -log_prior),
-        index_code_mutual_information=estimate(log_posterior, -log_aggregate, truncation=left_out),
+        index_code_mutual_information=_with_error(
+            estimate(log_posterior, -log_aggregate, truncation=left_out), draws
+        ),
         marginal_kl=None if draws.is_conditional else third,
         conditional_prior_term=third if draws.is_conditional else None,
         average_kl_analytic=None if kl is None else exact_strata_estimate(kl, num_observations),
@@ -76,11 +79,14 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         index_code_mutual_information_by_subtraction=(
             None
             if kl is None
-            else estimate(
-                np.broadcast_to(kl, log_prior.shape),
-                -log_aggregate,
-                log_prior,
-                truncation=left_out,
+            else _with_error(
+                estimate(
+                    np.broadcast_to(kl, log_prior.shape),
+                    -log_aggregate,
+                    log_prior,
+                    truncation=left_out,
+                ),
+                draws,
             )
         ),
         cross_term=(
@@ -97,6 +103,15 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         outside_support=draws.outside_support,
         absent=absent,
     )
+
+
+def _with_error(estimate: Estimate, draws: ScoredDraws) -> Estimate:
+    """Adds the error of log q(z) from a subset of the components to a standard error."""
+    if draws.component_error is None:
+        return estimate
+    error = math.hypot(estimate.standard_error, draws.component_error)
+    freedom = min(estimate.degrees_of_freedom, NUM_GROUPS - 1.0)
+    return dataclasses.replace(estimate, standard_error=error, degrees_of_freedom=freedom)
 
 
 def disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
