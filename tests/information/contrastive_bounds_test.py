@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from scipy import special
 
 from tests.testing import oracles
+from tfp_surgery.information import contrastive_bounds as contrastive_bounds_lib
 from tfp_surgery.information.contrastive_bounds import contrastive_bounds, jensen_shannon_ceiling
 
 tfd = tfp.distributions
@@ -54,11 +55,16 @@ def _brute_force(
 
 @pytest.mark.parametrize("case", oracles.CASES)
 @pytest.mark.parametrize("batch_size", [2, 5, 12])
-def test_bounds_equal_brute_force_on_the_same_draws(case: str, batch_size: int) -> None:
+@pytest.mark.parametrize("block", [1, 450, 2**21], ids=["a batch", "some", "all"])
+def test_bounds_equal_brute_force_on_the_same_draws(
+    case: str, batch_size: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored a batch at a time (more than four, which are traced), some and all at once."""
+    monkeypatch.setattr(contrastive_bounds_lib, "_BLOCK_ELEMENTS", block)
     loc, scale = oracles.gaussian_case(case, 12, 3)
     rng = np.random.default_rng(4)
-    batches = np.stack([rng.permutation(12)[:batch_size] for _ in range(4)]).astype(np.int32)
-    z = loc[batches] + scale[batches] * rng.normal(size=(4, batch_size, 3))
+    batches = np.stack([rng.permutation(12)[:batch_size] for _ in range(5)]).astype(np.int32)
+    z = loc[batches] + scale[batches] * rng.normal(size=(5, batch_size, 3))
     log_q = np.stack(
         [
             oracles.log_prob_and_entropy(oracles.gaussian_log_densities(codes, loc, scale))[0]
@@ -68,7 +74,7 @@ def test_bounds_equal_brute_force_on_the_same_draws(case: str, batch_size: int) 
     bounds = contrastive_bounds(
         tfd.MultivariateNormalDiag(loc, scale), batches, tf.constant(z), log_q
     )
-    for k in range(4):
+    for k in range(5):
         expected = _brute_force(z[k], batches[k], loc, scale)
         assert set(bounds) == set(expected)
         for name, value in expected.items():

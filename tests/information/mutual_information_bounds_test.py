@@ -16,6 +16,7 @@ from tests.testing import oracles
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate
+from tfp_surgery.information import mutual_information_bounds as bounds_lib
 from tfp_surgery.information.contrastive_bounds import contrastive_bounds, jensen_shannon_ceiling
 from tfp_surgery.information.mutual_information_bounds import (
     MutualInformationBounds,
@@ -241,6 +242,21 @@ def test_the_same_seed_gives_the_same_result() -> None:
     )
     assert first == second
     assert first["info_nce"]["value"] != other["info_nce"]["value"]
+
+
+@pytest.mark.parametrize("block", [1, 60])
+def test_blocks_of_posteriors_change_nothing_but_rounding(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a family without a kernel of its own, a batch or some batches at a time."""
+    loc, scale = oracles.gaussian_case("overlapping", 12, 2)
+    q_z = AggregatePosterior(tfd.Independent(tfd.Logistic(loc, scale), 1))
+    together = _estimates(mutual_information_bounds(q_z, batch_size=6, num_batches=9))
+    monkeypatch.setattr(bounds_lib, "_BLOCK_ELEMENTS", block)
+    apart = _estimates(mutual_information_bounds(q_z, batch_size=6, num_batches=9))
+    assert set(together) == set(apart)
+    for name, estimate in together.items():
+        assert apart[name].value == pytest.approx(estimate.value, rel=1e-12), name
 
 
 def test_absent_bounds_give_their_reason_and_the_record_is_strict_json() -> None:

@@ -15,6 +15,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import build_prior, check_prior
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components import named_component
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, rounding
 from tfp_surgery.information.contrastive_bounds import contrastive_bounds, jensen_shannon_ceiling
@@ -25,10 +26,12 @@ from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_aggregate_posterior
 from tfp_surgery.measurement.result import Result
 from tfp_surgery.measurement.rounded_draws import cause, draws_of, rounding_of_draws
-from tfp_surgery.measurement.traced import traced
+from tfp_surgery.measurement.traced import traced, traced_for_many
 from tfp_surgery.seeds import Seed
 
 tfd = tfp.distributions
+
+_BLOCK_ELEMENTS = 2**21  # of the parameters of the posteriors that a block gathers
 
 _INDEX = "the index-code mutual information I(n; z) of the data set"
 _BOTH = f"{_INDEX}; for held-out data also I(X; Z) of their population, over data sets"
@@ -341,16 +344,39 @@ def _draw_codes(
     """
     key = seeds.key(seed, "mutual_information_bounds/codes")
 
-    def draw(indices: tf.Tensor, number: tf.Tensor) -> Any:
+    def draw(indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         posterior = components_lib.gather(posteriors, indices)
-        z = posterior.sample(seed=seeds.fold_in(key, number))
-        return z, posterior.log_prob(z)
+        return posterior.sample(seed=seeds.fold_in(key, number))
 
     draw = traced(draw, tf.TensorSpec(batches.shape[1:], tf.int32), tf.TensorSpec([], tf.int32))
-    codes, log_posterior = zip(
-        *(draw(tf.constant(batch), tf.constant(k)) for k, batch in enumerate(batches)), strict=True
+    z = tf.stack([draw(tf.constant(batch), tf.constant(k)) for k, batch in enumerate(batches)])
+    return z, _own_log_probs(posteriors, batches, z)
+
+
+def _own_log_probs(posteriors: tfd.Distribution, batches: np.ndarray, z: tf.Tensor) -> np.ndarray:
+    """Returns log q(z_i|x_i), shape `[K, B]`, of the batches of one block of memory at a time."""
+    num_batches, size = batches.shape
+    elements = sum(math.prod(leaf.shape[1:]) for leaf in components_lib.leaves(posteriors))
+    count = min(num_batches, max(1, _BLOCK_ELEMENTS // (size * max(1, elements))))
+    event_shape = z.shape[2:]
+
+    def score(indices: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+        return named_component.log_prob(posteriors, codes, indices)
+
+    score = traced_for_many(
+        -(-num_batches // count),
+        score,
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([None, *event_shape], z.dtype),
     )
-    return tf.stack(codes), np.asarray(tf.stack(log_posterior))
+    parts = [
+        score(
+            tf.constant(batches[start : start + count].reshape(-1)),
+            tf.reshape(z[start : start + count], [-1, *event_shape]),
+        )
+        for start in range(0, num_batches, count)
+    ]
+    return np.asarray(tf.reshape(tf.concat(parts, axis=0), batches.shape))
 
 
 def _checked_size(aggregate_posterior: Any) -> int:

@@ -60,11 +60,17 @@ def block_sizes(
       Numbers of components and of queries.
     """
     shape = ps.shape(queries)
-    query_block = ps.minimum(ps.maximum(shape[batch_ndims], 1), _BLOCK_QUERIES)
-    per_component = query_block * ps.maximum(
+    per_query = ps.maximum(
         ps.reduce_prod(ps.concat([shape[:batch_ndims], shape[batch_ndims + 1 :]], axis=0)),
         ps.reduce_prod(shape[:batch_ndims]) * width,
     )
+    # As many as leave room for all components, since each block costs the family's own code.
+    num_components = ps.maximum(ps.shape(leaves[0])[batch_ndims], 1)
+    with_all = _BLOCK_ELEMENTS // ps.maximum(per_query * num_components, 1)
+    query_block = ps.minimum(
+        ps.maximum(shape[batch_ndims], 1), ps.maximum(_BLOCK_QUERIES, with_all)
+    )
+    per_component = query_block * per_query
     for leaf in leaves:
         leaf_shape = ps.shape(leaf)
         per_component = ps.maximum(
