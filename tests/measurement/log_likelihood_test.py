@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from scipy import stats
 
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 
@@ -46,3 +49,25 @@ def test_each_observation_is_scored_under_its_own_codes(num_samples: int) -> Non
 def test_a_decoder_of_another_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="one distribution for each of its codes"):
         log_likelihood(lambda z: _decoder(z[:1]), tf.zeros([3, 2, 1]), tf.zeros([2, 1]))
+
+
+def test_parts_of_a_structure_are_matched_by_name() -> None:
+    """The fields of a joint distribution keep their order, and the keys of a dict are sorted."""
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        @tfd.JointDistributionCoroutine
+        def likelihood() -> Any:
+            root = tfd.JointDistributionCoroutine.Root
+            yield root(tfd.Normal(z[:, 0] + 5, np.float64(0.1), name="zeta"))
+            yield root(tfd.Normal(z[:, 0], np.float64(1.0), name="alpha"))
+
+        return likelihood
+
+    rng = np.random.default_rng(0)
+    z, zeta, alpha = rng.normal(size=(3, 4, 1)), 5 + rng.normal(size=4), rng.normal(size=4)
+    expected = stats.norm(z[..., 0] + 5, 0.1).logpdf(zeta)
+    expected += stats.norm(z[..., 0], 1.0).logpdf(alpha)
+    named = collections.namedtuple("named", ["zeta", "alpha"])
+    for x in ({"zeta": zeta, "alpha": alpha}, named(zeta, alpha)):
+        found = log_likelihood(decoder, tf.constant(z), tf.nest.map_structure(tf.constant, x))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

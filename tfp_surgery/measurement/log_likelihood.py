@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -46,10 +46,31 @@ def log_likelihood(
 
 
 def as_value(likelihood: tfd.Distribution, x: Any) -> Any:
-    """Returns observations in the structure and the floating dtypes of their likelihood."""
-    leaves = zip(tf.nest.flatten(likelihood.dtype), tf.nest.flatten(x), strict=True)
+    """Returns observations in the structure and the floating dtypes of their likelihood.
+
+    Parts that have names go by these: the fields of a named tuple keep their order where the keys
+    of a dict are sorted.
+    """
+    leaves = zip(tf.nest.flatten(likelihood.dtype), _leaves(likelihood.dtype, x), strict=True)
     cast = [tf.cast(leaf, dtype) if dtype.is_floating else leaf for dtype, leaf in leaves]
     return tf.nest.pack_sequence_as(likelihood.dtype, cast)
+
+
+def _leaves(dtype: Any, x: Any) -> list[Any]:
+    """Returns the leaves of x in the order in which `tf.nest` flattens `dtype`."""
+    if not tf.nest.is_nested(dtype):
+        return tf.nest.flatten(x)
+    names = getattr(dtype, "_fields", None)
+    if isinstance(dtype, Mapping):
+        names = sorted(dtype)
+    if names is None:
+        pairs = [*zip(dtype, x, strict=True)]
+    else:
+        dtypes, parts = (
+            part._asdict() if hasattr(part, "_asdict") else part for part in (dtype, x)
+        )
+        pairs = [(dtypes[name], parts[name]) for name in names]
+    return [leaf for pair in pairs for leaf in _leaves(*pair)]
 
 
 def _has_static_batch(likelihood: tfd.Distribution) -> bool:
