@@ -107,8 +107,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
         for name, value in distribution.parameters.items()
         # An array of integers may stand for floats.
         if isinstance(value, np.ndarray)
-        and distribution.dtype.is_floating
-        and value.dtype == distribution.dtype.as_numpy_dtype
+        and tf.as_dtype(distribution.dtype).is_floating
+        and value.dtype == tf.as_dtype(distribution.dtype).as_numpy_dtype
     }
     if arrays:
         distribution = distribution.copy(**arrays)
@@ -373,4 +373,5 @@ def dtype_of(distribution: tfd.Distribution) -> tf.DType:
     for leaf in leaves(distribution):
         if leaf.dtype.is_floating:
             return leaf.dtype
-    return tf.float32 if not distribution.dtype.is_floating else distribution.dtype
+    dtype = tf.as_dtype(distribution.dtype)
+    return dtype if dtype.is_floating else tf.float32

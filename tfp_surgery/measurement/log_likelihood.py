@@ -47,7 +47,8 @@ def log_likelihood(
 
 def as_value(likelihood: tfd.Distribution, x: Any) -> Any:
     """Returns observations in the structure and the floating dtypes of their likelihood."""
-    leaves = zip(tf.nest.flatten(likelihood.dtype), tf.nest.flatten(x), strict=True)
+    dtypes = map(tf.as_dtype, tf.nest.flatten(likelihood.dtype))  # TFP keeps "float32" as given
+    leaves = zip(dtypes, tf.nest.flatten(x), strict=True)
     cast = [tf.cast(leaf, dtype) if dtype.is_floating else leaf for dtype, leaf in leaves]
     return tf.nest.pack_sequence_as(likelihood.dtype, cast)
 
