@@ -49,9 +49,10 @@ def _mapped_parameters(
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
                 "handled by their parameter tensors. Use a distribution parameterised by tensors, "
-                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()), or, for "
-                "Gaussians q with independent dimensions, AggregatePosterior.from_arrays("
-                f"loc=q.mean(), scale=q.stddev()). {_REENCODE}"
+                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()). Of N posteriors "
+                "q that no encoder gives (as those of build_affine_surrogate_posterior), "
+                "elbo_surgery_from_log_probs takes the densities, q.log_prob(z[:, :, tf.newaxis]). "
+                f"{_REENCODE}"
             )
         return fn(tf.convert_to_tensor(parameter))
 
