@@ -71,8 +71,8 @@ def test_arrays_of_means_and_log_variances(dtype: str) -> None:
             z.reshape(-1, LATENT), mu, scale
         ).reshape(*z.shape[:2], NUM),
         log_prior=lambda z: stats.norm.logpdf(z).sum(axis=-1),
-        log_likelihood=lambda z: -binary_cross_entropy(
-            model.decode(z.astype(dtype)).astype(np.float64), x
+        log_likelihood=lambda z: (
+            -binary_cross_entropy(model.decode(z.astype(dtype)).astype(np.float64), x)
         ),
     )
 
