@@ -258,22 +258,25 @@ def check_prior(
             f"the encoder's are, but {prior.name} has batch shape {_list(batch_shape)} and event "
             f"shape {_list(prior_event)}.{hint}"
         )
-    if prior.dtype != posterior.dtype:
+    dtypes = [prior.dtype, posterior.dtype]
+    if not any(map(tf.nest.is_nested, dtypes)):
+        dtypes = [*map(tf.as_dtype, dtypes)]  # TFP keeps "float32" as given
+    if dtypes[0] != dtypes[1]:
         way_out = ""
-        if {prior.dtype, posterior.dtype} & {tf.float16, tf.bfloat16}:
+        if {*dtypes} & {tf.float16, tf.bfloat16}:
             way_out = (
                 " Densities are measured in float32 or wider: give the distributions of encoder "
                 "and prior alike float32 parameters, tf.cast(..., tf.float32), whatever the "
                 "networks compute in."
             )
-        elif posterior.dtype == tf.float64:
+        elif dtypes[1] == tf.float64:
             way_out = (
                 " Observations in float64 may have made it so, then x.astype('float32') is the way "
                 "out; or give the prior float64 parameters."
             )
         raise ValueError(
-            f"prior and posterior must have one dtype, but {prior.name} has {prior.dtype.name} and "
-            f"the encoder's {posterior.name} has {posterior.dtype.name}.{way_out}"
+            f"prior and posterior must have one dtype, but {prior.name} has {dtypes[0].name} and "
+            f"the encoder's {posterior.name} has {dtypes[1].name}.{way_out}"
         )
     point_mass.check_same_measure(prior, posterior)
     return prior

@@ -56,9 +56,11 @@ def measures(distribution: Any) -> frozenset[str]:
         distribution = distribution.tensor_distribution
     if isinstance(distribution, _UNKNOWN):
         return frozenset()
-    dtype = distribution.dtype
     if isinstance(distribution, _MASSES):
         return frozenset(["mass"])
+    dtype = distribution.dtype
+    if not tf.nest.is_nested(dtype):
+        dtype = tf.as_dtype(dtype)
     if isinstance(dtype, tf.DType) and (dtype.is_integer or dtype.is_bool):
         return frozenset(["mass"])
     for name in _CONTENTS:

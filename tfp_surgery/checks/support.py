@@ -106,7 +106,7 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
         if bool(tf.reduce_all((x == 0) | (x == 1)) & tf.reduce_all(tf.reduce_sum(x, -1) == 1)):
             return ""
         return "a single 1 among 0s along the last axis."
-    if base.dtype.is_floating:
+    if tf.as_dtype(base.dtype).is_floating:
         x = tf.cast(x, base.dtype)
     if "validate_args" not in base.parameters:  # a user's class
         return ""

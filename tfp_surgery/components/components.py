@@ -49,9 +49,10 @@ def _mapped_parameters(
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
                 "handled by their parameter tensors. Use a distribution parameterised by tensors, "
-                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()), or, for "
-                "Gaussians q with independent dimensions, AggregatePosterior.from_arrays("
-                f"loc=q.mean(), scale=q.stddev()). {_REENCODE}"
+                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()). Of N posteriors "
+                "q that no encoder gives (as those of build_affine_surrogate_posterior), "
+                "elbo_surgery_from_log_probs takes the densities, q.log_prob(z[:, :, tf.newaxis]). "
+                f"{_REENCODE}"
             )
         return fn(tf.convert_to_tensor(parameter))
 
@@ -107,8 +108,8 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
         for name, value in distribution.parameters.items()
         # An array of integers may stand for floats.
         if isinstance(value, np.ndarray)
-        and distribution.dtype.is_floating
-        and value.dtype == distribution.dtype.as_numpy_dtype
+        and tf.as_dtype(distribution.dtype).is_floating
+        and value.dtype == tf.as_dtype(distribution.dtype).as_numpy_dtype
     }
     if arrays:
         distribution = distribution.copy(**arrays)
@@ -373,4 +374,5 @@ def dtype_of(distribution: tfd.Distribution) -> tf.DType:
     for leaf in leaves(distribution):
         if leaf.dtype.is_floating:
             return leaf.dtype
-    return tf.float32 if not distribution.dtype.is_floating else distribution.dtype
+    dtype = tf.as_dtype(distribution.dtype)
+    return dtype if dtype.is_floating else tf.float32

@@ -60,7 +60,7 @@ def gaussian_form(distribution: tfd.Distribution) -> GaussianForm | None:
       The form, with full batch shape, or None.
     """
     distribution = unwrap(distribution)
-    if tf.nest.is_nested(distribution.dtype) or not distribution.dtype.is_floating:
+    if tf.nest.is_nested(distribution.dtype) or not tf.as_dtype(distribution.dtype).is_floating:
         return None
     if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.rank is None:
         return None

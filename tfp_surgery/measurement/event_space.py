@@ -31,7 +31,7 @@ def event_space_bijector(prior: tfd.Distribution) -> Any:
     Raises:
       TypeError: If the codes are not single floating tensors, or the prior has no default bijector.
     """
-    if tf.nest.is_nested(prior.dtype) or not prior.dtype.is_floating:
+    if tf.nest.is_nested(prior.dtype) or not tf.as_dtype(prior.dtype).is_floating:
         raise TypeError(
             f"HMC moves codes that are single floating tensors, but those of {prior.name} have "
             f"dtype {prior.dtype}."

@@ -51,7 +51,8 @@ def as_value(likelihood: tfd.Distribution, x: Any) -> Any:
     Parts that have names go by these: the fields of a named tuple keep their order where the keys
     of a dict are sorted.
     """
-    leaves = zip(tf.nest.flatten(likelihood.dtype), _leaves(likelihood.dtype, x), strict=True)
+    dtypes = map(tf.as_dtype, tf.nest.flatten(likelihood.dtype))  # TFP keeps "float32" as given
+    leaves = zip(dtypes, _leaves(likelihood.dtype, x), strict=True)
     cast = [tf.cast(leaf, dtype) if dtype.is_floating else leaf for dtype, leaf in leaves]
     return tf.nest.pack_sequence_as(likelihood.dtype, cast)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 _SUPPORT_BLOCK = 8192  # rows of x that are checked at a time
+_CONDITIONED_BLOCK = 1000  # rows of x that are decoded at a time
 _PROBES = 100  # draws of the prior on which its bijector is tested
 _TRANSFORMED = (tfd.TransformedDistribution, plain_class(tfd.TransformedDistribution))
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
@@ -33,7 +34,7 @@ def check_decoder(
     decoder: Callable[..., tfd.Distribution],
     code: tf.Tensor,
     observations: Observations,
-    condition: Any = None,
+    conditions: Observations | None = None,
     validate_args: bool = True,
 ) -> tuple[tfd.Distribution, str]:
     """Checks the decoder on one code, before the actual work.
@@ -42,7 +43,8 @@ def check_decoder(
       decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`.
       code: A code, shape `[1, *code_shape]`.
       observations: The observations.
-      condition: The condition of one observation, or None.
+      conditions: Their conditions, or None. With them the decoder is called on all of these, in
+        blocks, since the support may depend on them, as that of a `tfd.Multinomial` does.
       validate_args: Whether x outside of the support of the likelihood is refused.
 
     Returns:
@@ -56,19 +58,33 @@ def check_decoder(
     """
     if not callable(decoder):
         raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
-    output = tried("decoder", lambda z: call(decoder, z, condition=condition), code)
-    likelihood = check_decoder_output(output, 1, observations.event_shape)
-    blocks = (
-        observations.rows(slice(start, min(start + _SUPPORT_BLOCK, len(observations))))
-        for start in range(0, len(observations), _SUPPORT_BLOCK)
-    )
-    outside = support_problem(likelihood, blocks)
+
+    def decoded(rows: slice) -> tfd.Distribution:
+        size = rows.stop - rows.start
+        condition = None if conditions is None else conditions.rows(rows)
+        codes = tf.repeat(code, size, axis=0)
+        output = tried("decoder", lambda z: call(decoder, z, condition=condition), codes)
+        return check_decoder_output(output, size, observations.event_shape)
+
+    likelihood = decoded(slice(0, 1))
+    outside = ""
+    if conditions is None:
+        blocks = (observations.rows(rows) for rows in _slices(len(observations), _SUPPORT_BLOCK))
+        outside = support_problem(likelihood, blocks)
+    else:
+        for rows in _slices(len(observations), _CONDITIONED_BLOCK):
+            outside = outside or support_problem(decoded(rows), [observations.rows(rows)])
     if outside and validate_args:
         raise ValueError(
             f"{outside} Or score x as it is, with validate_args=False: the result is then not the "
             "ELBO of a normalised model, and says so."
         )
     return likelihood, outside
+
+
+def _slices(num: int, size: int) -> Iterator[slice]:
+    """Yields the slices of at most `size` rows that make up `num` rows."""
+    return (slice(start, min(start + size, num)) for start in range(0, num, size))
 
 
 def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:

@@ -220,9 +220,12 @@ def prepared_model(
     likelihood, outside = None, ""
     if decoder is not None:
         decoder = _on_vectors(decoder, layout)
-        condition_of_one = None if conditions is None else conditions.rows(slice(0, 1))
         likelihood, outside = check_decoder(
-            decoder, codes[0, :1], observations, condition_of_one, validate_args
+            decoder,
+            codes[0, :1],
+            observations,
+            conditions if "decoder" in taking else None,
+            validate_args,
         )
     data = observations.data
     if taking:

@@ -131,6 +131,12 @@ def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
     if not _are_at_end(z, failed):
         if not own:
             return ""
+        if np.array_equal(z, np.round(z)):
+            return (
+                "TFP gives a one-hot code no log probability where another has a probability of "
+                "exactly 0. Codes that are points, as those of a VQ-VAE, are their indices in "
+                "tfd.Deterministic or tfd.Categorical, with a tfd.Categorical prior."
+            )
         return (
             f"the distribution that drew them gives them none, since {z.dtype.name} rounds what it "
             f"computes of them, or its parameters are not finite. {_cure(z.dtype)}"
