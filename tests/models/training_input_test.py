@@ -33,11 +33,12 @@ def indexed(x: Any, dtype: Any = np.int32) -> tf.data.Dataset:
 def test_indices_stay_with_their_observations() -> None:
     assert not TrainingInput(X).is_indexed
     assert not TrainingInput(batches()).is_indexed
+    seen: list[np.ndarray] = []
     for dtype in (np.int32, np.int64):
         checked = TrainingInput(indexed(X, dtype))
         assert checked.is_indexed
-        seen: list[np.ndarray] = []
-        checked.check_values(seen.append)
+        seen.clear()
+        checked.check_values(lambda x, _: seen.append(x))
         assert checked.data.element_spec == indexed(X, dtype).element_spec
         read = list(checked.data.as_numpy_iterator())
         np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in read]), X)
@@ -45,7 +46,7 @@ def test_indices_stay_with_their_observations() -> None:
         np.testing.assert_array_equal(seen, [X[:4]])
     late_nan = np.where(np.arange(6)[:, None, None] == 5, np.float32(np.nan), X)
     checked = TrainingInput(indexed(late_nan))
-    checked.check_values(seen.append)
+    checked.check_values(lambda x, _: seen.append(x))
     with pytest.raises(ValueError, match="later batch"), checked.failures_raised():
         list(checked.data)
 
@@ -81,7 +82,7 @@ def test_what_cannot_be_trained_on(x: Any, error: type[Exception], message: str)
 
 def test_all_of_an_array_is_checked_at_once() -> None:
     seen: list[np.ndarray] = []
-    TrainingInput(X).check_values(seen.append)
+    TrainingInput(X).check_values(lambda x, _: seen.append(x))
     np.testing.assert_array_equal(np.concatenate(seen), X)
 
 
@@ -97,7 +98,7 @@ def test_the_first_batch_of_each_pass_is_checked_as_it_is_read() -> None:
     signature = tf.TensorSpec([None, 2, 2], tf.float32)
     seen: list[np.ndarray] = []
     checked = TrainingInput(tf.data.Dataset.from_generator(generate, output_signature=signature))
-    checked.check_values(seen.append)
+    checked.check_values(lambda x, _: seen.append(x))
     assert passes == 0  # nothing has been read ahead
     read = [np.concatenate(list(checked.data.as_numpy_iterator())) for _ in range(2)]
     assert passes == 2
@@ -107,7 +108,7 @@ def test_the_first_batch_of_each_pass_is_checked_as_it_is_read() -> None:
 
 
 def test_the_error_of_a_check_comes_through() -> None:
-    def refuse(x: np.ndarray) -> None:
+    def refuse(x: np.ndarray, _: Any) -> None:
         raise ValueError(f"the largest is {x.max()}")
 
     checked = TrainingInput(batches())
@@ -115,7 +116,7 @@ def test_the_error_of_a_check_comes_through() -> None:
     with pytest.raises(ValueError, match="the largest is"), checked.failures_raised():
         list(checked.data)
     not_finite = TrainingInput(batches(np.full_like(X, np.nan)))
-    not_finite.check_values(lambda _: None)
+    not_finite.check_values(lambda *_: None)
     with pytest.raises(ValueError, match="x must be finite"), not_finite.failures_raised():
         list(not_finite.data)
 
@@ -123,7 +124,7 @@ def test_the_error_of_a_check_comes_through() -> None:
 def test_other_errors_of_a_pipeline_stay_what_they_are() -> None:
     broken = batches().map(lambda x: tf.debugging.check_numerics(x / 0.0, "broken pipeline"))
     checked = TrainingInput(broken)
-    checked.check_values(lambda _: None)
+    checked.check_values(lambda *_: None)
     with (
         pytest.raises(tf.errors.InvalidArgumentError, match="broken pipeline"),
         checked.failures_raised(),
@@ -141,7 +142,7 @@ def test_later_batches_are_checked_for_nan() -> None:
     x = X.copy()
     x[5, 0, 0] = np.nan
     checked = TrainingInput(batches(x))
-    checked.check_values(lambda _: None)
+    checked.check_values(lambda *_: None)
     with (
         pytest.raises(ValueError, match="a later batch of the dataset holds NaN"),
         checked.failures_raised(),

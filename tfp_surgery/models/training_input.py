@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_surgery.checks.arguments import check_observations
 from tfp_surgery.checks.arrays import way_out
+from tfp_surgery.components.encoding import read_condition
+from tfp_surgery.models.condition_spec import spec_of_condition
 
 _BAD_BATCH = "observations that tfp_surgery refuses"
+
+
+class BatchParts(NamedTuple):
+    """The parts of one batch, or of what describes it.
+
+    Attributes:
+      x: Observations, `[B, *event_shape]`.
+      index: Their places in the data set, int32 or int64 `[B]`, or None.
+      condition: Their conditions, `[B, ...]` in any structure, or None.
+    """
+
+    x: Any
+    index: Any = None
+    condition: Any = None
 
 
 class TrainingInput:
@@ -26,25 +42,31 @@ class TrainingInput:
       event_shape: The shape of one observation.
       data: What to hand to Keras.
       is_indexed: Whether each observation comes with its index in the data set.
+      condition_spec: `tf.TensorSpec`s `[None, ...]` in the structure of the conditions; None if
+        there are none.
     """
 
     def __init__(self, x: Any):
         """Takes what `fit` was given as `x`.
 
         Args:
-          x: Array-like `[N, *event_shape]`, or a `tf.data.Dataset` with elements
-            `[B, *event_shape]`, alone, in a tuple of one, or as `"x"` in a dict whose `"index"`
-            holds int32 or int64 `[B]`.
+          x: Array-like `[N, *event_shape]`, or `{"x": x, "condition": condition}` of this and of
+            its conditions `[N, ...]`. Or a `tf.data.Dataset` with elements `[B, *event_shape]`,
+            alone, in a tuple of one, or as `"x"` in a dict with `"index"`, int32 or int64 `[B]`,
+            with `"condition"`, `[B, ...]`, or with both.
 
         Raises:
           TypeError: If `x` is neither, or not floating.
           ValueError: If it has no observations, values that are not finite, no batch dimension,
-            an event shape that is not known, or targets beside the observations.
+            an event shape that is not known, targets beside the observations, or conditions of
+            another number or an unknown shape.
         """
         self._failure: Exception | None = None
         self.is_indexed = False
+        self.condition_spec: Any = None
         if isinstance(x, tf.data.Dataset):
-            spec = _observation_spec(x.element_spec)
+            parts = batch_parts(x.element_spec)
+            spec = _observation_spec(parts)
             dtype, shape = spec.dtype.as_numpy_dtype, spec.shape
             if shape.rank is None or shape.rank < 2 or not shape[1:].is_fully_defined():
                 raise ValueError(
@@ -52,16 +74,21 @@ class TrainingInput:
                     f"[B, *event_shape], but its elements have shape {shape}. Has it been batched?"
                 )
             self.event_shape = tuple(shape[1:].as_list())
-            self.is_indexed = isinstance(x.element_spec, dict)
+            self.is_indexed = parts.index is not None
+            self.condition_spec = spec_of_condition(parts.condition)
             self.data = x
         else:
+            condition = None
+            if isinstance(x, dict) and set(x) == {"x", "condition"}:
+                x, condition = x["x"], x["condition"]
             if isinstance(x, tuple) and len(x) == 1:
                 x = x[0]
             if isinstance(x, (tuple, dict)):
                 raise TypeError(
                     "x must be observations alone, an array of shape [N, *event_shape] or a "
                     "tf.data.Dataset of batches: each is its own target. Give x in the place of "
-                    f"(x, x) or (x, y), as validation_data too; got {_described(x)}."
+                    f"(x, x) or (x, y), as validation_data too; got {_described(x)}. Conditions go "
+                    'beside x as {"x": x, "condition": condition}.'
                 )
             if not (hasattr(x, "__array__") or isinstance(x, list)):
                 raise TypeError(
@@ -74,6 +101,11 @@ class TrainingInput:
             self.event_shape = self.data.shape[1:]
             if not self.event_shape:
                 raise ValueError(f"x must have shape [N, *event_shape], got {[*self.data.shape]}.")
+            conditions = read_condition(condition, len(self.data))
+            if conditions is not None:
+                self.condition_spec = spec_of_condition(conditions.parts)
+                condition = tf.nest.map_structure(np.asarray, conditions.parts)
+                self.data = {"x": self.data, "condition": condition}
         if not tf.as_dtype(dtype).is_floating:
             raise TypeError(
                 f"x must be floating, with intensities in [0, 1] for images, got dtype {dtype}. "
@@ -81,34 +113,42 @@ class TrainingInput:
                 "trained on; other numbers are x.astype('float32')."
             )
 
-    def check_values(self, check: Callable[[np.ndarray], None]) -> None:
+    def check_values(self, check: Callable[[np.ndarray, Any], None]) -> None:
         """Checks an array now; makes a pipeline check its batches as they are read.
 
         Args:
-          check: Function of observations `[N, *event_shape]`; raises a TypeError or ValueError
-            where they are not accepted.
+          check: Function of observations `[N, *event_shape]` and their conditions, arrays
+            `[N, ...]` or None; raises a TypeError or ValueError where they are not accepted.
         """
         if not isinstance(self.data, tf.data.Dataset):
-            check(self.data)
+            parts = batch_parts(self.data)
+            check(parts.x, parts.condition)
             return
 
-        def check_batch(batch: tf.Tensor) -> bool:
+        def check_batch(batch: tf.Tensor, *leaves: tf.Tensor) -> bool:
             try:
-                check(check_observations(batch.numpy()))
+                values = check_observations(batch.numpy())
+                condition = None
+                if leaves:
+                    arrays = [leaf.numpy() for leaf in leaves]
+                    condition = tf.nest.pack_sequence_as(self.condition_spec, arrays)
+                    read_condition(condition, len(values))
+                check(values, condition)
             except (TypeError, ValueError) as error:
                 self._failure = error  # raised here, it would be logged with a traceback
             return self._failure is None
 
         def check_first(index: tf.Tensor, element: Any) -> Any:
-            batch, number = observations_and_index(element)
+            batch, _, condition = batch_parts(element)
+            leaves = [] if condition is None else tf.nest.flatten(condition)
             is_good = tf.cond(
                 index == 0,
-                lambda: tf.py_function(check_batch, [batch], tf.bool),
-                lambda: tf.reduce_all(tf.math.is_finite(batch)),
+                lambda: tf.py_function(check_batch, [batch, *leaves], tf.bool),
+                lambda: tf.reduce_all([_are_finite_rows(leaf, batch) for leaf in (batch, *leaves)]),
             )
             with tf.control_dependencies([tf.debugging.Assert(is_good, [_BAD_BATCH])]):
                 batch = tf.identity(batch)
-            return batch if number is None else {"x": batch, "index": number}
+            return {**element, "x": batch} if isinstance(element, dict) else batch
 
         self.data = self.data.enumerate().map(check_first)
 
@@ -121,9 +161,10 @@ class TrainingInput:
             if self._failure is not None:
                 raise self._failure from None
             if _BAD_BATCH in str(error):
+                conditions = " in x or condition, or not one condition an observation"
                 raise ValueError(
                     "x must be finite, but a later batch of the dataset holds NaN or infinite "
-                    "values."
+                    f"values{'' if self.condition_spec is None else conditions}."
                 ) from None
             raise
 
@@ -142,35 +183,37 @@ def reject_targets(**arguments: Any) -> None:
         )
 
 
-def observations_and_index(element: Any) -> tuple[Any, Any]:
-    """The observations in one element of a pipeline, and their indices or None.
+def batch_parts(element: Any) -> BatchParts:
+    """The observations in one element of a pipeline, their indices and their conditions.
 
-    Indices need a name: the second of a tuple may be labels, which are integers too.
+    Indices and conditions need a name: the second of a tuple may be labels.
 
     Args:
-      element: x, alone or in a tuple of one; or `{"x": x, "index": index}`.
+      element: x, alone or in a tuple of one; or a dict of `"x"` and `"index"`, `"condition"` or
+        both.
 
     Returns:
-      x and index.
+      x, index and condition.
 
     Raises:
       ValueError: If the element has another form.
     """
     if isinstance(element, tuple) and len(element) == 1:
         element = element[0]
-    if isinstance(element, dict) and set(element) == {"x", "index"}:
-        return element["x"], element["index"]
+    if isinstance(element, dict) and {"x"} < set(element) <= {*BatchParts._fields}:
+        return BatchParts(**element)
     if isinstance(element, (tuple, list, dict)):
         raise ValueError(
             "a dataset must give observations alone, one Tensor [B, *event_shape] an element, or "
-            'with their indices as {"x": x, "index": index}, but its elements are '
+            'with their indices as {"x": x, "index": index}, with conditions as {"x": x, '
+            '"condition": condition} or with both, but its elements are '
             f"{element}. Map it to the observations, as in dataset.map(lambda x, y: x)."
         )
-    return element, None
+    return BatchParts(element)
 
 
-def _observation_spec(element_spec: Any) -> tf.TensorSpec:
-    spec, index = observations_and_index(element_spec)
+def _observation_spec(parts: BatchParts) -> tf.TensorSpec:
+    spec, index, _ = parts
     if not isinstance(spec, tf.TensorSpec):
         raise ValueError(f"a dataset must give dense Tensors of observations, got {spec}.")
     if index is None:
@@ -179,6 +222,13 @@ def _observation_spec(element_spec: Any) -> tf.TensorSpec:
     if not is_index or index.shape.rank != 1:
         raise ValueError(f'"index" must be int32 or int64 of shape [B], got {index}.')
     return spec
+
+
+def _are_finite_rows(leaf: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+    is_whole = tf.shape(leaf)[0] == tf.shape(batch)[0]
+    if not leaf.dtype.is_floating:
+        return is_whole
+    return is_whole & tf.reduce_all(tf.math.is_finite(leaf))
 
 
 def _described(x: tuple[Any, ...] | dict[Any, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,19 +14,28 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.networks import (
-    build_prior,
     check_decoder_output,
     check_encoder_output,
     check_prior,
-    unwrap,
 )
 from tfp_surgery.checks.support import check_support
 from tfp_surgery.measurement.model_checks import check_codes_in_support
+from tfp_surgery.models.condition_spec import (
+    check_same_condition,
+    checked_condition,
+    joined_shape,
+    read_spec,
+    split_shape,
+    written_spec,
+    zero_condition,
+)
+from tfp_surgery.models.conditioned_parts import ConditionedParts
 from tfp_surgery.models.fast_model import FastModel, listed
 from tfp_surgery.models.first_not_finite import DifferentiatedLoss, first_not_finite
 from tfp_surgery.models.training_input import (
+    BatchParts,
     TrainingInput,
-    observations_and_index,
+    batch_parts,
     reject_targets,
 )
 from tfp_surgery.training.objectives import Elbo, Iwae, ObjectiveTerms, elbo
@@ -58,9 +66,18 @@ class VAE(FastModel):
     their indices, such as `dataset.batches(..., indexed=True)`. The metrics of training are those
     of this prior, the metrics of `evaluate` and validation those of the prior itself.
 
+    A conditional model has an encoder, decoder or prior with a keyword argument `condition`, for
+    instance a prior made with a `condition_size`. Those that have it get the conditions of the
+    batch, the decoder repeated in step with its flat batch of codes `[S * B, *code_shape]`. If the
+    prior has it, `average_kl` is KL(q(z|x) || p(z|c)). Train the model on
+    `{"x": x, "condition": condition}`, and measure it by
+    `elbo_surgery(x, vae.encoder, vae.decoder, vae.prior, condition=condition)`.
+
     Attributes:
       encoder: As given to the constructor, as are `decoder`, `prior`, `objective` and `seed`.
       event_shape: The shape of one observation, once the model is built.
+      condition_spec: `tf.TensorSpec`s `[None, ...]` of the conditions, once it is built; None if
+        there are none.
     """
 
     def __init__(
@@ -111,6 +128,7 @@ class VAE(FastModel):
         self.objective = elbo() if objective is None else objective
         self.seed = seeds.checked_seed(seed)
         self.event_shape: tuple[int, ...] | None = None
+        self.condition_spec: Any = None
         self._frozen_variables: set[Any] = set()  # that hide in functions
         self._loss = keras.metrics.Mean(name="loss")
         self._reconstruction = keras.metrics.Mean(name="average_reconstruction")
@@ -121,29 +139,50 @@ class VAE(FastModel):
         """The metrics that Keras resets and reports."""
         return [self._loss, self._reconstruction, self._kl]
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         """Runs the networks on zeros: creates their weights, checks what they return.
 
         Args:
-          input_shape: `[B or None, *event_shape]`.
+          input_shape: `[B or None, *event_shape]`. Of a conditional model `{"x": input_shape,
+            "condition": specs}`, with `tf.TensorSpec`s `[None, ...]` in the structure of the
+            condition.
 
         Raises:
           TypeError: If a network or the prior gives no distribution, or has weights that Keras 3
-            cannot train.
+            cannot train, or if no part takes the condition, or one needs it and there is none.
           ValueError: If their batch or event shapes do not go together.
         """
-        event_shape = tuple(size for size in input_shape[1:] if size is not None)
-        if not event_shape or len(event_shape) != len(input_shape) - 1:
-            raise ValueError(f"input_shape must be [B, *event_shape], got {tuple(input_shape)}.")
+        event_shape, spec = split_shape(input_shape)
         with tf.init_scope():
             probe = tf.zeros([2, *event_shape], keras.config.floatx())
-            code = self._probe_code(probe, build_prior(self.prior))
-            check_decoder_output(self.decoder(code), 2, event_shape)
-        self.event_shape = event_shape
+            parts = ConditionedParts(self, zero_condition(spec, 2))
+            code = self._probe_code(probe, parts, parts.prior())
+            check_decoder_output(parts.decoder(code), 2, event_shape)
+        self.event_shape, self.condition_spec = event_shape, spec
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Reconstructs: the mean of p(x|z) at the mean of q(z|x), of the shape of `x`."""
-        return self.decoder(self.encoder(x).mean()).mean()
+    def get_build_config(self) -> dict[str, Any] | None:
+        """What the model was built for, as JSON."""
+        if self.condition_spec is None:
+            return super().get_build_config()  # type: ignore[no-any-return]
+        shape = [None, *(self.event_shape or ())]
+        return {"input_shape": shape, "condition": written_spec(self.condition_spec)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the model from what `get_build_config` gave."""
+        if "condition" in config:
+            spec = read_spec(config["condition"])
+            config = {"input_shape": joined_shape(config["input_shape"], spec)}
+        super().build_from_config(config)
+
+    def call(self, x: Any) -> tf.Tensor:
+        """Reconstructs: the mean of p(x|z) at the mean of q(z|x), of the shape of the observations.
+
+        Args:
+          x: Observations `[B, *event_shape]`, or a dict as for `fit`.
+        """
+        x, _, condition = batch_parts(x)
+        parts = self._given(x, condition)
+        return parts.decoder(parts.encoder(x).mean()).mean()
 
     def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`.
@@ -153,7 +192,9 @@ class VAE(FastModel):
             floating, finite, in the support of the likelihood. Of a `tf.data.Dataset` the first
             batch of each pass is checked for all of that, later ones for NaN and infinity. Its
             elements may also be dicts `{"x": x, "index": index}` with the place of each
-            observation in the data set, int32 or int64 `[B]`.
+            observation in the data set, int32 or int64 `[B]`. A conditional model takes
+            `{"x": x, "condition": condition}`, of arrays or as elements (then with `"index"` too),
+            where the condition is an array `[N, ...]` or `[B, ...]`, or a dict or tuple of these.
           y: None.
           **kwargs: Of `keras.Model.fit`, without sample and class weights; `validation_data` is
             of the same kind as `x`.
@@ -162,10 +203,11 @@ class VAE(FastModel):
           The history that Keras keeps.
 
         Raises:
-          TypeError: If `x` is of another kind, or a network gives no distribution.
+          TypeError: If `x` is of another kind, a network gives no distribution, no part takes the
+            condition, or one needs it and there is none.
           ValueError: If `x` is empty, not finite or outside the likelihood's support, if shapes
-            do not go together, if there are targets, or if the prior needs indices and there are
-            none.
+            or numbers do not go together, if there are targets, or if the prior needs indices and
+            there are none.
         """
         reject_targets(
             y=y,
@@ -218,7 +260,7 @@ class VAE(FastModel):
         """One step of the optimizer on a batch; see `keras.Model.train_on_batch`."""
         if not self.built:
             with self.distribute_strategy.scope():
-                self.build(tuple(observations_and_index(x)[0].shape))
+                self._build_for(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -244,35 +286,29 @@ class VAE(FastModel):
 
     def _differentiated(self, data: Any) -> DifferentiatedLoss:
         """The loss on a batch and its gradient, once they are known to train what they should."""
-        x, index = self._unpack(data)
+        x, index, condition = self._unpack(data)
+        parts = self._given(x, condition, training=True)
         with tf.GradientTape() as tape:
             step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.int32)
             seed = seeds.key(self.seed, "training/step", step, self._observations_seen())
-            terms = self._terms(x, self._training_prior(index), seed, training=True)
+            prior = self._training_prior(parts, index)
+            terms = self.objective(x, parts.encoder, parts.decoder, prior, seed)
             loss = -tf.reduce_mean(terms.objective)
             penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
             for penalty in penalties:
                 loss += penalty
             scaled_loss = self.optimizer.scale_loss(loss)
-        gradients = checked_gradients(
-            tape, scaled_loss, self, self._runs(x), self._frozen_variables
-        )
+        runs = parts.runs(x, seeds.key(self.seed, "probe"))
+        gradients = checked_gradients(tape, scaled_loss, self, runs, self._frozen_variables)
         return DifferentiatedLoss(terms, penalties, loss, gradients)
-
-    def _runs(self, x: tf.Tensor) -> dict[str, Callable[[], Any]]:
-        """What runs each part of the model by itself, by name."""
-        seed = seeds.key(self.seed, "probe")
-        return {
-            "encoder": lambda: self.encoder(x),
-            "decoder": lambda: self.decoder(unwrap(self.encoder(x)).sample(seed=seed)),
-            "prior": lambda: build_prior(self.prior),
-        }
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """The metrics on a batch."""
-        x, _ = self._unpack(data)
+        x, _, condition = self._unpack(data)
+        parts = self._given(x, condition, training=False)
         seed = seeds.key(self.seed, "training/evaluation", self._observations_seen())
-        return self._updated_metrics(self._terms(x, build_prior(self.prior), seed, training=False))
+        terms = self.objective(x, parts.encoder, parts.decoder, parts.prior(), seed)
+        return self._updated_metrics(terms)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, serialized.
@@ -318,46 +354,59 @@ class VAE(FastModel):
         checked = TrainingInput(x)
         if not self.built:
             with self.distribute_strategy.scope():
-                self.build((None, *checked.event_shape))
+                self.build(joined_shape((None, *checked.event_shape), checked.condition_spec))
         elif checked.event_shape != self.event_shape:
             raise ValueError(
                 f"the model was built for observations of shape {list(self.event_shape or ())}, "
                 f"but those of x have shape {list(checked.event_shape)}."
             )
 
+        check_same_condition(checked.condition_spec, self.condition_spec)
         needs_gradient = (
             is_training
             and isinstance(self.objective, (Elbo, Iwae))
             and bool(getattr(self.encoder, "trainable_weights", ()))
         )
 
-        prior = build_prior(self.prior)  # once, and not at the first batch of each epoch
+        zeros = zero_condition(checked.condition_spec, 2)
+        parts_of_zeros = ConditionedParts(self, zeros)
+        prior = None  # if unconditional, once, and not at the first batch of each epoch
+        if not parts_of_zeros.is_prior_conditional:
+            prior = parts_of_zeros.prior()
 
-        def check(values: np.ndarray) -> None:
+        def check(values: np.ndarray, condition: Any) -> None:
             x = tf.constant(values[:1], keras.config.floatx())
-            code = self._probe_code(x, prior)
-            check_support(check_decoder_output(self.decoder(code), 1, checked.event_shape), values)
+            first = tf.nest.map_structure(
+                lambda leaf: None if leaf is None else leaf[:1], condition
+            )
+            parts = self._given(x, first)
+            code = self._probe_code(x, parts, parts.prior() if prior is None else prior)
+            check_support(check_decoder_output(parts.decoder(code), 1, checked.event_shape), values)
             if needs_gradient:
-                check_decoder_gradient(self.decoder, code, x)
+                check_decoder_gradient(parts.decoder, code, x)
 
         checked.check_values(check)
-        batch = tf.zeros([2, *checked.event_shape], keras.config.floatx())
-        step = self.train_step if is_training else self.test_step
-        self._trace(step, {"x": batch, "index": tf.range(2)})
+        x_of_zeros = tf.zeros([2, *checked.event_shape], keras.config.floatx())
+        batch = {"x": x_of_zeros, "index": tf.range(2)}
+        if zeros is not None:
+            batch["condition"] = zeros
+        self._trace(self.train_step if is_training else self.test_step, batch)
         return checked
 
-    def _probe_code(self, x: tf.Tensor, prior: tfd.Distribution) -> tf.Tensor:
+    def _probe_code(
+        self, x: tf.Tensor, parts: ConditionedParts, prior: tfd.Distribution
+    ) -> tf.Tensor:
         """Codes of `x`, once posterior and prior have been checked."""
-        posterior = check_encoder_output(self.encoder(x), x.shape[0])
-        check_prior(prior, posterior)
+        posterior = check_encoder_output(parts.encoder(x), x.shape[0])
+        check_prior(prior, posterior, conditional=parts.is_prior_conditional)
         seed = seeds.key(self.seed, "probe")
         check_codes_in_support(prior, posterior.sample(100, seed=seed))
         return posterior.sample(seed=seed)
 
-    def _training_prior(self, index: tf.Tensor | None) -> tfd.Distribution:
+    def _training_prior(self, parts: ConditionedParts, index: tf.Tensor | None) -> tfd.Distribution:
         """p(z), or for each observation what is left of it without its own component."""
         if not getattr(self.prior, "leaves_one_out", False):
-            return build_prior(self.prior, training=True)
+            return parts.prior()
         self._check_indices(index is not None)
         return self.prior.leave_one_out(index)
 
@@ -369,17 +418,6 @@ class VAE(FastModel):
                 "dataset.batches(..., indexed=True) gives them, or make the prior with "
                 "leave_one_out=False, to train on its plain density."
             )
-
-    def _terms(
-        self, x: tf.Tensor, prior: tfd.Distribution, seed: tf.Tensor, training: bool
-    ) -> ObjectiveTerms:
-        encoder, decoder = (
-            functools.partial(network, training=training)
-            if isinstance(network, keras.layers.Layer)
-            else network
-            for network in (self.encoder, self.decoder)
-        )
-        return self.objective(x, encoder, decoder, prior, seed)
 
     def _observations_seen(self) -> tf.Tensor:
         """How many there were in this epoch or evaluation.
@@ -395,10 +433,19 @@ class VAE(FastModel):
         self._kl.update_state(terms.kl)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _unpack(self, data: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _unpack(self, data: Any) -> BatchParts:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         reject_targets(y=y, sample_weight=sample_weight)
-        x, index = observations_and_index(x)
         if not self.built:  # train_on_batch and test_on_batch come here without fit
-            self.build(tuple(x.shape))
-        return x, index
+            self._build_for(x)
+        return batch_parts(x)
+
+    def _build_for(self, batch: Any) -> None:
+        """Builds the model for batches like this one."""
+        x, _, condition = batch_parts(batch)
+        self.build(joined_shape(x.shape, condition))
+
+    def _given(self, x: tf.Tensor, condition: Any, training: Any = None) -> ConditionedParts:
+        """The parts of the model, given the conditions of observations."""
+        condition = checked_condition(condition, x, self.condition_spec)
+        return ConditionedParts(self, condition, training)
