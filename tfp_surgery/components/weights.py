@@ -30,9 +30,10 @@ def weights_from_array(weights: Any, num_components: int) -> np.ndarray:
       The weights.
 
     Raises:
-      TypeError: If they are not one array of numbers.
+      TypeError: If they are not one array of floating numbers.
       ValueError: If they have another shape, are not finite, negative, or all zero.
     """
+    check_dtype(weights)
     array = checked_numbers("weights", weights, "[N]")
     if array.shape != (num_components,):
         raise ValueError(
@@ -47,6 +48,26 @@ def weights_from_array(weights: Any, num_components: int) -> np.ndarray:
             f"{found if bad.any() else 'all are zero'}."
         )
     return array
+
+
+def check_dtype(weights: Any) -> None:
+    """Checks that weights are no integers, which labels in their place would be.
+
+    Args:
+      weights: Weights as they were given, or None. Lists of Python numbers are taken as they are.
+
+    Raises:
+      TypeError: If they are an array or `Tensor` of integers or booleans.
+    """
+    dtype = getattr(weights, "dtype", None)
+    if dtype is None:
+        return
+    kind = tf.as_dtype(dtype)
+    if kind.is_integer or kind.is_bool:
+        raise TypeError(
+            f"weights must be floating, got {kind.name}: labels are no weights. Whole numbers that "
+            "are, such as counts, go in as weights.astype('float32')."
+        )
 
 
 def check_shape(shape: tf.TensorShape, batch_shape: tf.TensorShape) -> None:

@@ -101,8 +101,8 @@ class AggregatePosterior(StreamedMixture):
           name: Name of the ops.
 
         Raises:
-          TypeError: If `components_distribution` is no distribution over single tensors, or does
-            not declare its parameters: also those that a function closes over (eagerly).
+          TypeError: If `components_distribution` is no distribution, or does not declare its
+            parameters (eagerly also those that a function closes over); if weights are integers.
           ValueError: If it has no batch dimension, N = 0, or weights that are masked or do not fit.
         """
         parameters = dict(locals())
@@ -121,6 +121,7 @@ class AggregatePosterior(StreamedMixture):
             fidelity.check_components(components_distribution)
             self._components_distribution = components_distribution
             arrays.reject_missing("weights", weights)
+            weights_lib.check_dtype(weights)
             self._weights = tensor_util.convert_nonref_to_tensor(
                 weights, dtype=components_lib.dtype_of(components_distribution), name="weights"
             )
