@@ -162,7 +162,9 @@ def check_decoder_output(likelihood: Any, batch_size: int, event_shape: Any) -> 
     if tf.nest.is_nested(likelihood.dtype) or _is_structure(event_shape):
         _check_structured_event(likelihood, event_shape)
     else:
-        found = _static_shape(likelihood.event_shape, likelihood.event_shape_tensor)
+        found = likelihood.event_shape
+        if tf.TensorShape(event_shape).is_fully_defined():  # not of ragged rows
+            found = _static_shape(found, likelihood.event_shape_tensor)
         if not tf.TensorShape(event_shape).is_compatible_with(found):
             raise ValueError(
                 f"decoder(z) must return a distribution over observations of shape "

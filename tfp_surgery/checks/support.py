@@ -40,7 +40,7 @@ def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
 
     Runs TFP's own assertions under `validate_args=True`, on the distribution inside
     `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
-    Bernoullis, joint distributions, nor families without assertions in TFP (transformed
+    Bernoullis, joint distributions, ragged rows, nor families without assertions in TFP (transformed
     distributions, classes without the argument `validate_args`).
 
     Args:
@@ -67,6 +67,8 @@ def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
     if tf.nest.is_nested(base.dtype):
         return ""
     for block in blocks:
+        if isinstance(block, tf.RaggedTensor):  # of which TFP has no likelihoods
+            return ""
         x = np.asarray(block)
         if x.dtype == np.bool_:
             x = x.astype(np.float32)

@@ -75,6 +75,8 @@ def parts_of(
         parts["per_part"] = of_parts
     if draws.reconstruction is None:
         absent["readings"] = "without a decoder there is no ELBO to read"
+    elif draws.outside_support:
+        absent["readings"] = "x outside of the support of the likelihood has no ELBO to read"
     elif model.prior is None:
         absent["readings"] = NO_MARGINAL_KL
     elif full or log_evidence is not None:
