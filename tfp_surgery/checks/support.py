@@ -40,8 +40,8 @@ def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
 
     Runs TFP's own assertions under `validate_args=True`, on the distribution inside
     `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
-    Bernoullis, joint distributions, ragged rows, nor families without assertions in TFP (transformed
-    distributions, classes without the argument `validate_args`).
+    Bernoullis, joint distributions, ragged rows, nor families without assertions in TFP
+    (transformed distributions, classes without the argument `validate_args`).
 
     Args:
       likelihood: p(x|z) with batch shape `[1]`, or that of the one block.
