@@ -145,6 +145,48 @@ def test_a_density_against_points_is_refused() -> None:
         point_mass.check_same_measure(tfd.OneHotCategorical(tf.zeros(D), dtype=tf.float32), relaxed)
 
 
+def _logistic_normal(*batch: int) -> tfd.Distribution:
+    gaussian = tfd.MultivariateNormalDiag(tf.zeros([*batch, 2]), tf.ones(2))
+    return tfd.TransformedDistribution(gaussian, tfb.SoftmaxCentered())
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [
+        (tfd.Dirichlet(tf.ones(3)), _logistic_normal(5)),
+        (_logistic_normal(), tfd.Dirichlet(tf.ones([5, 3]))),
+        (_logistic_normal(), tfd.RelaxedOneHotCategorical(0.5, logits=tf.zeros([5, 3]))),
+        (
+            tfd.MixtureSameFamily(tfd.Categorical(tf.zeros(4)), _logistic_normal(4)),
+            tfd.Dirichlet(tf.ones([5, 3])),
+        ),
+        (
+            tfd.TransformedDistribution(
+                tfd.Dirichlet(tf.ones(3)), tfb.Invert(tfb.SoftmaxCentered())
+            ),
+            tfd.MultivariateNormalDiag(tf.zeros([5, 2])),
+        ),
+    ],
+)
+def test_densities_of_two_measures_on_the_simplex_are_refused(
+    prior: tfd.Distribution, posterior: tfd.Distribution
+) -> None:
+    with pytest.raises(ValueError, match=r"differ by log\(K\) / 2 nats"):
+        point_mass.check_same_measure(prior, posterior)
+
+
+def test_densities_of_one_measure_on_the_simplex_pass() -> None:
+    point_mass.check_same_measure(_logistic_normal(), _logistic_normal(5))
+    mixture = tfd.MixtureSameFamily(tfd.Categorical(tf.zeros(4)), _logistic_normal(4))
+    point_mass.check_same_measure(mixture, _logistic_normal(5))
+    there_and_back = tfd.TransformedDistribution(
+        _logistic_normal(), tfb.Invert(tfb.Chain([tfb.SoftmaxCentered(), tfb.Scale(2.0)]))
+    )
+    point_mass.check_same_measure(there_and_back, tfd.MultivariateNormalDiag(tf.zeros([5, 2])))
+    relaxed = tfd.RelaxedOneHotCategorical(0.5, logits=tf.zeros([5, 3]))
+    point_mass.check_same_measure(tfd.Dirichlet(tf.ones(3)), relaxed)
+
+
 def test_integer_codes_of_a_discrete_prior_are_measured() -> None:
     """A deterministic integer code k has KL -log p(k) to the prior, exactly."""
     probs = np.array([0.5, 0.3, 0.2])

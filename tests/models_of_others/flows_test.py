@@ -68,20 +68,49 @@ class Flow:
 
     def posteriors(self, z: np.ndarray) -> np.ndarray:
         """The flow inverted dimension by dimension, with the network's weights in NumPy."""
-        layers = [np.asarray(weight, np.float64) for weight in self.made.get_weights()]
-        loc, log_scale = np.split(self.x.astype(np.float64) @ wide(self.inward), 2, axis=-1)
-        out: Any = 0
-        return out
+        layers = [wide(weight) for weight in self.made.get_weights()]
+        x = wide(self.x)
+        first = last = np.zeros([1])
+        if self.with_context:
+            kernel1, bias1, context1, kernel2, bias2, context2 = layers
+            first, last = x @ context1, x @ context2
+        else:
+            kernel1, bias1, kernel2, bias2 = layers
+        loc, log_scale = np.split(x @ wide(self.inward), 2, axis=-1)
+        z = np.repeat(z[:, :, None], NUM, axis=2)  # [S, N, N, D]
+        u = np.zeros_like(z)
+        for _ in range(DIM):  # u_i needs those before it
+            h = np.tanh(u @ kernel1 + bias1 + first)
+            made = 0.5 * (h @ kernel2 + bias2 + last).reshape(*z.shape, 2)
+            u = z * np.exp(made[..., 1]) + made[..., 0]
+        base = stats.norm.logpdf(u, loc, np.exp(0.5 * log_scale))
+        return np.asarray((base + made[..., 1]).sum(axis=-1))
+
+    def log_likelihood(self, z: np.ndarray) -> np.ndarray:
+        return np.asarray(stats.norm.logpdf(self.x, z @ wide(self.outward)).sum(axis=-1))
 
 
 def wide(tensor: Any) -> np.ndarray:
     return np.asarray(tensor, np.float64)
 
 
-@pytest.mark.parametrize("with_context", [False, True])
-def test_inverse_autoregressive_flow(floatx: str, with_context: bool) -> None:
-    flow = Flow(floatx, with_context)
-    flow.encode(tf.constant(flow.x)).sample(seed=(0, 1))
-    print([w.name + str(w.shape) for w in flow.made.weights])
-    print([type(l) for l in flow.made._network.layers])
-    assert 0
+def check(flow: Flow, **options: Any) -> None:
+    prior = tfd.MultivariateNormalDiag(tf.zeros([DIM], flow.dtype))
+    check_surgery(
+        *(flow.x, flow.encode, flow.decode, prior),
+        posteriors=flow.posteriors,
+        log_prior=lambda z: stats.norm.logpdf(z).sum(axis=-1),
+        log_likelihood=flow.log_likelihood,
+        **options,
+    )
+
+
+def test_inverse_autoregressive_flow_that_all_observations_share(floatx: str) -> None:
+    check(Flow(floatx, with_context=False))
+
+
+def test_inverse_autoregressive_flow_with_context_in_a_closure(floatx: str) -> None:
+    flow = Flow(floatx, with_context=True)
+    check(flow, reencode=True)
+    with pytest.raises(TypeError, match=r"what a function closes over.*reencode=True"):
+        tfs.AggregatePosterior.from_encoder(flow.encode, flow.x)

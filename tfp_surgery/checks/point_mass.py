@@ -100,6 +100,16 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
             "probability on points alone: KL(q(z|x) || p(z)) is infinite and the ELBO -inf. Let "
             "both be probability masses, or both densities."
         )
+    surfaces = _simplex_surfaces(posterior), _simplex_surfaces(prior)
+    if surfaces[0] != surfaces[1]:
+        through = _name(posterior if surfaces[0] else prior)
+        raise ValueError(
+            f"the density of {through} is that of tfb.SoftmaxCentered, on the simplex of K "
+            f"categories as a surface, and that of {_name(prior if surfaces[0] else posterior)} is "
+            "of K - 1 coordinates: the two differ by log(K) / 2 nats, and so would every KL. Let "
+            "posterior and prior both be logistic-normal, tfd.TransformedDistribution(gaussian, "
+            "tfb.SoftmaxCentered()), or neither."
+        )
     # Only the posterior is checked: its draws hit its own points, but a density's draws never hit
     # the points of a prior.
     if _adds_masses_to_densities(posterior):
@@ -110,6 +120,32 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
         )
     check_not_singular(posterior, "posterior")
     check_not_singular(prior, "prior")
+
+
+def _simplex_surfaces(node: Any) -> int:
+    """Returns how often a density has the Jacobian of `tfb.SoftmaxCentered`, sqrt(K) too large."""
+    if type(node) is tfb.SoftmaxCentered:
+        return 1
+    if isinstance(node, tfb.Bijector):
+        inner = [getattr(node, "bijector", None), *_listed(getattr(node, "bijectors", None))]
+        count = sum(map(_simplex_surfaces, inner))
+        return -count if isinstance(node, tfb.Invert) else count
+    if not isinstance(node, tfd.Distribution):
+        return 0
+    if hasattr(node, "tensor_distribution"):
+        return _simplex_surfaces(node.tensor_distribution)
+    for name in _CONTENTS:
+        parts = _listed(getattr(node, name, None))
+        if parts and all(isinstance(part, tfd.Distribution) for part in parts):
+            is_mixture = name in ("components", "components_distribution")
+            counts = map(_simplex_surfaces, parts)
+            count = max(counts, default=0) if is_mixture else sum(counts)
+            return count + _simplex_surfaces(getattr(node, "bijector", None))
+    return 0
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _adds_masses_to_densities(distribution: Any) -> bool:
