@@ -71,3 +71,15 @@ def test_parts_of_a_structure_are_matched_by_name() -> None:
     for x in ({"zeta": zeta, "alpha": alpha}, named(zeta, alpha)):
         found = log_likelihood(decoder, tf.constant(z), tf.nest.map_structure(tf.constant, x))
         np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_dtype_that_tfp_keeps_as_a_string() -> None:
+    """`dtype="float32"` stays a string in a distribution."""
+    x = np.array([[2.0, 0.0, 1.0]], np.float32)
+
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        probs = tf.fill([len(z), 3], 1 / 3)
+        return tfd.OneHotCategorical(probs=probs, dtype="float32")
+
+    found = log_likelihood(decoder, tf.zeros([2, 1, 2]), tf.constant(x))
+    np.testing.assert_allclose(found, np.full([2, 1], -3 * math.log(3)), rtol=1e-6)

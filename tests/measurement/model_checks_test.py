@@ -100,3 +100,20 @@ def test_a_surgery_refuses_codes_outside_the_support_of_its_prior() -> None:
 )
 def test_draws_of_a_prior_lie_in_its_support(prior: tfd.Distribution) -> None:
     check_codes_in_support(prior, prior.sample([50, 2], seed=(0, 1)))
+
+
+def test_the_support_is_that_of_each_observation_with_its_condition() -> None:
+    """The counts of a multinomial sum to a number of their own in each row."""
+    x = np.array([[1, 2], [0, 4], [3, 2]], np.float32)
+
+    def multinomial(z: tf.Tensor, condition: tf.Tensor) -> tfd.Distribution:
+        return tfd.Multinomial(condition, probs=tf.nn.softmax(z))
+
+    prior = tfd.MultivariateNormalDiag(tf.zeros(2), tf.ones(2))
+    surgery = elbo_surgery(x, _encoder, multinomial, prior, condition=x.sum(axis=1))
+    assert not surgery.outside_support
+    wrong = x.sum(axis=1) + np.array([0, 0, 1], np.float32)
+    with pytest.raises(ValueError, match="counts must sum to"):
+        elbo_surgery(x, _encoder, multinomial, prior, condition=wrong)
+    unchecked = elbo_surgery(x, _encoder, multinomial, prior, condition=wrong, validate_args=False)
+    assert "counts must sum to" in unchecked.outside_support

@@ -91,7 +91,9 @@ def test_log_densities_alone(dtype: str) -> None:
     scores = stats.norm.logpdf(z[:, :, None], mu, std).sum(axis=-1).astype(dtype)  # [S, N, N]
     own = scores.diagonal(axis1=1, axis2=2)
     surgery = tfs.elbo_surgery_from_log_probs(
-        **{"log_posterior": own, "log_prior": log_prior, "log_posteriors": scores},
+        log_posterior=own,
+        log_prior=log_prior,
+        log_posteriors=scores,
         log_likelihood=log_likelihood,
     )
 

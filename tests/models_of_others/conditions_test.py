@@ -157,19 +157,16 @@ def test_data_with_missing_values(dtype: str) -> None:
         weights(2, LATENT, GENES, dtype=dtype),
     )
 
-    def encode(x: Any, mask: Any) -> tfd.Distribution:
-        h = tf.concat([x, tf.cast(mask, dtype)], axis=-1) @ inward
+    def encoder(x: Any, condition: Any) -> tfd.Distribution:
+        h = tf.concat([x, tf.cast(condition, dtype)], axis=-1) @ inward
         return tfd.MultivariateNormalDiag(h, 0.5 + 0.1 * tf.tanh(h))
 
-    def decode(z: Any, mask: Any) -> tfd.Distribution:
+    def decoder(z: Any, condition: Any) -> tfd.Distribution:
         pixels = tfd.Normal(z @ outward, tf.constant(0.5, dtype))
-        return tfd.Independent(tfd.Masked(pixels, validity_mask=mask), 1)
-
-    encoder = lambda x, condition: encode(x, condition)  # noqa: E731
-    decoder = lambda z, condition: decode(z, condition)  # noqa: E731
+        return tfd.Independent(tfd.Masked(pixels, validity_mask=condition), 1)
 
     prior = tfd.MultivariateNormalDiag(tf.zeros([LATENT], dtype), tf.ones([LATENT], dtype))
-    posterior = encode(tf.constant(x), mask)
+    posterior = encoder(tf.constant(x), mask)
     loc, scale = parameters(posterior.mean(), posterior.stddev())
 
     def log_likelihood(z: np.ndarray) -> np.ndarray:

@@ -133,6 +133,48 @@ def test_a_markov_chain_of_states(dtype: str) -> None:
     )
 
 
+@pytest.mark.parametrize("num_samples", [2, PIXELS - 1])
+def test_a_recurrent_prior_of_controls(dtype: str, num_samples: int) -> None:
+    """p(z|u) of a sequence with known controls u, which the transitions take from a closure."""
+    controls = np.random.default_rng(5).normal(size=(NUM, PIXELS, 2)).astype(dtype)
+    outward = weights(3, 2, 1, dtype=dtype)
+
+    def state(loc: Any, scale: float) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(loc, tf.fill([2], tf.constant(scale, dtype)))
+
+    def prior(condition: Any) -> tfd.Distribution:
+        u = tf.transpose(condition, [1, 0, 2])  # [T, B, 2]
+        return tfd.MarkovChain(
+            initial_state_prior=state(u[0], 1.0),
+            transition_fn=lambda step, z: state(0.5 * z + tf.gather(u, step + 1), 0.9),
+            num_steps=PIXELS,
+        )
+
+    def encoder(x: Any, condition: Any) -> tfd.Distribution:
+        loc = condition + x[..., tf.newaxis]
+        return tfd.Independent(tfd.Normal(loc, tf.constant(0.5, dtype)), 2)
+
+    def decoder(z: Any) -> tfd.Distribution:
+        return tfd.Independent(tfd.Normal((z @ outward)[..., 0], tf.constant(0.5, dtype)), 1)
+
+    x = observations(dtype)
+    u, loc = wide(controls), wide(controls) + wide(x)[..., None]
+
+    def log_prior(z: np.ndarray) -> np.ndarray:
+        later = normal(z[..., 1:, :], 0.5 * z[..., :-1, :] + u[:, 1:], 0.9).sum(axis=-1)
+        return np.asarray(normal(z[..., 0, :], u[:, 0], 1.0) + later)
+
+    surgery = check_surgery(
+        *(x, encoder, decoder, prior),
+        posteriors=lambda z: normal(z[:, :, None], loc, 0.5).sum(axis=-1),
+        log_prior=log_prior,
+        log_likelihood=lambda z: normal(x, (z @ wide(outward))[..., 0], 0.5),
+        condition=controls,
+        num_samples=num_samples,
+    )
+    assert surgery.conditional_prior_term is not None
+
+
 def test_a_linear_gaussian_state_space_model(dtype: str) -> None:
     """Posterior and prior are paths of a state-space model, whose densities the filter gives."""
     num_steps = PIXELS

@@ -138,10 +138,11 @@ class ReencodedPosteriors(tfd.Distribution):
 
 
 def scored(posterior: tfd.Distribution, z: tf.Tensor) -> tf.Tensor:
-    """Returns log q(z_sb|x_b) of posteriors that may know no sample dimension.
+    """Returns log q(z_sb|x_b) of distributions that may know no sample dimension.
 
-    A flow whose network joins z and features of x by `tf.concat` takes one code an observation. Its
-    density is then taken of one draw after the other.
+    A flow whose network joins z and features of x by `tf.concat` takes one code an observation, and
+    the transitions of a `tfd.MarkovChain` broadcast draws against steps of time. The density is
+    then taken of one draw after the other.
 
     Args:
       posterior: q(z|x), batch shape `[B]`.

@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components.divergence import closed_form_kl
-from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked, scored
 from tfp_surgery.log_density.component_subset import NUM_GROUPS, log_prob_by_subset
 from tfp_surgery.log_density.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.measurement.draws import checked_draws
@@ -348,15 +348,18 @@ def posterior_draws(
       closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
     """
     length = min(len(index), max(1, batch_size // num_samples))
+    is_conditional = prior_at(tf.constant(index[:1], tf.int32)).batch_shape.rank != 0
 
     def draw(indices: tf.Tensor, step_seed: tf.Tensor) -> Any:
         posterior, prior = picked(posteriors, indices), prior_at(indices)
         z = posterior.sample(num_samples, step_seed)  # [S, B, *code_shape]
-        densities = {"log_posterior": posterior.log_prob(z), "log_prior": prior.log_prob(z)}
+        of_prior = scored(prior, z) if is_conditional else prior.log_prob(z)
+        densities = {"log_posterior": posterior.log_prob(z), "log_prior": of_prior}
         return z, densities, closed_form_kl(posterior.distribution, prior)
 
     specs = (tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
-    if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph
+    # An encoder may be no graph, and what knows no sample dimension is found out of eager values.
+    if not (isinstance(posteriors, ReencodedPosteriors) or is_conditional):
         draw = traced_for_many(-(-len(index) // length), draw, *specs)
     key = seeds.key(seed, "elbo_surgery/codes")
     codes, log_densities, divergences = [], [], []
