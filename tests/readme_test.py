@@ -40,6 +40,21 @@ def test_the_examples_of_the_documentation_run(path: Path) -> None:
         exec(compile(block, path.name, "exec"), namespace)
 
 
+def test_models_of_others_are_tested_with_the_lines_of_the_page() -> None:
+    """What the page shows to write beside a model is what the tests write beside theirs."""
+    folder = ROOT / "tests" / "models_of_others"
+    if not folder.is_dir():
+        pytest.skip("Bazel copies no tests of another folder to where tests run")
+    tested = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*_test.py"))
+    page = (ROOT / "docs" / "models-of-others.md").read_text(encoding="utf-8")
+    glue = r"tfs\.networks\.|from_arrays\(l|model\.decode\(z|tf\.transpose\(qz|code\(\[|scores"
+    shown = re.compile(rf"^ *(.*(?:{glue}).*)$", re.M)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    lines = {line for block in blocks for line in shown.findall(block)}
+    assert len(lines) >= 10
+    assert {line for line in lines if line not in tested} == set()
+
+
 def test_the_names_it_uses_are_public() -> None:
     names = set(re.findall(r"\btfs\.(\w+)", README))
     assert names

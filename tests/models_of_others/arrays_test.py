@@ -47,7 +47,7 @@ class VAE:
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         h3 = np.maximum(self.fc3(z), 0.0)
-        return special.expit(self.fc4(h3))
+        return np.asarray(special.expit(self.fc4(h3)))
 
 
 def binary_cross_entropy(recon_x: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_a_ladder_of_two_codes(dtype: str) -> None:
     def posteriors(z: np.ndarray) -> np.ndarray:
         z1, z2 = z[:, :, None, :2], z[:, :, None, 2:]
         of_z1 = normal(z1, wide(x) @ wide(up1), 0.6)
-        return of_z1 + normal(z2, np.tanh(z1 @ wide(up2)), 0.4)
+        return np.asarray(of_z1 + normal(z2, np.tanh(z1 @ wide(up2)), 0.4))
 
     surgery = check_surgery(
         *(x, inference, decoder, generative),

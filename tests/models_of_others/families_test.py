@@ -44,7 +44,7 @@ class Networks:
 
 
 def softplus(x: Any) -> np.ndarray:
-    return np.logaddexp(0.0, x)
+    return np.asarray(np.logaddexp(0.0, x))
 
 
 def test_hyperspherical_codes(dtype: str) -> None:
