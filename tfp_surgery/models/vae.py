@@ -82,9 +82,9 @@ class VAE(FastModel):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
-        decoder: Callable[[tf.Tensor], tfd.Distribution],
-        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        encoder: Callable[..., tfd.Distribution],
+        decoder: Callable[..., tfd.Distribution],
+        prior: tfd.Distribution | Callable[..., tfd.Distribution],
         objective: Callable[..., ObjectiveTerms] | None = None,
         seed: Any = 0,
         **kwargs: Any,
