@@ -9,6 +9,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
 
+import tfp_surgery as tfs
+from tfp_surgery.checks.takes_condition import takes_condition
 from tfp_surgery.networks.bernoulli_decoder import BernoulliDecoder
 from tfp_surgery.networks.encoders import MLPEncoder
 from tfp_surgery.networks.gaussian_decoder import GaussianDecoder
@@ -134,3 +136,51 @@ def test_a_function_cannot_be_written_to_a_file(wrapper: Any) -> None:
     layer = wrapper(lambda x: x)
     with pytest.raises(ValueError, match="whose network is a function cannot be written"):
         layer.get_config()
+
+
+def two_inputs() -> keras.Model:
+    first, given = keras.Input([4]), keras.Input([3])
+    joined = keras.layers.Concatenate()([first, keras.layers.Dense(2)(given)])
+    return keras.Model([first, given], keras.layers.Dense(4)(joined))
+
+
+@pytest.mark.parametrize("wrapper", [GaussianEncoder, BernoulliDecoder, GaussianDecoder])
+def test_a_conditional_layer_calls_its_network_on_both(wrapper: Any) -> None:
+    settings: dict[Any, dict[str, Any]] = {
+        GaussianEncoder: {"latent_size": 2, "scale": "exp"},
+        BernoulliDecoder: {"from_logits": True},
+        GaussianDecoder: {"scale": 0.5},
+    }
+    network = two_inputs()
+    layer = wrapper(network, conditional=True, **settings[wrapper])
+    condition = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    found = layer(X, condition=condition)
+    expected = wrapper(lambda _: network([X, condition]), **settings[wrapper])(X)
+    np.testing.assert_array_equal(found.mean(), expected.mean())
+    np.testing.assert_array_equal(found.variance(), expected.variance())
+    assert takes_condition(layer)
+    again = type(layer).from_config(layer.get_config())
+    assert takes_condition(again)
+    with pytest.raises(TypeError, match="made with conditional=True and needs condition="):
+        layer(X)
+    alone = wrapper(keras.layers.Dense(4), **settings[wrapper])
+    assert not takes_condition(alone)
+    with pytest.raises(TypeError, match=r"takes no condition: made with conditional=True"):
+        alone(X, condition=condition)
+
+
+def test_conditional_layers_are_trained_and_measured() -> None:
+    condition = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    encoder = GaussianEncoder(two_inputs(), latent_size=2, scale="exp", conditional=True)
+    decoder = gaussian_of(keras.layers.Dense(4))
+    prior = tfs.priors.StandardNormalPrior(2)
+    vae = tfs.VAE(encoder, decoder, prior)
+    vae.compile("adam", run_eagerly=True)
+    before = [weight.numpy() for weight in encoder.trainable_weights]
+    vae.fit({"x": X, "condition": condition}, epochs=2, verbose=0)
+    for weight, old in zip(encoder.trainable_weights, before, strict=True):
+        assert np.any(weight.numpy() != old), weight.path
+    surgery = tfs.elbo_surgery(X, encoder, decoder, prior, condition=condition)
+    assert "condition given to encoder" in str(surgery)
+    with pytest.raises(TypeError, match="encoder needs condition="):
+        tfs.elbo_surgery(X, encoder, decoder, prior)

@@ -14,8 +14,9 @@ tfd = tfp.distributions
 def takes_condition(network: Any) -> bool:
     """Returns whether a network takes the keyword argument `condition`.
 
-    A prior of this package takes one if it was made with a `condition_size`. Another Keras layer
-    does if its `call` names it, and a function if it names it or takes any keyword.
+    A prior of this package takes one if it was made with a `condition_size`, and a layer that wraps
+    a network if it was made with `conditional=True`. Another Keras layer does if its `call` names
+    it, and a function if it names it or takes any keyword.
 
     Args:
       network: An encoder, decoder or prior.
@@ -24,8 +25,9 @@ def takes_condition(network: Any) -> bool:
       Whether it does; False for a distribution, and for one that TFP defers (it can be called).
     """
     parameters = _parameters(network)
-    if parameters and hasattr(network, "condition_size"):
-        return network.condition_size is not None
+    declared = _declared(network)
+    if parameters and declared is not None:
+        return declared
     is_layer = hasattr(network, "call")  # of Keras, whose call may take any keyword and drop it
     return "condition" in parameters or (
         not is_layer
@@ -44,10 +46,19 @@ def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
+def _declared(network: Any) -> bool | None:
+    """Returns whether a layer of this package was made conditional; None for other networks."""
+    if hasattr(network, "condition_size"):
+        return network.condition_size is not None
+    conditional: bool | None = getattr(network, "is_conditional", None)
+    return conditional
+
+
 def _needs_condition(network: Any) -> bool:
     parameter = _parameters(network).get("condition")
-    if parameter is not None and hasattr(network, "condition_size"):
-        return network.condition_size is not None
+    declared = _declared(network)
+    if parameter is not None and declared is not None:
+        return declared
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 

@@ -48,15 +48,11 @@ class ConditionedParts:
             taking = check_condition_is_taken(condition, **networks)
         except TypeError as error:
             hint = (
-                ""
-                if condition is not None
-                else (
-                    ' A VAE is trained and evaluated on {"x": x, "condition": condition}, and is built by '
-                    'these or by build({"x": [None, *event_shape], "condition": tf.TensorSpec([None, '
-                    "...], dtype)})."
-                )
+                ' A VAE is trained and evaluated on {"x": x, "condition": condition}, which builds '
+                'it too, as does build({"x": [None, *event_shape], "condition": '
+                "tf.TensorSpec([None, ...], dtype)})."
             )
-            raise TypeError(f"{error}{hint}") from None
+            raise TypeError(f"{error}{hint if condition is None else ''}") from None
 
         def given(name: str) -> Network:
             network = networks[name]

@@ -82,9 +82,9 @@ class VAE(FastModel):
 
     def __init__(
         self,
-        encoder: Callable[[tf.Tensor], tfd.Distribution],
-        decoder: Callable[[tf.Tensor], tfd.Distribution],
-        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        encoder: Callable[..., tfd.Distribution],
+        decoder: Callable[..., tfd.Distribution],
+        prior: tfd.Distribution | Callable[..., tfd.Distribution],
         objective: Callable[..., ObjectiveTerms] | None = None,
         seed: Any = 0,
         **kwargs: Any,
@@ -387,9 +387,8 @@ class VAE(FastModel):
 
         checked.check_values(check)
         x_of_zeros = tf.zeros([2, *checked.event_shape], keras.config.floatx())
-        batch = {"x": x_of_zeros, "index": tf.range(2)}
-        if zeros is not None:
-            batch["condition"] = zeros
+        given = {} if zeros is None else {"condition": zeros}
+        batch = {"x": x_of_zeros, "index": tf.range(2), **given}
         self._trace(self.train_step if is_training else self.test_step, batch)
         return checked
 

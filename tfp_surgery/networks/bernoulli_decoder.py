@@ -53,7 +53,8 @@ class BernoulliDecoder(WrappedNetwork):
           network: Keras 3 layer or model, whose weights become those of this layer. Or any other
             callable; variables behind it are not trained.
           from_logits: Whether it returns log-odds, log p - log(1 - p); or else probabilities.
-          **kwargs: Of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`, and `conditional=True` for a layer that takes a
+            condition by keyword and calls the network on `[z, condition]`.
 
         Raises:
           TypeError: If `network` is not callable, or `from_logits` no bool.
@@ -70,11 +71,12 @@ class BernoulliDecoder(WrappedNetwork):
                 "from_logits=False, or leave the sigmoid out and keep from_logits=True."
             )
 
-    def call(self, z: Any, training: bool | None = None) -> tfd.Independent:
+    def call(self, z: Any, condition: Any = None, training: bool | None = None) -> tfd.Independent:
         """Decodes codes.
 
         Args:
           z: Floating Tensor of shape `[B, D]`.
+          condition: If the layer was made with `conditional=True`, B conditions.
           training: Reaches the network through Keras; see the class.
 
         Returns:
@@ -84,7 +86,7 @@ class BernoulliDecoder(WrappedNetwork):
           TypeError: If the network returns a distribution, or something else that is no Tensor.
           ValueError: If it returns several Tensors, or a probability known to be outside [0, 1].
         """
-        outputs = self.outputs(z)
+        outputs = self.outputs(z, condition)
         if len(outputs) != 1 or not outputs[0].shape.rank:
             raise ValueError(
                 "BernoulliDecoder takes a network that returns one Tensor of shape "

@@ -48,7 +48,8 @@ class GaussianDecoder(WrappedNetwork):
           network: Keras 3 layer or model, whose weights become those of this layer. Or any other
             callable; variables behind it are not trained.
           scale: See the class.
-          **kwargs: Of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`, and `conditional=True` for a layer that takes a
+            condition by keyword and calls the network on `[z, condition]`.
 
         Raises:
           TypeError: If `network` is not callable.
@@ -64,11 +65,12 @@ class GaussianDecoder(WrappedNetwork):
             others = ', or be a positive number or "shared" where it returns the mean alone'
             self.scale = checked_scale(scale, others)
 
-    def call(self, z: Any, training: bool | None = None) -> tfd.Independent:
+    def call(self, z: Any, condition: Any = None, training: bool | None = None) -> tfd.Independent:
         """Decodes codes.
 
         Args:
           z: Floating Tensor of shape `[B, D]`.
+          condition: If the layer was made with `conditional=True`, B conditions.
           training: Reaches the network through Keras.
 
         Returns:
@@ -81,7 +83,7 @@ class GaussianDecoder(WrappedNetwork):
             zero.
         """
         del training
-        outputs = self.outputs(z)
+        outputs = self.outputs(z, condition)
         wanted = 1 if self.likelihood is not None else 2
         shapes = {tuple(output.shape) for output in outputs if output.shape.rank}
         if len(outputs) != wanted or len(shapes) != 1:

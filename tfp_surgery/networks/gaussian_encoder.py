@@ -60,7 +60,8 @@ class GaussianEncoder(WrappedNetwork):
           latent_size: D, the size of a code, with which the outputs are compared.
           scale: What the second output is: "log_variance", "exp", "softplus", "variance" or
             "scale".
-          **kwargs: Of `keras.layers.Layer`.
+          **kwargs: Of `keras.layers.Layer`, and `conditional=True` for a layer that takes a
+            condition by keyword and calls the network on `[x, condition]`.
 
         Raises:
           TypeError: If `network` is not callable or `latent_size` no integer.
@@ -71,11 +72,14 @@ class GaussianEncoder(WrappedNetwork):
         self.scale = checked_scale(scale)
         self._has_repeated = False
 
-    def call(self, x: Any, training: bool | None = None) -> tfd.MultivariateNormalDiag:
+    def call(
+        self, x: Any, condition: Any = None, training: bool | None = None
+    ) -> tfd.MultivariateNormalDiag:
         """Encodes observations.
 
         Args:
           x: What the network takes, for B observations.
+          condition: If the layer was made with `conditional=True`, B conditions.
           training: Reaches the network through Keras.
 
         Returns:
@@ -87,10 +91,10 @@ class GaussianEncoder(WrappedNetwork):
             scale is known not to be above zero, or if of three outputs one of the first two is
             drawn at random.
         """
-        outputs = self.outputs(x)
+        outputs = self.outputs(x, condition)
         mean, second = self._mean_and_second(outputs)
         if len(outputs) == 3 and not training and tf.executing_eagerly() and not self._has_repeated:
-            self._check_order(x, mean, second)
+            self._check_order(x, condition, mean, second)
         return tfd.MultivariateNormalDiag(*gaussian_parameters(mean, second, self.scale))
 
     def _mean_and_second(self, outputs: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -122,9 +126,9 @@ class GaussianEncoder(WrappedNetwork):
             size = 0 if size % 2 else size // 2
         return f" Is it latent_size={size}?" if size not in (0, self.latent_size) else ""
 
-    def _check_order(self, x: Any, mean: tf.Tensor, second: tf.Tensor) -> None:
+    def _check_order(self, x: Any, condition: Any, mean: tf.Tensor, second: tf.Tensor) -> None:
         """Checks, once, that (mean, second, z) is not (z, mean, second): z is drawn anew."""
-        again = self._mean_and_second(self.outputs(x))
+        again = self._mean_and_second(self.outputs(x, condition))
         for place, values, repeated in zip(("first", "second"), (mean, second), again, strict=True):
             first, other = np.asarray(values, np.float64), np.asarray(repeated, np.float64)
             if not np.allclose(first, other, rtol=1e-2, atol=1e-5, equal_nan=True):

@@ -35,11 +35,13 @@ class WrappedNetwork(keras.layers.Layer):
     weights when it is first called.
     """
 
-    def __init__(self, network: Callable[[Any], Any], **kwargs: Any):
+    def __init__(self, network: Callable[[Any], Any], *, conditional: bool = False, **kwargs: Any):
         """Makes the layer.
 
         Args:
           network: Keras 3 layer or model, whose weights become those of this layer, or a callable.
+          conditional: Whether the layer takes a condition, with which the network is called on
+            `[inputs, condition]`.
           **kwargs: Of `keras.layers.Layer`.
 
         Raises:
@@ -54,25 +56,35 @@ class WrappedNetwork(keras.layers.Layer):
                 f"{described(network)}."
             )
         self.network = network
+        self.is_conditional = bool(conditional)
 
     def build(self, input_shape: Any) -> None:
         """Leaves the weights to the network, which creates them when it is first called."""
 
-    def outputs(self, inputs: Any) -> list[tf.Tensor]:
+    def outputs(self, inputs: Any, condition: Any = None) -> list[tf.Tensor]:
         """Calls the network; `training` reaches it through Keras.
 
         Args:
           inputs: What the layer was called with.
+          condition: Likewise; None for none.
 
         Returns:
           The Tensors that the network returned, at least one.
 
         Raises:
-          TypeError: If it returned a distribution, or anything but floating Tensors or arrays.
+          TypeError: If it returned a distribution, or anything but floating Tensors or arrays; or
+            if there is a condition and the layer takes none, or the other way round.
         """
-        returned = self.network(inputs)
-        parts = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         name = type(self).__name__
+        if self.is_conditional == (condition is None):
+            raise TypeError(
+                f"this {name} was made with conditional=True and needs condition=."
+                if self.is_conditional
+                else f"this {name} takes no condition: made with conditional=True, it calls its "
+                "network on [inputs, condition]."
+            )
+        returned = self.network([inputs, condition] if self.is_conditional else inputs)
+        parts = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         if any(isinstance(part, tfd.Distribution) for part in parts):
             raise TypeError(
                 f"the network returns a distribution already and needs no {name}: hand it in as "
@@ -106,7 +118,7 @@ class WrappedNetwork(keras.layers.Layer):
                 "save_weights and load_weights."
             )
         network = keras.saving.serialize_keras_object(self.network)
-        return {**super().get_config(), "network": network}
+        return {**super().get_config(), "network": network, "conditional": self.is_conditional}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WrappedNetwork:
