@@ -23,7 +23,7 @@ class TestAggregateConformance(PriorConformance):
         # The model of the conformance test trains on arrays, which tell no indices.
         return AggregatePrior(2, make_encoder(**policy), X, leave_one_out=False, **kwargs)
 
-    def test_every_weight_gets_a_gradient(self) -> None:
+    def test_gradients_to_parameters(self) -> None:
         """It has no weights of its own; the encoder's get a gradient if that is not stopped."""
         z = tf.constant(np.random.default_rng(0).normal(size=(200, 2)), tf.float32)
         for stop_gradient in (True, False):

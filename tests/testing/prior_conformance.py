@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
+from tests.testing.distribution_conformance import DistributionConformance
 from tfp_surgery.priors.base import Prior
 
 tfd = tfp.distributions
@@ -21,7 +23,7 @@ _P_VALUE = 1e-4  # of each of the three Kolmogorov-Smirnov tests
 _EVENT_SHAPE = (3, 2)
 
 
-class PriorConformance:
+class PriorConformance(DistributionConformance):
     """Tests of a prior over codes of size 2; a subclass defines `make` and may widen the grid.
 
     `make` must give a density that is not the standard normal, reaches no farther than
@@ -30,7 +32,7 @@ class PriorConformance:
 
     half_width = 8.0
     integral_tolerance = 1e-3  # of the Riemann sum over the grid, which knows no sampling error
-    num_draws = 4000
+    lacks: ClassVar[dict[str, str]] = {"cdf": "codes are no scalars"}
 
     def make(self, **kwargs: Any) -> Prior:
         """A new prior of event size 2.
@@ -40,18 +42,17 @@ class PriorConformance:
         """
         raise NotImplementedError
 
-    def test_shapes_and_dtypes(self) -> None:
-        """The distribution has batch [] and event [2], and broadcasts over samples."""
-        prior = self.make()()
-        assert isinstance(prior, tfd.Distribution)
-        assert prior.batch_shape == []
-        assert prior.event_shape == [2]
-        assert prior.dtype == tf.float32
-        for shape in ([], [5], [3, 5]):
-            z = prior.sample(shape, seed=(1, 2))
-            assert z.shape == [*shape, 2]
-            assert z.dtype == tf.float32
-            assert prior.log_prob(z).shape == shape
+    def distribution(self) -> tfd.Distribution:
+        return self.make()()
+
+    def builder(self) -> Callable[[], tfd.Distribution]:
+        return self.make()
+
+    def trained(self) -> tuple[Callable[[], tfd.Distribution], Sequence[tf.Variable]]:
+        layer = self.make(dtype="float64")
+        layer()  # makes weights
+        assert len(layer.fitted_variables) > 0
+        return layer, [variable.value for variable in layer.fitted_variables]
 
     @pytest.mark.parametrize(
         ("policy", "dtype"), [("float64", tf.float64), ("mixed_bfloat16", tf.float32)]
@@ -63,13 +64,6 @@ class PriorConformance:
         assert z.dtype == dtype
         assert prior.log_prob(z).dtype == dtype
         assert np.all(np.isfinite(prior.log_prob(z)))
-
-    def test_seeds(self) -> None:
-        """One seed gives one draw, another seed another."""
-        prior = self.make()()
-        first, again, other = (prior.sample(6, seed=seed) for seed in ((1, 2), (1, 2), (1, 3)))
-        np.testing.assert_array_equal(first, again)
-        assert not np.any(np.all(first == other, axis=-1))
 
     def test_draws_follow_a_density_that_integrates_to_one(self) -> None:
         """The Riemann sum over a fine grid is one, and projected draws follow its projection.
@@ -88,19 +82,6 @@ class PriorConformance:
             result = scipy.stats.kstest(draws @ direction, cdf)
             assert result.pvalue > _P_VALUE, (direction, result)
 
-    def test_every_weight_gets_a_gradient(self) -> None:
-        """The log density of scattered codes has a gradient to all weights to be fitted."""
-        layer = self.make()
-        z = tf.constant(np.random.default_rng(0).normal(size=(200, 2)), tf.float32)
-        with tf.GradientTape() as tape:
-            loss = -tf.reduce_mean(layer().log_prob(z))
-        assert len(layer.fitted_variables) > 0
-        gradients = tape.gradient(loss, [v.value for v in layer.fitted_variables])
-        for variable, gradient in zip(layer.fitted_variables, gradients, strict=True):
-            assert gradient is not None, variable.path
-            assert np.all(np.isfinite(gradient)), variable.path
-            assert np.any(gradient != 0), variable.path
-
     def test_gradient_to_codes(self) -> None:
         """The log density has a finite gradient to the codes, as training an encoder needs."""
         prior = self.make()()
@@ -108,21 +89,6 @@ class PriorConformance:
         _, gradient = tfp.math.value_and_gradient(prior.log_prob, z)
         assert np.all(np.isfinite(gradient))
         assert np.any(gradient != 0)
-
-    def test_xla(self) -> None:
-        """Drawing and scoring compile by XLA, and the draws score as they do without."""
-        layer = self.make()
-
-        def draw_and_score(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            prior = layer()
-            z = prior.sample(16, seed=seed)
-            return z, prior.log_prob(z)
-
-        # XLA draws other random numbers from a seed, unless the generator is named.
-        compiled = tf.function(draw_and_score, jit_compile=True, autograph=False)
-        z, log_prob = compiled(tf.constant([5, 6], tf.int32))
-        np.testing.assert_allclose(log_prob, layer().log_prob(z), rtol=1e-4, atol=1e-4)
-        assert len(np.unique(z, axis=0)) == 16
 
     def test_trains_in_fit_and_survives_saving(self, tmp_path: Any) -> None:
         """Every weight moves under `fit` with XLA, and a saved model has the same density."""

@@ -95,6 +95,10 @@ class StreamedMixture(tfd.Distribution):
         return moments.variance(self._components(), self._log_weights())
 
     def _covariance(self) -> tf.Tensor:
+        if components_lib.event_rank(self._components_distribution) != 1:
+            raise NotImplementedError(
+                f"the covariance is that of vectors, but the event shape is {self.event_shape}."
+            )
         return moments.covariance(self._components(), self._log_weights())
 
     def _convert(self, z: Any) -> tf.Tensor:
