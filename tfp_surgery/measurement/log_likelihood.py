@@ -59,7 +59,8 @@ def as_value(likelihood: tfd.Distribution, x: Any) -> Any:
 def _leaves(dtype: Any, x: Any) -> list[Any]:
     """Returns the leaves of x in the order in which `tf.nest` flattens `dtype`."""
     if not tf.nest.is_nested(dtype):
-        return tf.nest.flatten(x)
+        leaves: list[Any] = tf.nest.flatten(x)
+        return leaves
     names = getattr(dtype, "_fields", None)
     if isinstance(dtype, Mapping):
         names = sorted(dtype)
