@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.components.flat_joint import flattened
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.model_checks import check_codes_in_support, check_no_nan
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
@@ -117,3 +118,21 @@ def test_the_support_is_that_of_each_observation_with_its_condition() -> None:
         elbo_surgery(x, _encoder, multinomial, prior, condition=wrong)
     unchecked = elbo_surgery(x, _encoder, multinomial, prior, condition=wrong, validate_args=False)
     assert "counts must sum to" in unchecked.outside_support
+
+
+@pytest.mark.parametrize("is_dependent", [False, True])
+def test_parts_of_structured_codes_are_in_the_support_of_their_own_prior(
+    is_dependent: bool,
+) -> None:
+    rate = tfd.Exponential(1.0)
+    other = (lambda rate: tfd.Normal(rate, 1.0)) if is_dependent else tfd.Normal(0.0, 1.0)
+    cluster = tfd.Categorical([0.0, 0.0])
+    prior = flattened(
+        tfd.JointDistributionNamed({"cluster": cluster, "other": other, "rate": rate})
+    )
+    codes = np.random.default_rng(0).normal(size=(50, 2, 3)).astype(np.float32)
+    codes[..., 0] = 1.0
+    inside = np.concatenate([codes[..., :2], np.abs(codes[..., 2:])], axis=-1)
+    check_codes_in_support(prior, tf.constant(inside))
+    with pytest.raises(ValueError, match="outside the support of the prior Exponential"):
+        check_codes_in_support(prior, tf.constant(codes))

@@ -101,3 +101,47 @@ def test_posteriors_of_another_draw_of_the_binarization_are_refused() -> None:
     dataset = datasets.Dataset("noise", "test", np.full([5, 1, 1, 1], 0.5), "stochastic", 0)
     with pytest.raises(ValueError, match="belong to one draw of a stochastic binarization"):
         _prepared(_encoder(tf.constant(X)), x=dataset)
+
+
+def _of_parts(cluster: Any, code: Any) -> tfd.Distribution:
+    return tfd.JointDistributionNamed({"cluster": cluster, "code": code})
+
+
+def _cluster_encoder(x: tf.Tensor) -> tfd.Distribution:
+    return _of_parts(tfd.Categorical(logits=tf.concat([x, -x], -1)), tfd.Normal(x[:, 0], 1.0))
+
+
+def _cluster_decoder(z: Any) -> tfd.Distribution:
+    return unit_decoder(z["code"][:, tf.newaxis])
+
+
+def test_a_code_with_a_cluster_and_a_prior_that_depends_on_it() -> None:
+    """Of unknown parts nothing is said; independent parts beside them are no point masses."""
+    cluster = tfd.Categorical(logits=np.zeros(2, np.float32))
+    for code in (tfd.Normal(0.0, 1.0), lambda cluster: tfd.Normal(tf.cast(cluster, tf.float32), 1)):
+        prior = _of_parts(cluster, code)
+        x = X.astype(np.float32)
+        model = prepared_model(x, _cluster_encoder, _cluster_decoder, prior, 0, 100)
+        assert model.layout is not None
+        assert model.layout.names == ("cluster", "code")
+
+
+def test_masses_and_densities_are_told_apart_in_each_part() -> None:
+    """The cluster is a mass in both, so that both are masses and densities as a whole."""
+    prior = _of_parts(tfd.Categorical(logits=np.zeros(2, np.float32)), tfd.Normal(0.0, 1.0))
+
+    def points(x: tf.Tensor) -> tfd.Distribution:
+        return _of_parts(tfd.Categorical(logits=tf.concat([x, -x], -1)), tfd.Deterministic(x[:, 0]))
+
+    with pytest.raises(ValueError, match="Deterministic puts probability on points"):
+        prepared_model(X.astype(np.float32), points, _cluster_decoder, prior, 0, 100)
+
+
+def test_scoring_x_as_it_is_is_offered_where_it_can_be_chosen() -> None:
+    def decoder(z: tf.Tensor) -> tfd.Distribution:
+        return tfd.Independent(tfd.Bernoulli(logits=z), 1)
+
+    for chosen, offered in ((None, False), (True, True)):
+        with pytest.raises(ValueError, match="outside the support of the likelihood") as caught:
+            prepared_model(X, _encoder, decoder, PRIOR, 0, 100, validate_args=chosen)
+        assert ("validate_args=False" in str(caught.value)) == offered

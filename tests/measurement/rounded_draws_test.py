@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.components.flat_joint import flattened
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.measurement import rounded_draws
 
 tfb = tfp.bijectors
@@ -143,3 +148,57 @@ def test_what_failed_at_the_border_is_explained_and_nothing_else() -> None:
     integers = np.array([[[0], [1], [2]]])
     assert rounded_draws.cause(integers, own=True)(at_border) == ""
     assert rounded_draws.cause(integers.astype(np.float32))(at_border) == ""
+
+
+def _of_both(is_dependent: bool, part: Callable[[Any], tfd.Distribution]) -> tfd.Distribution:
+    """A cluster of four, and a part that may be said to depend on it, of 500 observations."""
+    parts = {
+        "k": tfd.Categorical(logits=np.zeros([500, 4], np.float32)),
+        "z": (lambda k: part(0.0 * tf.cast(k, tf.float32)))
+        if is_dependent
+        else part(tf.zeros(500)),
+    }
+    return flattened(tfd.JointDistributionNamed(parts))
+
+
+def _one_hot(zeros: Any) -> tfd.Distribution:
+    return tfd.OneHotCategorical(tf.stack([zeros, zeros], axis=-1), dtype=tf.float32)
+
+
+@pytest.mark.parametrize("is_dependent", [False, True])
+@pytest.mark.parametrize("is_encoded_again", [False, True])
+def test_discrete_parts_of_structured_codes_are_not_rounded(
+    is_dependent: bool, is_encoded_again: bool
+) -> None:
+    """A quarter of pairs have one cluster, which is no sign of few digits."""
+    for part in (lambda zeros: tfd.Normal(zeros, 1.0), _one_hot):
+        codes = _of_both(is_dependent, part)
+        z = codes.sample(2, seed=(0, 1)).numpy()
+        assert np.mean(z[0, :, 0] == z[1, :, 0]) > 0.15
+        if is_encoded_again:
+            codes = ReencodedPosteriors(tf.range(500), lambda _: None, 500, first=codes)
+        assert rounded_draws.rounding_of_draws(z, codes) is None
+
+
+@pytest.mark.parametrize("is_dependent", [False, True])
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        (lambda zeros: tfd.Gamma(zeros + 0.02, 1.0), "code dimension 1 are exactly 1.17549e-38"),
+        (lambda zeros: tfd.Normal(zeros + 1000.0, 3e-5), "code dimension 1 is the same number"),
+    ],
+)
+def test_continuous_parts_beside_discrete_ones_are_still_looked_at(
+    is_dependent: bool, part: Any, what: str
+) -> None:
+    codes = _of_both(is_dependent, part)
+    text = rounded_draws.rounding_of_draws(codes.sample(2, seed=(0, 1)).numpy(), codes)
+    assert text is not None
+    assert what in text
+
+
+def test_a_discrete_part_does_not_explain_what_failed() -> None:
+    z = np.array([[[0.0, 0.5], [1.0, 0.3], [2.0, 1.0]]], np.float32)
+    failed = np.array([[True, True, False]])
+    assert rounded_draws.cause(z)(failed) == ""
+    assert "border of the support (1)" in rounded_draws.cause(z)(~failed)

@@ -29,6 +29,7 @@ _CONTENTS = (
     "components_distribution",
     "components",
     "distributions",
+    "joint",
     "distribution",
     "base_distribution",
     "aggregate_posterior",

@@ -126,6 +126,11 @@ class FlatJoint(tfd.Distribution):
             )
         }
 
+    @property
+    def joint(self) -> Any:
+        """The joint distribution of dependent parts; None if they are independent."""
+        return self._joint
+
     def part(self, number: int) -> tfd.Distribution | None:
         """Returns the marginal distribution of a part; None where it is not known.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,20 +13,13 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.checks.gradients import check_graph, compiled
-from tfp_surgery.checks.networks import build_prior, check_prior
-from tfp_surgery.evidence.code_space import check_code_space
+from tfp_surgery.checks.gradients import compiled
+from tfp_surgery.evidence.annealed_model import AnnealedModel, needs
 from tfp_surgery.measurement.event_space import event_space_bijector
 from tfp_surgery.measurement.log_likelihood import log_likelihood
-from tfp_surgery.measurement.model_checks import check_decoder
 from tfp_surgery.measurement.steps import Step, steps
 from tfp_surgery.observations import Observations
 from tfp_surgery.seeds import Seed
-
-tfd = tfp.distributions
-
-Network: TypeAlias = Callable[[Any], tfd.Distribution]
-Prior: TypeAlias = tfd.Distribution | Callable[[], tfd.Distribution]
 
 TARGET_ACCEPTANCE_RATE = 0.65
 # Change of the log step size per unit of deviation from the target acceptance rate.
@@ -75,6 +68,22 @@ class Annealing:
         )
 
 
+class Batch(NamedTuple):
+    """The observations whose chains run together.
+
+    Attributes:
+      number: Number of the batch, from 0.
+      size: Number B of observations.
+      x: Their values, shape `[B, *event_shape]`, or a structure of these.
+      condition: Their conditions, leading dimension `[B]`; None if there are none.
+    """
+
+    number: int
+    size: int
+    x: Any
+    condition: Any
+
+
 class WeighedChains(NamedTuple):
     """The result of a run of the chains.
 
@@ -110,88 +119,90 @@ class AnnealedChains:
     distributions pi_t(z) proportional to p(z) p(x|z)^beta_t.
     """
 
-    def __init__(self, decoder: Network, prior: tfd.Distribution, settings: Annealing) -> None:
+    def __init__(self, model: AnnealedModel, settings: Annealing) -> None:
         """Defines the chains without running them.
 
         Args:
-          decoder: See `log_evidence_by_annealed_importance_sampling`.
-          prior: p(z) from `checked_prior`.
+          model: Decoder and prior.
           settings: Settings of the chains.
         """
-        self._prior = prior
-        self._bijector = event_space_bijector(prior)
+        self._model = model
         self._settings = settings
         self._betas = inverse_temperatures(settings.num_temperatures)
-        self._hmc_step = _compiled_hmc_step(decoder, prior, settings.num_leapfrog_steps)
+        self._hmc_step = _compiled_hmc_step(model, settings.num_leapfrog_steps)
 
-    def batches(self, num_observations: int) -> Iterator[Step]:
+    def batches(self, observations: Observations) -> Iterator[tuple[Step, Batch]]:
         """Splits the observations into batches of one size; see `steps`."""
         settings = self._settings
-        return steps(num_observations, settings.batch_size // settings.num_chains or 1)
+        for step in steps(len(observations), settings.batch_size // settings.num_chains or 1):
+            yield (
+                step,
+                Batch(
+                    step.number,
+                    step.shown.stop - step.shown.start,
+                    observations.rows(step.shown),
+                    self._model.condition(step.shown),
+                ),
+            )
 
-    def adapted_step_sizes(self, x: tf.Tensor, number: int) -> np.ndarray:
+    def adapted_step_sizes(self, batch: Batch) -> np.ndarray:
         """Adapts step sizes to the target acceptance rate in a separate forward run.
 
         Args:
-          x: Observations, shape `[B, *event_shape]`.
-          number: Number of the batch.
+          batch: The observations.
 
         Returns:
           Step sizes of each temperature and observation, float64, shape `[T + 1, B]`.
         """
-        seed = seeds.key(self._settings.seed, "annealing/adaptation", number)
-        u = self._starts(len(x), seed)
+        seed = seeds.key(self._settings.seed, "annealing/adaptation", batch.number)
+        u = self._starts(batch, seed)
         num_temperatures = len(self._betas) - 1
         num_adapted = max(num_temperatures // _ADAPTATION_STRIDE, _MIN_ADAPTATION_TEMPERATURES)
         betas = inverse_temperatures(num_adapted)
-        log_step_size = np.full(len(x), math.log(_FIRST_STEP_SIZE))
+        log_step_size = np.full(batch.size, math.log(_FIRST_STEP_SIZE))
         found = []
         for step, beta in enumerate([*[0.0] * _WARM_UP_STEPS, *betas]):
-            u, _, rate = self._hmc_step(u, x, beta, np.exp(log_step_size), seed, step)
+            u, _, rate = self._hmc_step(u, batch, beta, np.exp(log_step_size), seed, step)
             log_step_size = log_step_size + _ADAPTATION_RATE * (rate - TARGET_ACCEPTANCE_RATE)
             found.append(log_step_size)
         adapted = np.stack(found[_WARM_UP_STEPS:], axis=1)  # [B, T' + 1]
         return np.exp([np.interp(self._betas, betas, row) for row in adapted]).T
 
-    def run_forward(self, x: tf.Tensor, number: int, step_sizes: np.ndarray) -> WeighedChains:
+    def run_forward(self, batch: Batch, step_sizes: np.ndarray) -> WeighedChains:
         """Runs from the prior to the posterior; the weights have the mean p(x).
 
         Args:
-          x: Observations, shape `[B, *event_shape]`.
-          number: Number of the batch.
+          batch: The observations.
           step_sizes: Step sizes, shape `[T + 1, B]`.
 
         Returns:
           `WeighedChains`.
         """
-        seed = seeds.key(self._settings.seed, "annealing/forward", number)
+        seed = seeds.key(self._settings.seed, "annealing/forward", batch.number)
         steps = range(1, len(self._betas))
-        return self._run(self._starts(len(x), seed), x, seed, steps, 0, step_sizes)
+        return self._run(self._starts(batch, seed), batch, seed, steps, 0, step_sizes)
 
-    def run_reverse(
-        self, x: tf.Tensor, number: int, step_sizes: np.ndarray, z: tf.Tensor
-    ) -> WeighedChains:
+    def run_reverse(self, batch: Batch, step_sizes: np.ndarray, z: tf.Tensor) -> WeighedChains:
         """Runs from exact posterior samples to the prior; 1 / weight has the mean 1 / p(x).
 
         Args:
-          x: Observations, shape `[B, *event_shape]`.
-          number: Number of the batch.
+          batch: The observations.
           step_sizes: Step sizes, shape `[T + 1, B]`.
           z: A draw from each p(z|x), at which all its chains start, shape `[B, *code_shape]`.
 
         Returns:
           `WeighedChains`.
         """
-        seed = seeds.key(self._settings.seed, "annealing/reverse", number)
-        code = self._bijector.inverse(z)
+        seed = seeds.key(self._settings.seed, "annealing/reverse", batch.number)
+        code = self._bijector(batch).inverse(z)
         u = tf.repeat(code[tf.newaxis], self._settings.num_chains, axis=0)  # [C, B, *code_shape]
         steps = range(len(self._betas) - 1, 0, -1)
-        return self._run(u, x, seed, steps, -1, step_sizes)
+        return self._run(u, batch, seed, steps, -1, step_sizes)
 
     def _run(
         self,
         u: tf.Tensor,
-        x: tf.Tensor,
+        batch: Batch,
         seed: tf.Tensor,
         steps: range,
         shift: int,
@@ -202,79 +213,26 @@ class AnnealedChains:
         The last move, at beta = 1 or 0, does not affect the weights.
         """
         log_weights = np.zeros(u.shape[:2])
-        rates = np.empty([len(steps), len(x)])
+        rates = np.empty([len(steps), batch.size])
         for step in steps:
             move = step + shift
             u, scores, rates[step - 1] = self._hmc_step(
-                u, x, self._betas[move], step_sizes[move], seed, step
+                u, batch, self._betas[move], step_sizes[move], seed, step
             )
             log_weights += (self._betas[step] - self._betas[step - 1]) * scores
         return WeighedChains(log_weights, rates)
 
-    def _starts(self, num_observations: int, seed: tf.Tensor) -> tf.Tensor:
+    def _starts(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
         """Draws unconstrained codes from the prior, shape `[C, B, *code_shape]`."""
-        z = self._prior.sample((self._settings.num_chains, num_observations), seed=seed)
-        return self._bijector.inverse(z)
+        shape = [self._settings.num_chains, batch.size]
+        return self._bijector(batch).inverse(self._model.sample_codes(shape, batch.condition, seed))
 
-
-def checked_prior(decoder: Network, prior: Prior) -> tfd.Distribution:
-    """Builds the prior and checks that HMC can move its codes.
-
-    Args:
-      decoder: See `log_evidence_by_annealed_importance_sampling`.
-      prior: See `log_evidence_by_annealed_importance_sampling`.
-
-    Returns:
-      The prior as a distribution.
-
-    Raises:
-      TypeError: If the decoder is not callable, the prior does not give a distribution, or HMC
-        cannot move the codes.
-      ValueError: If the prior has a batch shape.
-    """
-    if not callable(decoder):
-        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
-    prior_now = build_prior(prior)
-    event_space_bijector(prior_now)
-    check_prior(prior_now, prior_now)  # checks the batch shape
-    check_code_space(prior_now)
-    return prior_now
-
-
-def check_densities(observations: Observations, decoder: Network, prior: tfd.Distribution) -> None:
-    """Checks decoder and prior on one code, before the actual work.
-
-    Args:
-      observations: The observations.
-      decoder: See `log_evidence_by_annealed_importance_sampling`.
-      prior: p(z) from `checked_prior`.
-
-    Raises:
-      TypeError: If the decoder does not return a distribution, or a density does not consist of
-        TensorFlow operations.
-      ValueError: If shapes do not fit, or x lies outside the support of the likelihood.
-    """
-    code = prior.sample(1, seed=tf.constant([0, 0], tf.int32))
-    check_decoder(decoder, code, observations)
-    first = observations.rows(slice(0, 1))
-    check_graph(
-        _needs("the decoder"),
-        lambda z: log_likelihood(decoder, z[tf.newaxis], first),
-        code,
-    )
-    check_graph(_needs("the prior"), prior.log_prob, code)
-
-
-def _needs(what: str) -> str:
-    return (
-        f"annealed importance sampling moves codes by gradients of {what}, which must be made of "
-        "TensorFlow operations; importance sampling (log_evidence_by_importance_sampling) takes it "
-        "as it is"
-    )
+    def _bijector(self, batch: Batch) -> Any:
+        return event_space_bijector(self._model.prior_at(batch.condition))
 
 
 def _compiled_hmc_step(
-    decoder: Network, prior: tfd.Distribution, num_leapfrog_steps: int
+    model: AnnealedModel, num_leapfrog_steps: int
 ) -> Callable[..., tuple[tf.Tensor, np.ndarray, np.ndarray]]:
     """Returns a function that moves chains `[C, B, *code_shape]` by one step of HMC.
 
@@ -282,12 +240,12 @@ def _compiled_hmc_step(
     seed and the number of the step. It returns the moved chains, log p(x|z) `[C, B]` before the
     move, and the mean acceptance rate of the chains of each observation `[B]`.
     """
-    bijector = event_space_bijector(prior)
 
     @tf.function(jit_compile=True, autograph=False)
     def step(
         u: tf.Tensor,
-        x: tf.Tensor,
+        x: Any,
+        condition: Any,
         beta: tf.Tensor,
         step_size: tf.Tensor,
         seed: tf.Tensor,
@@ -297,8 +255,13 @@ def _compiled_hmc_step(
         # [B] -> [B, 1, ...]
         step_size = tf.reshape(tf.cast(step_size, u.dtype), [-1] + [1] * (len(u.shape) - 2))
 
+        prior = model.prior_at(condition)
+        bijector = event_space_bijector(prior)
+
         def scored(u: tf.Tensor) -> tf.Tensor:
-            return tf.cast(log_likelihood(decoder, bijector.forward(u), x), u.dtype)
+            # Some bijectors of several parts lose the static shape.
+            z = tf.ensure_shape(bijector.forward(u), [*u.shape[:2], *prior.event_shape])
+            return tf.cast(log_likelihood(model.decoder, z, x, condition), u.dtype)
 
         def log_prob(u: tf.Tensor) -> tf.Tensor:
             # tfd.TransformedDistribution would use the density of the prior's base class.
@@ -319,12 +282,13 @@ def _compiled_hmc_step(
         return moved, scored(u), tf.reduce_mean(rate, axis=0)
 
     def hmc_step(
-        u: tf.Tensor, x: tf.Tensor, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
+        u: tf.Tensor, batch: Batch, beta: float, step_size: np.ndarray, seed: tf.Tensor, number: int
     ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
-        with compiled(_needs("the model (decoder and prior)")):
+        with compiled(needs("the model (decoder and prior)")):
             moved, scores, rate = step(
                 u,
-                x,
+                batch.x,
+                batch.condition,
                 tf.constant(beta, tf.float64),
                 tf.constant(step_size, tf.float64),
                 seed,

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow_probability as tfp
 
-from tfp_surgery.evidence.annealed_chains import (
-    AnnealedChains,
-    Annealing,
-    check_densities,
-    checked_prior,
-)
+from tfp_surgery.components.encoding import read_condition
+from tfp_surgery.evidence.annealed_chains import AnnealedChains, Annealing
+from tfp_surgery.evidence.annealed_model import annealed_model, check_densities
 from tfp_surgery.evidence.log_evidence import (
     LogEvidence,
     RunningWeights,
@@ -26,14 +23,15 @@ tfd = tfp.distributions
 
 def log_evidence_by_annealed_importance_sampling(
     x: Any,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    decoder: Callable[..., tfd.Distribution],
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     num_temperatures: int = 500,
     num_chains: int = 16,
     num_leapfrog_steps: int = 10,
     seed: Any = 0,
     batch_size: int = 2000,
+    condition: Any = None,
 ) -> LogEvidence:
     r"""Estimates log p(x_n) of every observation by annealed importance sampling.
 
@@ -57,19 +55,22 @@ def log_evidence_by_annealed_importance_sampling(
     the evidence. The bijector is checked on draws of the prior. In TFP 0.25 those of distributions
     on spheres, `tfd.WishartTriL` and `tfd.LKJ` fail; use `log_evidence_by_importance_sampling` for
     these priors. For mixtures (`tfd.MixtureSameFamily`, `tfd.Mixture`), the bijector is that of the
-    components, which must share one support.
+    components, which must share one support. A structured code moves part by part, under a prior
+    that is a joint distribution of independent parts.
 
     Standard errors and intervals refer to the expectation of the bound for these T and C, not to
     log p(x); see `LogEvidence` for their coverage.
 
     Args:
-      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
+        `tfp_surgery.datasets.Dataset`; see `read_observations`. A stochastic binarization is drawn
+        once, from `seed`.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
         batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
         compiles.
       prior: `tfd.Distribution` over continuous codes with batch shape `[]`, or a callable that
-        returns one.
+        returns one. A callable that takes the condition returns one distribution for each, batch
+        shape `[B]`, whose supports may differ in their limits only.
       num_temperatures: T, at least 1. With 1, this is importance sampling from the prior.
       num_chains: C, at least 1. With 1, the standard errors are NaN.
       num_leapfrog_steps: Number of leapfrog steps per HMC step, at least 1.
@@ -77,12 +78,16 @@ def log_evidence_by_annealed_importance_sampling(
         same draws.
       batch_size: Number of codes, over chains and observations, moved at a time (at least the C
         of one observation).
+      condition: What decoder and prior may depend on beside z: array-like of shape `[N, ...]`, or a
+        structure of these. Those of them that have a keyword argument `condition` get the
+        conditions of their batch, repeated in step with the codes. The evidence is then p(x_n|c_n).
 
     Returns:
       `LogEvidence`, a stochastic lower bound, with acceptance rates.
 
     Raises:
-      TypeError: If decoder or prior do not return distributions, if HMC cannot move the codes, if
+      TypeError: If decoder or prior do not return distributions, if none of them takes the
+        condition, if HMC cannot move the codes (discrete parts, parts that depend on others), if
         the bijector of the prior fails its checks, or if decoder or prior do not consist of
         TensorFlow operations that XLA compiles.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
@@ -105,22 +110,21 @@ def log_evidence_by_annealed_importance_sampling(
     """
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     observations = read_observations(x, settings.seed)
-    prior_now = checked_prior(decoder, prior)
-    check_densities(observations, decoder, prior_now)
-    chains = AnnealedChains(decoder, prior_now, settings)
     num_observations = len(observations)
-    weights = RunningWeights(num_observations, settings.num_chains, 1, prior_now.dtype)
+    model = annealed_model(decoder, prior, read_condition(condition, num_observations))
+    check_densities(observations, model)
+    chains = AnnealedChains(model, settings)
+    weights = RunningWeights(num_observations, settings.num_chains, 1, model.prior.dtype)
     rates = np.empty([settings.num_temperatures, num_observations])
-    for step in chains.batches(num_observations):
-        shown = observations.rows(step.shown)
-        step_sizes = chains.adapted_step_sizes(shown, step.number)
-        weighed = chains.run_forward(shown, step.number, step_sizes)
+    for step, batch in chains.batches(observations):
+        step_sizes = chains.adapted_step_sizes(batch)
+        weighed = chains.run_forward(batch, step_sizes)
         weights.add(slice(0, settings.num_chains), step.rows, weighed.log_weights[:, step.new])
         rates[:, step.rows] = weighed.acceptance_rates[:, step.new]
     result = weights.log_evidence(
         "lower",
         method=settings.describe(),
-        data=observations.data,
+        data=observations.data + model.taking,
         seed=settings.seed,
         acceptance_rates=rates,
     )

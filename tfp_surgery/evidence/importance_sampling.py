@@ -20,13 +20,15 @@ tfd = tfp.distributions
 
 def log_evidence_by_importance_sampling(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    encoder: Callable[..., tfd.Distribution] | tfd.Distribution,
+    decoder: Callable[..., tfd.Distribution],
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     num_importance_samples: int = 5000,
     seed: Any = 0,
     batch_size: int = 2000,
+    condition: Any = None,
+    reencode: bool = False,
 ) -> LogEvidence:
     r"""Estimates log p(x_n) of every observation by importance sampling from q(z|x_n).
 
@@ -37,25 +39,36 @@ def log_evidence_by_importance_sampling(
     grows. Memory does not grow with m.
 
     Args:
-      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
+        `tfp_surgery.datasets.Dataset`; see `read_observations`. A stochastic binarization is drawn
+        once, from `seed`.
       encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` over codes
         with batch shape `[B]`. Or the proposals: an `AggregatePosterior`, or a `tfd.Distribution`
         with batch shape `[N]`, for instance from `refined_posteriors`. They must be independent of
         the draws made here.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
         batch shape `[B]` and event shape `event_shape`.
-      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one. A
+        callable that takes the condition returns one distribution for each, batch shape `[B]`.
       num_importance_samples: m, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the same
         draws.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
+      condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
+        `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
+        get the conditions of their batch, repeated in step with the codes. The evidence is then
+        p(x_n|c_n).
+      reencode: Whether the encoder is called again, in blocks of observations, for each batch of
+        draws, for posteriors whose parameters cannot be joined: context in closures, linear
+        operators, joint distributions of dependent parts.
 
     Returns:
       `LogEvidence`, a stochastic lower bound.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not return distributions.
+      TypeError: If encoder, decoder or prior do not return distributions, if none of them takes the
+        condition, or if posteriors cannot be joined by their parameters and `reencode` is
+        False.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
         not fit, if a number is out of range, or if a log density is NaN.
 
@@ -73,7 +86,9 @@ def log_evidence_by_importance_sampling(
     num_importance_samples = checked_integer("num_importance_samples", num_importance_samples, 1)
     batch_size = checked_integer("batch_size", batch_size, 1)
     seed = seeds.checked_seed(seed)
-    model = prepared_model(x, encoder, decoder, prior, seed, batch_size)
+    model = prepared_model(
+        x, encoder, decoder, prior, seed, batch_size, condition=condition, reencode=reencode
+    )
     sentences = looked_at(model.posteriors, model.prior)
     weights = RunningWeights(
         model.num_observations,

@@ -21,14 +21,16 @@ tfd = tfp.distributions
 
 def importance_weighted_elbo(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    encoder: Callable[..., tfd.Distribution] | tfd.Distribution,
+    decoder: Callable[..., tfd.Distribution],
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     num_importance_samples: int,
     num_samples: int = 2,
     seed: Any = 0,
     batch_size: int = 2000,
+    condition: Any = None,
+    reencode: bool = False,
 ) -> LogEvidence:
     r"""Estimates the importance-weighted bound IW_m on the log evidence of a data set.
 
@@ -51,27 +53,37 @@ def importance_weighted_elbo(
     A step holds at most `batch_size` codes, however large m is.
 
     Args:
-      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
+        `tfp_surgery.datasets.Dataset`; see `read_observations`. A stochastic binarization is drawn
+        once, from `seed`.
       encoder: Callable from observations `[B, *event_shape]` to a `tfd.Distribution` over codes
         with batch shape `[B]`. Or the posteriors of x, which are then not encoded again: an
         `AggregatePosterior`, or a `tfd.Distribution` with batch shape `[N]`.
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
         batch shape `[B]` and event shape `event_shape`.
-      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one. A
+        callable that takes the condition returns one distribution for each, batch shape `[B]`.
       num_importance_samples: Number m of draws of z inside the logarithm, at least 1.
       num_samples: Number k of independent repetitions, at least 1. With k = m = 1, the standard
         errors are NaN.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed, m, k and `batch_size` give the
         same draws; other values of m or k give independent draws.
       batch_size: Number of observations encoded, and of codes decoded and scored, at a time.
+      condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
+        `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
+        get the conditions of their batch, repeated in step with the codes. The evidence is then
+        p(x_n|c_n).
+      reencode: Whether the encoder is called again, in blocks of observations, for each batch of
+        draws, for posteriors whose parameters cannot be joined: context in closures, linear
+        operators, joint distributions of dependent parts.
 
     Returns:
       `LogEvidence`, a stochastic lower bound. Its `estimate` is MC_k-IW_m.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not return distributions, or a number is not an
-        integer.
+      TypeError: If encoder, decoder or prior do not return distributions, if none of them takes the
+        condition, if posteriors cannot be joined by their parameters and `reencode` is False, or a
+        number is not an integer.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
         not fit, if a number is out of range, if a log density is NaN, or if all m weights of an
         observation are zero.
@@ -93,7 +105,9 @@ def importance_weighted_elbo(
     num_samples = checked_integer("num_samples", num_samples, 1)
     seed = seeds.checked_seed(seed)
     batch_size = checked_integer("batch_size", batch_size, 1)
-    model = prepared_model(x, encoder, decoder, prior, seed, batch_size)
+    model = prepared_model(
+        x, encoder, decoder, prior, seed, batch_size, condition=condition, reencode=reencode
+    )
     if num_samples == num_importance_samples == 1:
         warnings.warn(
             "with num_samples = num_importance_samples = 1 the standard errors are unknown (NaN).",

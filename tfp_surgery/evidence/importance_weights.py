@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
-from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked, scored
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.prepared_model import PreparedModel
@@ -48,20 +48,27 @@ def log_weight_chunks(
     length = _share(model.num_observations, batch_size)
     chunk_size = _share(num_samples, batch_size // length)
 
-    def draw(indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # Networks that are called here, for posteriors or for p(z|c), may be no graphs.
+    is_reencoded = isinstance(posteriors, ReencodedPosteriors)
+    prior = model.prior
+
+    def draw(indices: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
         posterior = picked(posteriors, indices)
         z = posterior.sample(chunk_size, seed)  # [S, B, *code_shape]
-        return z, model.prior_at(indices).log_prob(z), posterior.log_prob(z)
+        log_posterior = posterior.log_prob(z)
+        return [z, log_posterior] if prior is None else [z, log_posterior, prior.log_prob(z)]
 
-    if not isinstance(posteriors, ReencodedPosteriors):  # whose encoder may be no graph
+    if not is_reencoded:
         draw = traced(draw, tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
     for step in steps(model.num_observations, length):
         indices = tf.range(step.shown.start, step.shown.stop, dtype=tf.int32)
         step_key = seeds.fold_in(key, step.number)
         for chunk, first in enumerate(range(0, num_samples, chunk_size)):
-            z, log_prior, log_posterior = draw(indices, seeds.fold_in(step_key, chunk))
+            z, log_posterior, *log_prior = draw(indices, seeds.fold_in(step_key, chunk))
+            if not log_prior:
+                log_prior = [scored(model.prior_at(step.shown), z)]
             log_weights = model.log_likelihood(z, step.shown).numpy().astype(np.float64)
-            log_weights += log_prior.numpy()
+            log_weights += log_prior[0].numpy()
             log_weights -= log_posterior.numpy()
             # The last chunk may draw more than is needed.
             draws = slice(first, min(first + chunk_size, num_samples))

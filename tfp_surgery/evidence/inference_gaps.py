@@ -79,9 +79,9 @@ class InferenceGaps(Result):
 
 def inference_gaps(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    encoder: Callable[..., tfd.Distribution] | tfd.Distribution,
+    decoder: Callable[..., tfd.Distribution],
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     log_evidence: LogEvidence | np.ndarray,
     num_samples: int = 200,
@@ -89,6 +89,7 @@ def inference_gaps(
     learning_rate: float = 0.05,
     seed: Any = 0,
     batch_size: int = 2000,
+    condition: Any = None,
 ) -> InferenceGaps:
     r"""Decomposes log p(x) - ELBO into approximation and amortization gap (Cremer et al. 2018).
 
@@ -103,8 +104,9 @@ def inference_gaps(
     small by the gap of the bound.
 
     Args:
-      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
+        `tfp_surgery.datasets.Dataset`; see `read_observations`. A stochastic binarization is drawn
+        once, from `seed`.
       encoder: Callable from observations `[B, *event_shape]` to Gaussians with independent
         dimensions and batch shape `[B]`: `tfd.MultivariateNormalDiag`, `tfd.Independent` of
         `tfd.Normal`, or `tfd.Normal` for scalar codes. Or the posteriors of x, which are then not
@@ -113,7 +115,8 @@ def inference_gaps(
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
         batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
         compiles.
-      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one. A
+        callable that takes the condition returns one distribution for each, batch shape `[B]`.
       log_evidence: log p(x_n) of the same observations in the same order, in nats: a `LogEvidence`,
         or an array of exact values, shape `[N]`.
       num_samples: Number of draws per observation from which both ELBOs are measured, at least 2.
@@ -122,13 +125,18 @@ def inference_gaps(
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
+      condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
+        `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
+        get the conditions of their batch, repeated in step with the codes. The evidence is then
+        p(x_n|c_n).
 
     Returns:
       `InferenceGaps`.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not return distributions, if the posteriors are of
-        another family, or if decoder or prior have no gradients that XLA compiles.
+      TypeError: If encoder, decoder or prior do not return distributions, if none of them takes the
+        condition, if the posteriors are of another family, or if decoder or prior have no gradients
+        that XLA compiles.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
         not fit, if a number is out of range, or if a log density is not finite.
 
@@ -144,7 +152,9 @@ def inference_gaps(
     seed = seeds.checked_seed(seed)
     arrays.reject_missing("log_evidence", log_evidence)
     refinement = Refinement(num_steps, learning_rate, seed, batch_size)
-    model = prepared_model(x, encoder, decoder, prior, seed, refinement.batch_size)
+    model = prepared_model(
+        x, encoder, decoder, prior, seed, refinement.batch_size, condition=condition
+    )
     num_observations = model.num_observations
     evidence = _average_log_evidence(log_evidence, num_observations)
     refined = refinement.run(model)

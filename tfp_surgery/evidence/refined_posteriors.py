@@ -17,6 +17,7 @@ from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.gradients import check_gradient, check_graph, compiled
 from tfp_surgery.checks.networks import unwrap
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.flat_joint import FlatJoint, describe
 from tfp_surgery.log_density.gaussian_scores import diagonal_parameters
 from tfp_surgery.measurement.log_likelihood import log_likelihood
 from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
@@ -31,14 +32,15 @@ _GRADIENT_SAMPLES = 4
 
 def refined_posteriors(
     x: Any,
-    encoder: Callable[[Any], tfd.Distribution] | tfd.Distribution,
-    decoder: Callable[[Any], tfd.Distribution],
-    prior: tfd.Distribution | Callable[[], tfd.Distribution],
+    encoder: Callable[..., tfd.Distribution] | tfd.Distribution,
+    decoder: Callable[..., tfd.Distribution],
+    prior: tfd.Distribution | Callable[..., tfd.Distribution],
     *,
     num_steps: int = 500,
     learning_rate: float = 0.05,
     seed: Any = 0,
     batch_size: int = 2000,
+    condition: Any = None,
 ) -> tfd.Distribution:
     r"""Maximises the ELBO over q(z) of each observation, within the encoder's family.
 
@@ -56,8 +58,9 @@ def refined_posteriors(
     The weights may then have heavy tails, which lower the effective sample size.
 
     Args:
-      x: The data set: array-like or `Tensor` of shape `[N, *event_shape]`, or a
-        `tfp_surgery.datasets.Dataset`. A stochastic binarization is drawn once, from `seed`.
+      x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
+        `tfp_surgery.datasets.Dataset`; see `read_observations`. A stochastic binarization is drawn
+        once, from `seed`.
       encoder: Callable from observations `[B, *event_shape]` to Gaussians with independent
         dimensions and batch shape `[B]`: `tfd.MultivariateNormalDiag`, `tfd.Independent` of
         `tfd.Normal`, or `tfd.Normal` for scalar codes. Or the posteriors of x, which are then not
@@ -66,20 +69,25 @@ def refined_posteriors(
       decoder: Callable from codes `[B, *code_shape]` to a `tfd.Distribution` over observations with
         batch shape `[B]` and event shape `event_shape`, made of differentiable operations that XLA
         compiles.
-      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
+      prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one. A
+        callable that takes the condition returns one distribution for each, batch shape `[B]`.
       num_steps: Number of steps of Adam, at least 1.
       learning_rate: Initial learning rate of Adam.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
       batch_size: Number of observations encoded, and of codes decoded, at a time.
+      condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
+        `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
+        get the conditions of their batch, repeated in step with the codes.
 
     Returns:
       The q*_n as a distribution with batch shape `[N]`: `tfd.MultivariateNormalDiag`, or
       `tfd.Normal` for scalar codes.
 
     Raises:
-      TypeError: If encoder, decoder or prior do not return distributions, if the posteriors are of
-        another family, or if decoder or prior have no gradients that XLA compiles.
+      TypeError: If encoder, decoder or prior do not return distributions, if none of them takes the
+        condition, if the posteriors are of another family, or if decoder or prior have no gradients
+        that XLA compiles.
       ValueError: If x is empty, not finite or outside the support of the likelihood, if shapes do
         not fit, if a number is out of range, or if a refined posterior is not finite.
 
@@ -89,9 +97,16 @@ def refined_posteriors(
     gradient estimators for variational inference. NeurIPS 2017.
     """
     refinement = Refinement(num_steps, learning_rate, seeds.checked_seed(seed), batch_size)
-    return refinement.run(
-        prepared_model(x, encoder, decoder, prior, refinement.seed, refinement.batch_size)
+    model = prepared_model(
+        x,
+        encoder,
+        decoder,
+        prior,
+        refinement.seed,
+        refinement.batch_size,
+        condition=condition,
     )
+    return refinement.run(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,10 +256,13 @@ def _family_and_parameters(posteriors: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
     posteriors = components_lib.prepare(unwrap(posteriors), "The encoder's posterior")
     parameters = diagonal_parameters(components_lib.broadcast(posteriors))
     if parameters is None:
+        got = posteriors.name
+        if isinstance(posteriors, FlatJoint):
+            got = f"a joint distribution of {describe(posteriors.layout)}"
         raise TypeError(
             "the encoder must return Gaussians with independent dimensions "
             "(tfd.MultivariateNormalDiag, tfd.Independent of tfd.Normal, tfd.Normal): the "
-            f"refinement knows how to move these alone; got {posteriors.name}."
+            f"refinement knows how to move these alone; got {got}."
         )
     return _family(components_lib.event_rank(posteriors) == 0), *parameters
 

@@ -8,10 +8,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import MIXTURES, plain_class, unwrap
+from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 
+tfb = tfp.bijectors
 tfd = tfp.distributions
 
+_WAY_OUT = "log_evidence_by_importance_sampling takes the prior as it is"
 _LISTED_MIXTURE = plain_class(tfd.Mixture)
 _MIXTURES = (MIXTURES, AggregatePosterior)
 
@@ -26,7 +29,8 @@ def event_space_bijector(prior: tfd.Distribution) -> Any:
 
     Returns:
       TFP's default bijector for the event space of the prior. TFP has none for mixtures; a mixture
-      at any depth of the prior is replaced by its first component.
+      at any depth of the prior is replaced by its first component. The parts of a structured code,
+      a vector here, have one each.
 
     Raises:
       TypeError: If the codes are not single floating tensors, or the prior has no default bijector.
@@ -34,17 +38,31 @@ def event_space_bijector(prior: tfd.Distribution) -> Any:
     if tf.nest.is_nested(prior.dtype) or not tf.as_dtype(prior.dtype).is_floating:
         raise TypeError(
             f"HMC moves codes that are single floating tensors, but those of {prior.name} have "
-            f"dtype {prior.dtype}."
+            f"dtype {prior.dtype}; {_WAY_OUT}."
         )
+    if isinstance(prior, FlatJoint) and prior.distributions is not None:
+        return _blockwise(prior.distributions)
     bijector = default_bijector(prior)
     if bijector is None and num_components(prior):
         bijector = default_bijector(with_components(prior, 0))
     if bijector is None:
         raise TypeError(
             f"HMC needs to know the space of the codes, and {prior.name} does not say it "
-            "(_default_event_space_bijector)."
+            f"(_default_event_space_bijector); {_WAY_OUT}."
         )
     return bijector
+
+
+def _blockwise(parts: list[tfd.Distribution]) -> Any:
+    """Returns the bijector of vectors in which the parts of a code follow each other."""
+    bijectors, sizes = [], []
+    for part in parts:
+        inner = event_space_bijector(part)
+        moved = inner.inverse_event_shape(part.event_shape)
+        sizes.append(moved.num_elements())
+        to_vector = tfb.Reshape([part.event_shape.num_elements()], part.event_shape.as_list())
+        bijectors.append(tfb.Chain([to_vector, inner, tfb.Reshape(moved.as_list(), [-1])]))
+    return tfb.Blockwise(bijectors, block_sizes=sizes)
 
 
 def default_bijector(distribution: tfd.Distribution) -> Any:

@@ -15,6 +15,7 @@ from tfp_surgery.checks.support import support_problem
 from tfp_surgery.checks.takes_condition import call
 from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import default_bijector
 from tfp_surgery.observations import Observations
@@ -35,7 +36,7 @@ def check_decoder(
     code: tf.Tensor,
     observations: Observations,
     conditions: Observations | None = None,
-    validate_args: bool = True,
+    validate_args: bool | None = None,
 ) -> tuple[tfd.Distribution, str]:
     """Checks the decoder on one code, before the actual work.
 
@@ -45,7 +46,8 @@ def check_decoder(
       observations: The observations.
       conditions: Their conditions, or None. With them the decoder is called on all of these, in
         blocks, since the support may depend on them, as that of a `tfd.Multinomial` does.
-      validate_args: Whether x outside of the support of the likelihood is refused.
+      validate_args: Whether x outside of the support of the likelihood is refused; None if it is
+        and callers cannot choose.
 
     Returns:
       likelihood: p(x|z) of the code, batch shape `[1]`.
@@ -74,11 +76,12 @@ def check_decoder(
     else:
         for rows in _slices(len(observations), _CONDITIONED_BLOCK):
             outside = outside or support_problem(decoded(rows), [observations.rows(rows)])
-    if outside and validate_args:
-        raise ValueError(
-            f"{outside} Or score x as it is, with validate_args=False: the result is then not the "
-            "ELBO of a normalised model, and says so."
+    if outside and validate_args is not False:
+        way_out = (
+            " Or score x as it is, with validate_args=False: the result is then not the ELBO of a "
+            "normalised model, and says so."
         )
+        raise ValueError(f"{outside}{way_out if validate_args else ''}")
     return likelihood, outside
 
 
@@ -92,7 +95,8 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
 
     Some of TFP's formulas are finite outside of the support, such as `log_prob` of
     `tfd.Exponential` at -1. A code lies outside if it has no inverse under the prior's event space
-    bijector, or, for a prior on the sphere, if its norm is not 1.
+    bijector, or, for a prior on the sphere, if its norm is not 1. The parts of a structured code
+    are checked where their distribution under the prior does not depend on others.
 
     Args:
       prior: p(z), batch shape `[]`.
@@ -101,6 +105,12 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     Raises:
       ValueError: If such codes exist.
     """
+    if isinstance(prior, FlatJoint):
+        for number, values in enumerate(tf.nest.flatten(prior.layout.unpack(codes))):
+            part = prior.part(number)
+            if part is not None:
+                check_codes_in_support(part, values)
+        return
     # A transformed density goes through the inverse bijector and is NaN outside of the support.
     if not codes.dtype.is_floating or type(prior) in _TRANSFORMED:
         return
@@ -113,7 +123,7 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
         if np.isnan(bijector.inverse(own).numpy()).any():  # its range is not the support
             return
         unconstrained = bijector.inverse(codes).numpy()
-    except Exception:  # a joint distribution takes structures
+    except Exception:  # of a user's bijector
         return
     log_prob = prior.log_prob(codes).numpy()
     missing = np.isnan(unconstrained).reshape(*log_prob.shape, -1).any(axis=-1)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.checks import point_mass
 from tfp_surgery.checks.networks import (
     DEFERRED,
     PINNED,
@@ -28,7 +29,7 @@ from tfp_surgery.components.encoding import (
     read_condition,
     rows_encoder,
 )
-from tfp_surgery.components.flat_joint import CodeLayout, flattened
+from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -148,7 +149,7 @@ def prepared_model(
     batch_size: int,
     condition: Any = None,
     reencode: bool = False,
-    validate_args: bool = True,
+    validate_args: bool | None = None,
     decoder_optional: bool = False,
 ) -> PreparedModel:
     """Checks a model and its data; runs the networks on a few observations.
@@ -166,7 +167,8 @@ def prepared_model(
       batch_size: Number of observations encoded at a time.
       condition: Conditions of the observations, as x; handed by keyword to what takes it.
       reencode: Whether to encode again whenever posteriors are needed.
-      validate_args: Whether x outside of the support of the likelihood is refused.
+      validate_args: Whether x outside of the support of the likelihood is refused; None if it is
+        and callers cannot choose.
       decoder_optional: Whether decoder may be None.
 
     Returns:
@@ -214,12 +216,13 @@ def prepared_model(
     prior_now, prior_given = _prior(prior, "prior" in taking, layout)
     given = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
     check_prior(prior_given(given), first, conditional=prior_now is None)
+    _check_parts(prior_given(given), first)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
     if prior_now is not None:
         check_codes_in_support(prior_now, codes)
     likelihood, outside = None, ""
     if decoder is not None:
-        decoder = _on_vectors(decoder, layout)
+        decoder = on_vectors(decoder, layout)
         likelihood, outside = check_decoder(
             decoder,
             codes[0, :1],
@@ -310,8 +313,29 @@ def _flat_prior(prior: tfd.Distribution, layout: CodeLayout | None) -> tfd.Distr
     return flattened(prior, layout)
 
 
-def _on_vectors(decoder: Network, layout: CodeLayout | None) -> Network:
-    """Returns a decoder of the vectors that represent structured codes."""
+def _check_parts(prior: tfd.Distribution, posteriors: tfd.Distribution) -> None:
+    """Raises a ValueError if a part of a code is a mass in one of them and a density in the other.
+
+    Parts whose distribution depends on others in prior or posterior are not looked at.
+    """
+    if not (isinstance(prior, FlatJoint) and isinstance(posteriors, FlatJoint)):
+        return
+    for number in range(len(prior.layout.names)):
+        pair = prior.part(number), posteriors.part(number)
+        if None not in pair:
+            point_mass.check_same_measure(*pair)
+
+
+def on_vectors(decoder: Network, layout: CodeLayout | None) -> Network:
+    """Returns a decoder of the vectors that represent structured codes.
+
+    Args:
+      decoder: Callable from structured codes to p(x|z).
+      layout: Their layout; None for codes that are single tensors.
+
+    Returns:
+      A callable from vectors `[B, D]`; `decoder` itself without a layout.
+    """
     if layout is None:
         return decoder
 

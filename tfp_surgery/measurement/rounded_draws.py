@@ -11,6 +11,8 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.point_mass import measures
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.flat_joint import FlatJoint
+from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.measurement.draws import checked_draws
 
 tfd = tfp.distributions
@@ -38,7 +40,8 @@ def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None
 
     Args:
       z: Draws, shape `[S, Q, *code_shape]`, S from each of Q posteriors.
-      posteriors: The distribution of the draws. Discrete codes are not checked.
+      posteriors: The distribution of the draws. Discrete codes, and discrete parts of structured
+        ones, are not checked.
 
     Returns:
       One or two sentences with the dimension, the value and the remedy; None if nothing is found.
@@ -47,13 +50,14 @@ def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None
         return None
     flat = z.reshape(*z.shape[:2], -1)  # [S, Q, *code_shape] -> [S, Q, D]
     limits = np.finfo(z.dtype)
-    if "mass" in measures(posteriors) or np.array_equal(flat, np.round(flat)):
+    dimensions = _with_densities(flat, posteriors)
+    flat = flat[..., dimensions]
+    if np.array_equal(flat, np.round(flat)):
         return None
-    narrow = _too_narrow(flat, limits)
+    narrow = _too_narrow(flat, limits, dimensions)
     if narrow is not None:
         return narrow
-    for j in range(flat.shape[2]):
-        codes = flat[..., j]
+    for j, codes in zip(dimensions, np.moveaxis(flat, -1, 0), strict=True):
         share, what = _largest_atom(codes)
         far = np.mean(np.abs(codes) > _NEAR_OVERFLOW * np.sqrt(limits.max))
         if far > share:
@@ -67,8 +71,36 @@ def rounding_of_draws(z: np.ndarray, posteriors: tfd.Distribution) -> str | None
     return None
 
 
-def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
-    """Describes posteriors whose scale is near the spacing of numbers, from draws `[S, Q, D]`."""
+def _with_densities(flat: np.ndarray, posteriors: Any) -> np.ndarray:
+    """Returns the dimensions of draws `[S, Q, D]` that may have a density, not a mass."""
+    if isinstance(posteriors, ReencodedPosteriors):
+        posteriors = posteriors.distribution
+    dimensions = np.arange(flat.shape[2])
+    if not isinstance(posteriors, FlatJoint):
+        return dimensions[:0] if "mass" in measures(posteriors) else dimensions
+    chosen = []
+    dtypes = tf.nest.flatten(posteriors.layout.dtypes)
+    for number, (places, dtype) in enumerate(zip(posteriors.layout.slices, dtypes, strict=True)):
+        part = posteriors.part(number)
+        found = measures(part) if part is not None else frozenset()
+        values = flat[..., places]
+        is_mass = "mass" in found or (not found and np.array_equal(values, np.round(values)))
+        if dtype.is_floating and not is_mass:
+            chosen.append(dimensions[places])
+    return np.concatenate(chosen) if chosen else dimensions[:0]
+
+
+def _too_narrow(flat: np.ndarray, limits: np.finfo[Any], dimensions: np.ndarray) -> str | None:
+    """Describes posteriors whose scale is near the spacing of numbers.
+
+    Args:
+      flat: Draws, shape `[S, Q, D]`.
+      limits: Those of their dtype.
+      dimensions: The dimensions of the code that the draws are, shape `[D]`.
+
+    Returns:
+      One or two sentences; None if there are none.
+    """
     if len(flat) == 1:
         return None
     first, lowest, highest = flat[0], flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
@@ -85,8 +117,8 @@ def _too_narrow(flat: np.ndarray, limits: np.finfo[Any]) -> str | None:
     cure = "Centre the codes." if limits.bits >= 64 else "Use float64, or centre the codes."
     return (
         f"{limits.dtype.name} has too few digits for posteriors so narrow so far from 0: in "
-        f"{100 * ties[j]:.3g}% of pairs of draws of one posterior, code dimension {j} is the same "
-        f"number. {cure}"
+        f"{100 * ties[j]:.3g}% of pairs of draws of one posterior, code dimension {dimensions[j]} "
+        f"is the same number. {cure}"
     )
 
 
@@ -128,7 +160,9 @@ def cause(z: Any, own: bool = False) -> Callable[[np.ndarray], str]:
 def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
     if not np.issubdtype(z.dtype, np.floating):
         return ""
-    if not _are_at_end(z, failed):
+    flat = z.reshape(*failed.shape, -1)[failed]  # [S, Q, ..., *code_shape] -> [F, D]
+    at_end = _at_end(z.reshape(-1, flat.shape[1]), flat)
+    if not at_end.any(axis=-1).all():
         if not own:
             return ""
         if np.array_equal(z, np.round(z)):
@@ -141,7 +175,7 @@ def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
             f"the distribution that drew them gives them none, since {z.dtype.name} rounds what it "
             f"computes of them, or its parameters are not finite. {_cure(z.dtype)}"
         )
-    values = np.unique(z.reshape(*failed.shape, -1)[failed])
+    values = np.unique(flat[at_end])
     values = values[np.isin(values, _ends(z.dtype))]
     shown = ", ".join(f"{value:g}" for value in values[:3])
     return (
@@ -150,13 +184,18 @@ def _explained(z: np.ndarray, failed: np.ndarray, own: bool) -> str:
     )
 
 
-def _are_at_end(z: np.ndarray, failed: np.ndarray) -> bool:
-    """Returns whether all failed draws have a value at the end of a support or near overflow."""
-    flat = z.reshape(*failed.shape, -1)  # [S, Q, ..., *code_shape] -> [S, Q, ..., D]
-    at_end = np.isin(flat, _ends(z.dtype))
-    at_end |= np.abs(flat) > _NEAR_OVERFLOW * np.sqrt(np.finfo(z.dtype).max)
-    is_discrete = np.array_equal(flat, np.round(flat))
-    return not is_discrete and bool(at_end[failed].any(axis=-1).all())
+def _at_end(every: np.ndarray, failed: np.ndarray) -> np.ndarray:
+    """Returns a mask `[F, D]` of values at the end of a support or near overflow.
+
+    Args:
+      every: All draws, shape `[M, D]`. A dimension of whole numbers alone is a discrete part.
+      failed: Those without a finite log density, shape `[F, D]`.
+    """
+    at_end: np.ndarray = np.isin(failed, _ends(failed.dtype))
+    at_end |= np.abs(failed) > _NEAR_OVERFLOW * np.sqrt(np.finfo(failed.dtype).max)
+    is_whole = np.isfinite(every).all(axis=0) & (every == np.round(every)).all(axis=0)
+    at_end &= ~is_whole
+    return at_end
 
 
 def _ends(dtype: np.dtype[Any]) -> np.ndarray:

@@ -1,0 +1,194 @@
+"""AnnealedModel: decoder and prior, checked to be ones whose codes annealed chains can move."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_surgery.checks.gradients import check_graph
+from tfp_surgery.checks.networks import build_prior, check_prior, unwrap_output
+from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
+from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened, layout_of
+from tfp_surgery.evidence.code_space import check_code_space
+from tfp_surgery.measurement.event_space import event_space_bijector
+from tfp_surgery.measurement.log_likelihood import log_likelihood
+from tfp_surgery.measurement.model_checks import check_decoder
+from tfp_surgery.measurement.prepared_model import on_vectors
+from tfp_surgery.observations import Observations
+
+tfd = tfp.distributions
+
+_WAY_OUT = "log_evidence_by_importance_sampling takes the prior as it is"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnealedModel:
+    """p(x, z), or p(x, z|c), whose codes are real numbers after a bijection.
+
+    Attributes:
+      decoder: Callable from codes `[B, *code_shape]` to p(x|z) with batch shape `[B]`. Structured
+        codes are vectors here.
+      prior: p(z), or p(z|c) of the first condition, batch shape `[]`.
+      prior_given: Callable from the conditions of B observations to p(z|c), batch shape `[B]`; None
+        if the prior does not depend on them.
+      conditions: The conditions of the observations, or None.
+      taking: What takes the condition, in words that follow the name of the data; empty if nothing
+        does.
+    """
+
+    decoder: Callable[..., tfd.Distribution]
+    prior: tfd.Distribution
+    prior_given: Callable[[Any], tfd.Distribution] | None
+    conditions: Observations | None
+    taking: str
+
+    def condition(self, rows: Any) -> Any:
+        """Returns the conditions of some rows; None if there are none."""
+        return None if self.conditions is None else self.conditions.rows(rows)
+
+    def prior_at(self, condition: Any) -> tfd.Distribution:
+        """Returns p(z), or p(z|c) of conditions with leading dimension `[B]`, batch shape `[B]`."""
+        return self.prior if self.prior_given is None else self.prior_given(condition)
+
+    def sample_codes(self, shape: list[int], condition: Any, seed: Any) -> tf.Tensor:
+        """Draws codes from the prior.
+
+        Args:
+          shape: Shape of the draws; its last entry is B.
+          condition: Conditions of B observations, or None.
+          seed: Seed.
+
+        Returns:
+          Codes, shape `[*shape, *code_shape]`.
+        """
+        if self.prior_given is None:
+            return self.prior.sample(shape, seed=seed)
+        return self.prior_given(condition).sample(shape[:-1], seed=seed)
+
+
+def annealed_model(
+    decoder: Callable[..., tfd.Distribution], prior: Any, conditions: Observations | None
+) -> AnnealedModel:
+    """Builds the prior and checks that HMC can move its codes.
+
+    Args:
+      decoder: See `log_evidence_by_annealed_importance_sampling`.
+      prior: See `log_evidence_by_annealed_importance_sampling`.
+      conditions: Conditions of the observations, or None.
+
+    Returns:
+      The model.
+
+    Raises:
+      TypeError: If the decoder is not callable, the prior does not give a distribution, none of
+        them takes the condition, or HMC cannot move the codes.
+      ValueError: If the prior has another batch shape than the conditions.
+    """
+    if not callable(decoder):
+        raise TypeError("decoder must be a callable that returns a tfd.Distribution.")
+    taking = check_condition_is_taken(conditions, decoder=decoder, prior=prior)
+    is_conditional = "prior" in taking
+    built = _prior_of(prior, conditions, 1) if is_conditional else build_prior(prior)
+    layout = _layout(built)
+
+    def on_codes(prior: tfd.Distribution) -> tfd.Distribution:
+        return prior if layout is None else flattened(prior, layout)
+
+    def prior_given(condition: Any) -> tfd.Distribution:
+        return on_codes(unwrap_output(call(prior, condition=condition), "prior"))
+
+    prior_now = on_codes(built)
+    if is_conditional:
+        # Three conditions and one, since an event may have either shape too.
+        _check_conditional(on_codes(_prior_of(prior, conditions, 3)), 3)
+        _check_conditional(prior_now, 1)
+        prior_now = build_prior(prior_now)  # a batch of one is that prior
+    event_space_bijector(prior_now)
+    if not is_conditional:
+        check_prior(prior_now, prior_now)  # checks the batch shape
+    parts = prior_now.distributions if isinstance(prior_now, FlatJoint) else None
+    for part in parts or [prior_now]:
+        check_code_space(part)
+    return AnnealedModel(
+        decoder=on_vectors(decoder, layout),
+        prior=prior_now,
+        prior_given=prior_given if is_conditional else None,
+        conditions=conditions,
+        taking=f", condition given to {' and '.join(taking)}" if taking else "",
+    )
+
+
+def check_densities(observations: Observations, model: AnnealedModel) -> None:
+    """Checks decoder and prior on one code, before the actual work.
+
+    Args:
+      observations: The observations.
+      model: The model.
+
+    Raises:
+      TypeError: If the decoder does not return a distribution, or a density does not consist of
+        TensorFlow operations.
+      ValueError: If shapes do not fit, or x lies outside the support of the likelihood.
+    """
+    one = slice(0, 1)
+    condition, first = model.condition(one), observations.rows(one)
+    code = model.sample_codes([1], condition, tf.constant([0, 0], tf.int32))
+    check_decoder(model.decoder, code, observations, condition)
+    check_graph(
+        needs("the decoder"),
+        lambda z: log_likelihood(model.decoder, z[tf.newaxis], first, condition),
+        code,
+    )
+    check_graph(needs("the prior"), lambda z: model.prior_at(condition).log_prob(z), code)
+
+
+def needs(what: str) -> str:
+    """Returns the start of the message where a density has no gradient, without a period."""
+    return (
+        f"annealed importance sampling moves codes by gradients of {what}, which must be made of "
+        "TensorFlow operations; importance sampling (log_evidence_by_importance_sampling) takes it "
+        "as it is"
+    )
+
+
+def _prior_of(prior: Any, conditions: Any, size: int) -> tfd.Distribution:
+    """Returns p(z|c) of the first conditions, batch shape `[size]`."""
+    rows = np.arange(size) % len(conditions)
+    return unwrap_output(call(prior, condition=conditions.rows(rows)), "prior")
+
+
+def _check_conditional(prior: tfd.Distribution, size: int) -> None:
+    if prior.batch_shape != [size]:
+        raise ValueError(
+            f"prior(condition=...) of {size} conditions must give one distribution for each, with "
+            f"batch shape [{size}], but {prior.name} has batch shape {prior.batch_shape} and event "
+            f"shape {prior.event_shape}."
+        )
+
+
+def _layout(prior: tfd.Distribution) -> CodeLayout | None:
+    """Returns the layout of structured codes; None for codes that are single tensors.
+
+    Raises:
+      TypeError: If a part is not of real numbers, or depends on others.
+    """
+    if not tf.nest.is_nested(prior.dtype):
+        return None
+    layout = layout_of(prior)
+    for name, dtype in zip(layout.names, tf.nest.flatten(layout.dtypes), strict=True):
+        if not dtype.is_floating:
+            raise TypeError(
+                f"HMC moves codes that are floating tensors, but part {name} of {prior.name} has "
+                f"dtype {dtype.name}; {_WAY_OUT}."
+            )
+    if flattened(prior).distributions is None:
+        raise TypeError(
+            f"HMC moves structured codes whose parts are independent under the prior, each given "
+            f"as a distribution of its own, but parts of {prior.name} depend on others; {_WAY_OUT}."
+        )
+    return layout
