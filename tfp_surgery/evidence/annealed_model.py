@@ -138,7 +138,7 @@ def check_densities(observations: Observations, model: AnnealedModel) -> None:
     one = slice(0, 1)
     condition, first = model.condition(one), observations.rows(one)
     code = model.sample_codes([1], condition, tf.constant([0, 0], tf.int32))
-    check_decoder(model.decoder, code, observations, condition)
+    check_decoder(model.decoder, code, observations, model.conditions)
     check_graph(
         needs("the decoder"),
         lambda z: log_likelihood(model.decoder, z[tf.newaxis], first, condition),
