@@ -11,7 +11,13 @@ import scipy.sparse
 import tensorflow as tf
 
 from tfp_surgery import datasets
-from tfp_surgery.observations import Observations, event_shape_of, read_observations, repeated
+from tfp_surgery.observations import (
+    Observations,
+    event_shape_of,
+    read_array,
+    read_observations,
+    repeated,
+)
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 COUNTS = np.arange(5)
@@ -148,3 +154,13 @@ def test_observations_are_read_once() -> None:
     observations = read_observations(X)
     assert read_observations(observations) is observations
     assert isinstance(observations, Observations)
+
+
+def test_one_array_is_read_from_whatever_holds_it() -> None:
+    for x in (X, tf.constant(X), scipy.sparse.csr_matrix(X), tf.data.Dataset.from_tensors(X)):
+        array = read_array(x)
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, X)
+    for several in ((X, X), {"a": X}, tf.ragged.constant([[1.0], [1.0, 2.0]])):
+        with pytest.raises(TypeError, match=r"must be one array .* observations alone"):
+            read_array(several)

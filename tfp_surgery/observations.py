@@ -45,7 +45,8 @@ class Observations:
     @property
     def array(self) -> np.ndarray | None:
         """The observations, shape `[N, *event_shape]`; None if they are not one dense array."""
-        return self.parts if isinstance(self.parts, np.ndarray) else None
+        is_eager = isinstance(self.parts, tf.Tensor) and not tf.is_symbolic_tensor(self.parts)
+        return np.asarray(self.parts) if is_eager or isinstance(self.parts, np.ndarray) else None
 
     @property
     def event_shape(self) -> Any:
@@ -120,6 +121,29 @@ def read_observations(x: Any, seed: seeds.Seed | None = None, name: str = "x") -
         what = f"{what.replace('an array', 'a structure')} of {inner}"
     stated = f"{what}, N = {num_observations}{_levels(parts)}, binarization not stated"
     return Observations(parts, num_observations, stated)
+
+
+def read_array(x: Any, name: str = "x") -> np.ndarray:
+    """Reads a data set that is one array.
+
+    Args:
+      x: See `read_observations`.
+      name: Name of the argument, for error messages.
+
+    Returns:
+      An array of shape `[N, *event_shape]`.
+
+    Raises:
+      TypeError: See `read_observations`; or if x is a structure or ragged.
+      ValueError: See `read_observations`.
+    """
+    array = read_observations(x, name=name).densified().array
+    if array is None:
+        raise TypeError(
+            f"{name} must be one array of shape [N, ...], got a {type(x).__name__}, a structure or "
+            f"ragged: hand in the observations alone ({name}[0] of a pair)."
+        )
+    return array
 
 
 def _parts(name: str, value: Any) -> Any:

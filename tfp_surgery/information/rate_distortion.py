@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tfp_surgery.checks.arguments import check_observations
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.bound import Bound
 from tfp_surgery.measurement.result import Result
+from tfp_surgery.observations import read_array
 
 _QUANTITY = "I(X; Z) under q(x) q(z|x), q(x) the distribution whose entropy is given"
 _NO_ENTROPY = (
@@ -199,7 +199,7 @@ def empirical_entropy(x: Any) -> float:
       TypeError: If x is not an array of numbers.
       ValueError: If x is empty or not finite.
     """
-    x = check_observations(x)
+    x = read_array(x)
     # Adding 0 gives -0.0 and 0.0 the same bytes.
     rows = np.ascontiguousarray(x if x.dtype == np.bool_ else x + np.zeros([], x.dtype))
     counts = np.fromiter(collections.Counter(row.tobytes() for row in rows).values(), np.float64)

@@ -98,10 +98,9 @@ class PreparedModel:
         """
         aggregate_posterior = self.encode_rows
         if not isinstance(aggregate_posterior, AggregatePosterior):
-            assert_not_none = self.observations
             aggregate_posterior = AggregatePosterior(
                 encode_observations(
-                    aggregate_posterior, assert_not_none, self.batch_size, self.reencode
+                    aggregate_posterior, self.observations, self.batch_size, self.reencode
                 )
             )
         check_no_nan(aggregate_posterior)
@@ -283,9 +282,9 @@ def _first_posteriors(encode_rows: RowsEncoder, observations: Observations) -> t
     """Encodes two observations, and three where two could be taken for something else."""
     few = slice(0, min(2, len(observations)))
     first = encode_rows(few)
-    sizes = [*tf.nest.flatten(observations.parts)] if observations.is_structure else []
     event_shape = first.event_shape
-    if len(sizes) == 2 or 2 in (event_shape.as_list() if event_shape.rank else []):
+    num_parts = len(tf.nest.flatten(observations.parts))
+    if num_parts == 2 or 2 in (event_shape.as_list() if event_shape.rank else []):
         # A tuple of two arrays that was stacked, or a transposed output, has batch shape [2] too.
         three = np.array([0, 1, 0], np.int32) % len(observations)
         encode_rows(three)

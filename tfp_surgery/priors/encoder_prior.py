@@ -11,13 +11,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
-from tfp_surgery.checks.arguments import check_observations, checked_integer
+from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.components.encoding import encode
-from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.distributions.leave_one_out import LeaveOneOut
 from tfp_surgery.intensities import reject_raw_levels
+from tfp_surgery.observations import read_array
 from tfp_surgery.priors.base import Prior
 
 tfd = tfp.distributions
@@ -164,7 +164,7 @@ class ObservationPrior(EncoderPrior):
         **kwargs: Any,
     ):
         """Makes the layer; the arguments are those of the subclasses."""
-        x = observations_of(x)
+        x = array_of_events(x)
         reject_raw_levels(x)
         super().__init__(event_size, encoder, x.shape[1:], **kwargs)
         num_observations = len(x)
@@ -247,9 +247,9 @@ class ObservationPrior(EncoderPrior):
         return layer
 
 
-def observations_of(x: Any) -> np.ndarray:
-    """The observations of an array or of a `Dataset` of settled binarization, checked."""
-    array: np.ndarray = x.observations() if isinstance(x, Dataset) else check_observations(x)
+def array_of_events(x: Any) -> np.ndarray:
+    """The observations of a data set that is one array, of settled binarization, checked."""
+    array = read_array(x)
     if array.ndim < 2:
         raise ValueError(f"x must have shape [N, *event_shape], got {list(array.shape)}.")
     return array

@@ -14,7 +14,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components.weights import weights_from_logits
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.priors.encoder_prior import EncoderPrior, observations_of
+from tfp_surgery.priors.encoder_prior import EncoderPrior, array_of_events
 
 tfd = tfp.distributions
 
@@ -118,7 +118,7 @@ class VampPrior(EncoderPrior):
     def _first_pseudo_inputs(self, given: Any) -> np.ndarray:
         rng = seeds.generator(self.seed, "vamp_prior/pseudo_inputs")
         shape = (self.num_components, *self.observation_shape)
-        given = rng.uniform(size=shape) if given is None else observations_of(given)
+        given = rng.uniform(size=shape) if given is None else array_of_events(given)
         if len(given) < self.num_components or given.shape[1:] != self.observation_shape:
             raise ValueError(
                 f"pseudo_inputs must be at least {self.num_components} observations of shape "
