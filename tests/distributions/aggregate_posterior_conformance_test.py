@@ -236,8 +236,13 @@ class TestVonMisesFisher(AggregateConformance):
 
     @pytest.mark.slow
     def test_xla(self) -> None:
-        """XLA takes long over the Bessel functions of the normaliser."""
+        """It takes long over the Bessel functions of the normaliser."""
         super().test_xla()
+
+    @pytest.mark.slow
+    def test_gradients_to_parameters(self) -> None:
+        """As long."""
+        super().test_gradients_to_parameters()
 
     def components(self, mean: Any, concentration: Any) -> tfd.Distribution:
         return tfd.VonMisesFisher(mean, concentration)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_surgery as tfs
+from tests.testing.distribution_conformance import DistributionConformance
 from tests.testing.encoder_priors import EVENT_SHAPE, binary_data, make_encoder
 from tfp_surgery.priors.base import Prior, StandardNormalPrior
 
@@ -28,6 +29,18 @@ def test_the_standard_normal() -> None:
     z = np.array([[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]], np.float32)
     expected = -0.5 * (z**2).sum(axis=-1) - 1.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(distribution.log_prob(z), expected, rtol=1e-6)
+
+
+class TestStandardNormalConformance(DistributionConformance):
+    """It has no weights, and its density is that of test_the_standard_normal."""
+
+    lacks: ClassVar[dict[str, str]] = {"cdf": "codes are no scalars"}
+
+    def distribution(self) -> tfd.Distribution:
+        return StandardNormalPrior(2)()
+
+    def test_gradients_to_parameters(self) -> None:
+        assert StandardNormalPrior(2).fitted_variables == []
 
 
 @pytest.mark.parametrize(

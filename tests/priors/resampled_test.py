@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -65,6 +66,17 @@ class TestResampledPriorConformance(PriorConformance):
             ),
             factor=2.0,
         )
+
+    def trained(self) -> tuple[Callable[[], tfd.Distribution], Sequence[tf.Variable]]:
+        """But for the base, whose gradient is an estimate and not that of the estimate."""
+        layer, variables = super().trained()
+        estimated = [variable for variable in variables if "loc" in variable.name]
+        with tf.GradientTape() as tape:
+            log_prob = tf.reduce_mean(layer().log_prob(tf.ones([5, 2], tf.float64)))
+        (gradient,) = tape.gradient(log_prob, estimated)
+        assert np.all(np.isfinite(gradient))
+        assert np.all(gradient != 0)
+        return layer, [v for v in variables if all(v is not other for other in estimated)]
 
     def _tolerance(self, prior: Any, points: np.ndarray, probabilities: np.ndarray) -> float:
         """As far as the estimated normaliser lets it be: 4.5 standard errors."""
