@@ -218,8 +218,7 @@ def prepared_model(
     check_prior(prior_given(given), first, conditional=prior_now is None)
     _check_parts(prior_given(given), first)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
-    if prior_now is not None:
-        check_codes_in_support(prior_now, codes)
+    check_codes_in_support(prior_given(few), codes)
     likelihood, outside = None, ""
     if decoder is not None:
         decoder = on_vectors(decoder, layout)
