@@ -148,7 +148,7 @@ def test_codes_outside_the_support_of_a_conditional_prior_are_refused() -> None:
 
     model = prepared_model(X, positive, unit_decoder, prior, 0, 100, condition=X)
     assert model.prior is None
-    with pytest.raises(ValueError, match="draws of the posteriors .* outside the support"):
+    with pytest.raises(ValueError, match=r"draws of the posteriors .* outside the support"):
         prepared_model(X, _encoder, unit_decoder, prior, 0, 100, condition=X)
 
 
