@@ -47,6 +47,18 @@ def test_values_outside_the_support_are_named(
         check_support(likelihood, x)
 
 
+def test_fractions_are_not_in_the_support_of_inflated_counts() -> None:
+    """Log-normalized counts under the zero-inflated likelihood of the raw ones."""
+    counts = tfd.NegativeBinomial(2.0, logits=tf.zeros([1, 2]))
+    inflated = tfd.Inflated(counts, inflated_loc_probs=tf.fill([1, 2], 0.3), inflated_loc=0.0)
+    likelihood = tfd.Independent(inflated, 1)
+    check_support(likelihood, np.array([[0.0, 3.0]], np.float32))
+    with pytest.raises(ValueError, match="whole numbers of at least 0"):
+        check_support(likelihood, np.array([[0.0, 1.1]], np.float32))
+    rain = tfd.Inflated(tfd.LogNormal(tf.zeros([1, 2]), 1.0), tf.zeros([1, 2]), inflated_loc=0.0)
+    check_support(tfd.Independent(rain, 1), np.array([[0.0, 1.1]], np.float32))
+
+
 def test_every_real_number_is_in_the_support_of_a_normal() -> None:
     x = np.array([[-1e6, 0.0], [3.0, 1e6]], np.float32)
     check_support(tfd.Independent(tfd.Normal(tf.zeros([1, 2]), 1.0), 1), x)

@@ -57,23 +57,33 @@ class SingleCell:
         mean, pre_scale = tf.unstack(0.3 * tf.math.log1p(x) @ self.l_encoder, axis=-1)
         return tfd.LogNormal(3.5 + mean, tf.exp(0.5 * pre_scale - 1.0))
 
-    def px(self, z: Any, library: Any, batch_index: Any) -> tfd.Distribution:
+    def px(
+        self, z: Any, library: Any, batch_index: Any, zero_inflated: bool = False
+    ) -> tfd.Distribution:
         one_hot = tf.one_hot(batch_index, BATCHES, dtype=self.dtype)
         px_scale = tf.nn.softmax(tf.concat([z, one_hot], axis=-1) @ self.factor_regressor)
         dispersion = tf.exp(-tf.gather(self.px_r, batch_index))
-        return tfd.Independent(
-            tfd.NegativeBinomial.experimental_from_mean_dispersion(
-                library[:, tf.newaxis] * px_scale, dispersion
-            ),
-            1,
+        counts = tfd.NegativeBinomial.experimental_from_mean_dispersion(
+            library[:, tf.newaxis] * px_scale, dispersion
         )
+        if zero_inflated:
+            counts = tfd.Inflated(
+                counts,
+                inflated_loc_probs=tf.fill(tf.shape(px_scale), tf.constant(0.3, self.dtype)),
+                inflated_loc=tf.zeros([], self.dtype),
+            )
+        return tfd.Independent(counts, 1)
 
-    def log_likelihood(self, z: np.ndarray, library: np.ndarray) -> np.ndarray:
+    def log_likelihood(
+        self, z: np.ndarray, library: np.ndarray, zero_inflated: bool = False
+    ) -> np.ndarray:
         table = self.factor_regressor.numpy().astype(np.float64)
         rate = softmax(z @ table[:LATENT] + table[LATENT:][self.batch_index])
         rate = rate * library[..., None]
         theta = np.exp(self.px_r.numpy().astype(np.float64))[self.batch_index]
         scores = stats.nbinom.logpmf(self.counts, theta, theta / (theta + rate))
+        if zero_inflated:
+            scores = np.log(0.3 * (self.counts == 0) + 0.7 * np.exp(scores))
         return np.asarray(scores.sum(axis=-1))
 
     def standard_normal(self) -> tfd.Distribution:
@@ -85,13 +95,15 @@ def parameters(*tensors: Any) -> list[np.ndarray]:
     return [np.asarray(tensor, np.float64) for tensor in tensors]
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_negative_binomial_counts_of_observed_library_and_batch(dtype: str, sparse: bool) -> None:
+@pytest.mark.parametrize(("sparse", "zero_inflated"), [(False, False), (True, True)])
+def test_negative_binomial_counts_of_observed_library_and_batch(
+    dtype: str, sparse: bool, zero_inflated: bool
+) -> None:
     model = SingleCell(dtype)
     counts: Any = scipy.sparse.csr_matrix(model.counts) if sparse else model.counts
 
     condition = {"library": model.library, "batch_index": model.batch_index}
-    decoder = lambda z, condition: model.px(z, **condition)  # noqa: E731
+    decoder = lambda z, condition: model.px(z, **condition, zero_inflated=zero_inflated)  # noqa: E731
 
     posterior = model.qz(tf.constant(model.counts))
     loc, scale = parameters(posterior.mean(), posterior.stddev())
@@ -99,7 +111,9 @@ def test_negative_binomial_counts_of_observed_library_and_batch(dtype: str, spar
         *(counts, model.qz, decoder, model.standard_normal()),
         posteriors=lambda z: pairwise(z, loc, scale),
         log_prior=lambda z: stats.norm.logpdf(z).sum(axis=-1),
-        log_likelihood=lambda z: model.log_likelihood(z, model.library.astype(np.float64)),
+        log_likelihood=lambda z: model.log_likelihood(
+            z, model.library.astype(np.float64), zero_inflated
+        ),
         condition=condition,
     )
     assert "condition given to decoder" in surgery.data

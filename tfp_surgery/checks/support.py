@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import MIXTURES, WRAPPERS, unwrap
+from tfp_surgery.checks.networks import MIXTURES, WRAPPERS, plain_class, unwrap
+from tfp_surgery.checks.point_mass import measures
 
 tfd = tfp.distributions
 
+_INFLATED = plain_class(tfd.Inflated)
 # Rows of x checked at a time.
 _SUPPORT_BLOCK = 8192
 
@@ -39,9 +41,9 @@ def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
     """Describes values outside of the support of a likelihood.
 
     Runs TFP's own assertions under `validate_args=True`, on the distribution inside
-    `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`. Does not check mixtures other than of
-    Bernoullis, joint distributions, ragged rows, nor families without assertions in TFP
-    (transformed distributions, classes without the argument `validate_args`).
+    `tfd.Independent`, `tfd.Sample` and `tfd.BatchBroadcast`, and on inflated counts. Does not check
+    mixtures other than of Bernoullis, joint distributions, ragged rows, nor families without
+    assertions in TFP (transformed distributions, classes without the argument `validate_args`).
 
     Args:
       likelihood: p(x|z) with batch shape `[1]`, or that of the one block.
@@ -60,6 +62,8 @@ def support_problem(likelihood: tfd.Distribution, blocks: Iterable[Any]) -> str:
             base = unwrap(base.distribution)
         elif isinstance(base, MIXTURES):
             base, in_mixture = unwrap(base.components_distribution), True
+        elif isinstance(base, _INFLATED) and "mass" in measures(base.distribution):
+            base = unwrap(base.distribution)
         elif in_mixture:  # the batch of components does not align with the rows of x
             return ""
         else:

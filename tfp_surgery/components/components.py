@@ -27,6 +27,10 @@ tfd = tfp.distributions
 # TFP declares a batch of their parameters but refuses one: all components share them.
 _SHARED = (tfb.Permute,)
 _REENCODE = "An encoder is called again, in place of joining its posteriors, with reencode=True."
+_GIVEN = (
+    "Of N posteriors q that no encoder gives, as surrogates of tfp.experimental.vi, "
+    "elbo_surgery_from_log_probs takes the densities, q.log_prob(z[:, :, tf.newaxis])."
+)
 _OF_TFP = ("tensorflow_probability.", "tfp_surgery.")
 
 
@@ -49,10 +53,8 @@ def _mapped_parameters(
             raise TypeError(
                 f"{type(node).__name__} holds a {type(parameter).__name__}; components are "
                 "handled by their parameter tensors. Use a distribution parameterised by tensors, "
-                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()). Of N posteriors "
-                "q that no encoder gives (as those of build_affine_surrogate_posterior), "
-                "elbo_surgery_from_log_probs takes the densities, q.log_prob(z[:, :, tf.newaxis]). "
-                f"{_REENCODE}"
+                "for example tfd.MultivariateNormalTriL(loc, operator.to_dense()). "
+                f"{_REENCODE} {_GIVEN}"
             )
         return fn(tf.convert_to_tensor(parameter))
 
@@ -98,9 +100,9 @@ def prepare(distribution: Any, what: str) -> tfd.Distribution:
         distribution = flattened(distribution)
         if distribution.distributions is None:
             raise TypeError(
-                f"{what} is a joint distribution whose parts depend on each other "
-                f"({describe(distribution.layout)}): what they depend on is not a parameter by "
-                f"which posteriors could be joined. {_REENCODE}"
+                f"{what} is a joint distribution whose parts depend on each other, or are not "
+                f"known to be independent ({describe(distribution.layout)}): what they depend on "
+                f"is not a parameter by which posteriors could be joined. {_REENCODE} {_GIVEN}"
             )
     distribution = _unwrap(distribution)
     arrays = {
