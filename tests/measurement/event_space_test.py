@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_surgery.components.flat_joint import flattened
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import (
     event_space_bijector,
@@ -71,3 +73,32 @@ def test_components_that_tfp_cannot_slice_are_named() -> None:
     )
     with pytest.raises(TypeError, match="cannot be taken apart"):
         event_space_bijector(mixture)
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_parts_of_a_structured_code_have_one_bijector_each(batch: tuple[int, ...]) -> None:
+    """Of a vector of the parts: a scalar with limits of its own, a simplex, a matrix, a mixture."""
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=batch)
+    parts = {
+        "a": tfd.Uniform(low, low + 2),
+        "b": tfd.Dirichlet(np.ones([*batch, 3])),
+        "c": tfd.Independent(tfd.Gamma(np.ones([*batch, 2, 2]), np.float64(1)), 2),
+        "d": tfd.MixtureSameFamily(
+            tfd.Categorical(logits=np.zeros([*batch, 2])),
+            tfd.LogNormal(np.zeros([*batch, 2]), np.float64(1)),
+        ),
+    }
+    prior = flattened(tfd.JointDistributionNamed(parts))
+    bijector = event_space_bijector(prior)
+    u = tf.constant(rng.normal(size=(5, *batch, 1 + 2 + 4 + 1)))
+    own = [u[..., 0], u[..., 1:3], tf.reshape(u[..., 3:7], [5, *batch, 2, 2]), u[..., 7]]
+    z = bijector.forward(u)
+    log_det = np.zeros((5, *batch))
+    for name, value, moved in zip(parts, own, tf.nest.flatten(prior.layout.unpack(z)), strict=True):
+        inner = event_space_bijector(parts[name])
+        np.testing.assert_allclose(moved, inner.forward(value), rtol=1e-12)
+        ndims = value.shape.rank - 1 - len(batch)
+        log_det += inner.forward_log_det_jacobian(value, event_ndims=ndims).numpy()
+    np.testing.assert_allclose(bijector.forward_log_det_jacobian(u, event_ndims=1), log_det)
+    np.testing.assert_allclose(bijector.inverse(tf.constant(z.numpy())), u, rtol=1e-6)

@@ -137,6 +137,21 @@ def test_masses_and_densities_are_told_apart_in_each_part() -> None:
         prepared_model(X.astype(np.float32), points, _cluster_decoder, prior, 0, 100)
 
 
+def test_codes_outside_the_support_of_a_conditional_prior_are_refused() -> None:
+    """TFP's formula of the exponential is finite below 0."""
+
+    def prior(condition: Any) -> tfd.Distribution:
+        return tfd.Independent(tfd.Exponential(tf.exp(condition)), 1)
+
+    def positive(x: tf.Tensor) -> tfd.Distribution:
+        return tfd.Independent(tfd.LogNormal(x, np.float64(1)), 1)
+
+    model = prepared_model(X, positive, unit_decoder, prior, 0, 100, condition=X)
+    assert model.prior is None
+    with pytest.raises(ValueError, match=r"draws of the posteriors .* outside the support"):
+        prepared_model(X, _encoder, unit_decoder, prior, 0, 100, condition=X)
+
+
 def test_scoring_x_as_it_is_is_offered_where_it_can_be_chosen() -> None:
     def decoder(z: tf.Tensor) -> tfd.Distribution:
         return tfd.Independent(tfd.Bernoulli(logits=z), 1)

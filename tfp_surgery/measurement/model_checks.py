@@ -99,8 +99,8 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     are checked where their distribution under the prior does not depend on others.
 
     Args:
-      prior: p(z), batch shape `[]`.
-      codes: Draws of posteriors, shape `[..., *code_shape]`.
+      prior: p(z), batch shape `[]`, or p(z|c), batch shape `[B]`.
+      codes: Draws of posteriors, shape `[..., *code_shape]`, or `[..., B, *code_shape]`.
 
     Raises:
       ValueError: If such codes exist.

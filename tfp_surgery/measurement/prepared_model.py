@@ -215,11 +215,11 @@ def prepared_model(
     layout = code_layout(first)
     prior_now, prior_given = _prior(prior, "prior" in taking, layout)
     given = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
-    check_prior(prior_given(given), first, conditional=prior_now is None)
-    _check_parts(prior_given(given), first)
+    prior_of_few = prior_given(given)
+    check_prior(prior_of_few, first, conditional=prior_now is None)
+    _check_parts(prior_of_few, first)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
-    if prior_now is not None:
-        check_codes_in_support(prior_now, codes)
+    check_codes_in_support(prior_of_few, codes)
     likelihood, outside = None, ""
     if decoder is not None:
         decoder = on_vectors(decoder, layout)
