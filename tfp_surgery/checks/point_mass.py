@@ -116,10 +116,10 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
     factors = _is_factor_of_matrix(posterior), _is_factor_of_matrix(prior)
     if factors[0] != factors[1]:
         raise ValueError(
-            f"{_name(posterior if factors[0] else prior)} has input_output_cholesky=True: its codes "
-            "are Cholesky factors, but its density is that of the matrix, while that of "
-            f"{_name(prior if factors[0] else posterior)} is of the factor itself, so that every KL "
-            "would lack the Jacobian. Let posterior and prior both be of that kind, or neither "
+            f"{_name(posterior if factors[0] else prior)} has input_output_cholesky=True: its "
+            "codes are Cholesky factors, but its density is that of the matrix, while that of "
+            f"{_name(prior if factors[0] else posterior)} is of the factor itself, so that every "
+            "KL would lack the Jacobian. Let posterior and prior both be of that kind, or neither "
             "(tfd.CholeskyLKJ for tfd.LKJ; codes that are matrices for a Wishart)."
         )
     # Only the posterior is checked: its draws hit its own points, but a density's draws never hit
