@@ -175,6 +175,22 @@ def test_densities_of_two_measures_on_the_simplex_are_refused(
         point_mass.check_same_measure(prior, posterior)
 
 
+def test_the_density_of_a_matrix_is_none_of_its_cholesky_factor() -> None:
+    gaussian = tfd.MultivariateNormalDiag(tf.zeros([5, 3]), tf.ones(3))
+    factors = tfd.TransformedDistribution(gaussian, tfb.FillScaleTriL())
+
+    def wishart(cholesky: bool, *batch: int) -> tfd.Distribution:
+        scale = tf.eye(2, batch_shape=batch)
+        return tfd.WishartTriL(5.0, scale_tril=scale, input_output_cholesky=cholesky)
+
+    with pytest.raises(ValueError, match=r"input_output_cholesky=True.*lack the Jacobian"):
+        point_mass.check_same_measure(wishart(True), factors)
+    point_mass.check_same_measure(wishart(True), wishart(True, 5))
+    point_mass.check_same_measure(wishart(False), wishart(False, 5))
+    correlations = tfd.TransformedDistribution(gaussian, tfb.CorrelationCholesky())
+    point_mass.check_same_measure(tfd.CholeskyLKJ(3, 1.0), correlations)
+
+
 def test_densities_of_one_measure_on_the_simplex_pass() -> None:
     point_mass.check_same_measure(_logistic_normal(), _logistic_normal(5))
     mixture = tfd.MixtureSameFamily(tfd.Categorical(tf.zeros(4)), _logistic_normal(4))

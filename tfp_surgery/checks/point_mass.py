@@ -75,15 +75,17 @@ def measures(distribution: Any) -> frozenset[str]:
 
 
 def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> None:
-    """Checks that posterior and prior are of one kind, mass or density, so that the KL is finite.
+    """Checks that posterior and prior are of one kind, mass or density, and of one measure.
 
     Args:
       prior: p(z).
       posterior: q(z|x), or a mixture of posteriors.
 
     Raises:
-      ValueError: If one has point masses and the other a density, if the posterior mixes both, or
-        if a scale of either is exactly 0.
+      ValueError: If one has point masses and the other a density, if the posterior mixes both, if
+        one has a density on the simplex as a surface and the other of its coordinates, or one the
+        density of a matrix and the other that of its Cholesky factor, or if a scale of either is
+        exactly 0.
     """
     of_prior, of_posterior = measures(prior), measures(posterior)
     if of_prior and "mass" in of_posterior - of_prior:
@@ -110,6 +112,15 @@ def check_same_measure(prior: tfd.Distribution, posterior: tfd.Distribution) -> 
             "of K - 1 coordinates: the two differ by log(K) / 2 nats, and so would every KL. Let "
             "posterior and prior both be logistic-normal, tfd.TransformedDistribution(gaussian, "
             "tfb.SoftmaxCentered()), or neither."
+        )
+    factors = _is_factor_of_matrix(posterior), _is_factor_of_matrix(prior)
+    if factors[0] != factors[1]:
+        raise ValueError(
+            f"{_name(posterior if factors[0] else prior)} has input_output_cholesky=True: its "
+            "codes are Cholesky factors, but its density is that of the matrix, while that of "
+            f"{_name(prior if factors[0] else posterior)} is of the factor itself, so that every "
+            "KL would lack the Jacobian. Let posterior and prior both be of that kind, or neither "
+            "(tfd.CholeskyLKJ for tfd.LKJ; codes that are matrices for a Wishart)."
         )
     # Only the posterior is checked: its draws hit its own points, but a density's draws never hit
     # the points of a prior.
@@ -143,6 +154,15 @@ def _simplex_surfaces(node: Any) -> int:
             count = max(counts, default=0) if is_mixture else sum(counts)
             return count + _simplex_surfaces(getattr(node, "bijector", None))
     return 0
+
+
+def _is_factor_of_matrix(node: Any) -> bool:
+    """Returns whether codes are Cholesky factors, and densities those of their matrices."""
+    if getattr(node, "input_output_cholesky", False):
+        return True
+    parts = [part for name in _CONTENTS for part in _listed(getattr(node, name, None))]
+    parts.append(getattr(node, "tensor_distribution", None))
+    return any(_is_factor_of_matrix(part) for part in parts if isinstance(part, tfd.Distribution))
 
 
 def _listed(value: Any) -> list[Any]:
