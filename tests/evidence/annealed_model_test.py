@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.evidence.annealed_model import annealed_model
+from tfp_surgery.evidence.annealed_model import annealed_model, check_densities
 from tfp_surgery.observations import read_observations
 
 tfd = tfp.distributions
@@ -72,3 +72,25 @@ def test_a_prior_of_another_batch_than_the_conditions_is_refused() -> None:
         )
         with pytest.raises(ValueError, match=r"for each, with batch shape \[[13]\]"):
             annealed_model(_decoder, prior, CONDITIONS)
+
+
+def test_a_conditional_prior_must_score_the_chains_as_one_by_one() -> None:
+    """As a chain whose transition takes the dimension of the draws for that of time."""
+
+    class Confused(tfd.MultivariateNormalDiag):
+        def _log_prob(self, z: Any) -> tf.Tensor:
+            return super()._log_prob(z - tf.cumsum(tf.ones_like(z), axis=0))
+
+    def decoder(z: Any) -> tfd.Distribution:
+        return tfd.Normal(tf.reduce_sum(z, axis=-1), np.float64(1.0))
+
+    x = read_observations(np.zeros(2))
+    for kind in (Confused, tfd.MultivariateNormalDiag):
+        model = annealed_model(
+            decoder, lambda condition, kind=kind: kind(condition[:, None] * np.ones(2)), CONDITIONS
+        )
+        if kind is Confused:
+            with pytest.raises(TypeError, match="does not score 4 codes of each condition"):
+                check_densities(x, model, 4)
+        else:
+            check_densities(x, model, 4)

@@ -112,7 +112,7 @@ def log_evidence_by_annealed_importance_sampling(
     observations = read_observations(x, settings.seed)
     num_observations = len(observations)
     model = annealed_model(decoder, prior, read_condition(condition, num_observations))
-    check_densities(observations, model)
+    check_densities(observations, model, settings.num_chains)
     chains = AnnealedChains(model, settings)
     weights = RunningWeights(num_observations, settings.num_chains, 1, model.prior.dtype)
     rates = np.empty([settings.num_temperatures, num_observations])

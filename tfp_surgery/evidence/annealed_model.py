@@ -123,16 +123,17 @@ def annealed_model(
     )
 
 
-def check_densities(observations: Observations, model: AnnealedModel) -> None:
-    """Checks decoder and prior on one code, before the actual work.
+def check_densities(observations: Observations, model: AnnealedModel, num_chains: int) -> None:
+    """Checks decoder and prior on a few codes, before the actual work.
 
     Args:
       observations: The observations.
       model: The model.
+      num_chains: Number of codes of each observation.
 
     Raises:
-      TypeError: If the decoder does not return a distribution, or a density does not consist of
-        TensorFlow operations.
+      TypeError: If the decoder does not return a distribution, a density does not consist of
+        TensorFlow operations, or p(z|c) does not score several codes of each condition.
       ValueError: If shapes do not fit, or x lies outside the support of the likelihood.
     """
     one = slice(0, 1)
@@ -145,6 +146,31 @@ def check_densities(observations: Observations, model: AnnealedModel) -> None:
         code,
     )
     check_graph(needs("the prior"), lambda z: model.prior_at(condition).log_prob(z), code)
+    if model.prior_given is not None:
+        _check_samples(model, num_chains)
+
+
+def _check_samples(model: AnnealedModel, num_chains: int) -> None:
+    """Raises a TypeError unless p(z|c) scores `num_chains` codes a condition as one by one.
+
+    A network in it may take the dimension of the chains for another one, such as that of time.
+    """
+    condition = model.condition(slice(0, 1))
+    codes = model.sample_codes([num_chains, 1], condition, tf.constant([0, 0], tf.int32))
+    prior = model.prior_at(condition)
+    one_by_one = np.stack([prior.log_prob(codes[chain]) for chain in range(num_chains)])
+    try:
+        together = np.asarray(prior.log_prob(codes))
+    except Exception:  # what a user's network raises at another rank
+        together = np.zeros(0)
+    if together.shape != one_by_one.shape or not np.allclose(
+        together, one_by_one, rtol=1e-3, atol=1e-3, equal_nan=True
+    ):
+        raise TypeError(
+            f"the prior {prior.name} given a condition does not score {num_chains} codes of each "
+            "condition as it scores them one by one: HMC moves them together. "
+            "log_evidence_by_importance_sampling takes it as it is."
+        )
 
 
 def needs(what: str) -> str:

@@ -138,7 +138,7 @@ def bidirectional_monte_carlo(
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     num_observations, conditions = _number_and_conditions(num_observations, condition)
     model = annealed_model(decoder, prior, conditions)
-    check_densities(_simulate(model, 1, settings)[0], model)
+    check_densities(_simulate(model, 1, settings)[0], model, settings.num_chains)
     observations, z = _simulate(model, num_observations, settings)
     chains = AnnealedChains(model, settings)
     weights = {

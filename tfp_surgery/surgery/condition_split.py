@@ -75,8 +75,12 @@ def condition_split(model: PreparedModel, draws: ScoredDraws) -> ConditionSplit 
     """
     group = _groups(model)
     num_values = int(group.max()) + 1
-    if num_values == model.num_observations:
-        return "every observation has a condition of its own: no q(z|c) has more than one component"
+    if 2 * num_values > model.num_observations:
+        return (
+            f"the condition is not discrete: it has {num_values} values in "
+            f"{model.num_observations} observations, and q(z|c) would have fewer than two "
+            "components"
+        )
     if num_values > _MOST_VALUES:
         return f"the condition has {num_values} values, more than {_MOST_VALUES}"
     sizes = np.bincount(group)

@@ -141,6 +141,8 @@ def elbo_surgery_from_log_probs(
             parts["readings"] = elbo_readings(
                 reconstruction, own, draws.log_prior, aggregate, num_observations, evidence
             )
+    else:
+        absent["readings"] = "log_evidence is not given"
     reason = "log densities alone do not give it"
     absent |= {name: reason for name in PARTS if name not in absent.keys() | parts.keys()}
     found = consistency.explained(disagreements(surgery, draws), None)
