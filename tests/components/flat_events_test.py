@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.components.flat_events import with_flat_events
+from tfp_surgery.components.flat_joint import flattened
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -44,6 +45,24 @@ def test_the_density_is_the_same(distribution: Any) -> None:
     np.testing.assert_allclose(
         flat.log_prob(tf.reshape(z, [3, 4, -1])), distribution.log_prob(z), rtol=1e-9
     )
+
+
+def test_parts_that_are_gaussians_are_one_gaussian() -> None:
+    parts = [
+        tfd.Normal(LOC[:, 0, 0], np.float64(0.5)),
+        tfd.MultivariateNormalDiag(LOC[:, 1], np.full(3, 0.3)),
+    ]
+    joint = flattened(tfd.JointDistributionSequential(parts))
+    for distribution in (tfd.Blockwise(parts), joint):
+        flat = with_flat_events(distribution)
+        assert isinstance(flat, tfd.MultivariateNormalDiag)
+        z = distribution.sample(3, seed=(0, 1))
+        np.testing.assert_allclose(flat.log_prob(z), distribution.log_prob(z), rtol=1e-9)
+    mixed = flattened(
+        tfd.JointDistributionSequential([parts[0], tfd.Poisson(np.exp(LOC[:, 0, 0]))])
+    )
+    with pytest.raises(NotImplementedError, match="marginals of FlatJoint"):
+        with_flat_events(mixed)
 
 
 def test_other_families_are_refused() -> None:
