@@ -99,7 +99,7 @@ def test_terms_given_the_condition_are_those_of_numpy(
         assert estimate.value == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
     assert split.num_values == 3
     assert split.ceiling == pytest.approx(np.log(N / 3))
-    assert "encoder and decoder and prior" in surgery.data
+    assert "condition given to encoder, decoder and prior" in surgery.data
 
 
 def test_a_prior_of_the_condition_has_no_marginal_kl() -> None:

@@ -37,7 +37,9 @@ def check_observations(x: Any, name: str = "x") -> np.ndarray:
         bad = np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))  # [N, size of event]
         raise ValueError(
             f"{name} must be finite, but {np.sum(~finite)} of its values are NaN or infinite, in "
-            f"{bad.size} of {len(array)} observations (the first at index {bad[0]})."
+            f"{bad.size} of {len(array)} observations (the first at index {bad[0]}). Values that "
+            "are missing, of a model that leaves them out, are filled with any number, and the "
+            "mask of what was seen is a condition."
         )
     return array
 

@@ -128,7 +128,7 @@ def way_out(name: str, value: Any) -> str:
         return (
             "It holds arrays of its own. Of observations with labels or targets hand in the "
             f"observations alone ({name}[0] of a pair); arrays that are one observation each are "
-            f"np.stack({name})."
+            f"np.stack({name}), and batches np.concatenate({name})."
         )
     return ""
 

@@ -169,11 +169,21 @@ def check_decoder_output(likelihood: Any, batch_size: int, event_shape: Any) -> 
             raise ValueError(
                 f"decoder(z) must return a distribution over observations of shape "
                 f"{list(event_shape)}, but the event shape of {likelihood.name} is {_list(found)} "
-                f"(batch shape {_list(likelihood.batch_shape)}); tfd.Independent moves batch "
-                "dimensions into the event."
+                f"(batch shape {_list(likelihood.batch_shape)}){_of_event(event_shape, found)}"
             )
     _check_batch_shape(likelihood, batch_size, "decoder", "codes")
     return likelihood
+
+
+def _of_event(expected: Any, found: Any) -> str:
+    """Returns the way out for an event shape that is not that of x."""
+    sizes = [tf.TensorShape(shape).num_elements() for shape in (expected, found)]
+    if None not in sizes and sizes[0] == sizes[1]:
+        return (
+            f": as many values in another shape. Reshape x to {['N', *found]}, or what the network "
+            "gives to the shape of x."
+        )
+    return "; tfd.Independent moves batch dimensions into the event."
 
 
 def _is_structure(event_shape: Any) -> bool:
@@ -237,6 +247,18 @@ def check_prior(
       ValueError: If the prior has a batch shape, if event shapes or dtypes differ, or if one is
         discrete and the other has a density.
     """
+    if tf.nest.is_nested(prior.dtype) != tf.nest.is_nested(posterior.dtype):
+        whose = ("prior", prior) if tf.nest.is_nested(prior.dtype) else ("posterior", posterior)
+        raise ValueError(
+            f"codes must have one structure, but the {whose[0]} {whose[1].name} is over structures "
+            f"of {_words(whose[1].event_shape)} and the other over single tensors."
+        )
+    if tf.nest.is_nested(prior.dtype):
+        raise ValueError(
+            f"codes must be single tensors here, but those of {posterior.name} are structures of "
+            f"{_words(posterior.event_shape)}: tfs.elbo_surgery takes joint codes, tfs.VAE and "
+            "its objectives train codes of one tensor."
+        )
     batch_shape = _static_shape(prior.batch_shape, prior.batch_shape_tensor)
     prior_event = _static_shape(prior.event_shape, prior.event_shape_tensor)
     posterior_event = _static_shape(posterior.event_shape, posterior.event_shape_tensor)
@@ -297,9 +319,21 @@ def _check_batch_shape(
             f"the {network} must return one distribution for each of its {inputs}, with batch "
             f"shape [{batch_size}] for {batch_size} {inputs}, but the batch shape of "
             f"{distribution.name} is {_list(found)} (event shape "
-            f"{_list(distribution.event_shape)}); tfd.Independent moves batch dimensions into the "
-            "event."
+            f"{_list(distribution.event_shape)}).{_of_batch(found)}"
         )
+
+
+def _of_batch(found: Any) -> str:
+    """Returns the way out for a batch shape that is not `[B]`."""
+    if found == ():
+        return (
+            " Where all of them lie in one event, as in a surrogate of shape [N, D], write one "
+            "distribution with batch shape [N]; of an auto-batched joint distribution, batch_ndims "
+            "is 1."
+        )
+    if isinstance(found, tuple) and len(found) > 1:
+        return " tfd.Independent moves batch dimensions into the event."
+    return ""
 
 
 def _static_shape(shape: Any, shape_tensor: Callable[[], tf.Tensor]) -> Any:

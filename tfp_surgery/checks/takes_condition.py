@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow_probability as tfp
@@ -96,9 +96,8 @@ def check_condition_is_taken(condition: Any, **networks: Any) -> list[str]:
         needing = [name for name, network in networks.items() if _needs_condition(network)]
         if needing:
             raise TypeError(
-                f"{' and '.join([', '.join(needing[:-1]), needing[-1]][len(needing) < 2 :])} "
-                f"need{'s' * (len(needing) == 1)} condition=, one row an observation, which is not "
-                "given."
+                f"{joined(needing)} need{'s' * (len(needing) == 1)} condition=, one row an "
+                "observation, which is not given."
             )
         return []
     names = [name for name, network in networks.items() if takes_condition(network)]
@@ -106,6 +105,12 @@ def check_condition_is_taken(condition: Any, **networks: Any) -> list[str]:
         raise TypeError(
             f"condition is given, but none of {', '.join(networks)} takes it: what depends on it "
             "needs a keyword argument of this name, as in "
-            "lambda z, condition: decoder([z, condition])."
+            "lambda z, condition: decoder([z, condition]); a network that returns Tensors is "
+            "wrapped with tfs.networks.GaussianEncoder(network, ..., conditional=True)."
         )
     return names
+
+
+def joined(names: Sequence[str]) -> str:
+    """Returns names in words: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

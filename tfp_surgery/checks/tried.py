@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,8 +31,23 @@ def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
         hint = dtype_hint(name, network, inputs)
         raise ValueError(
             f"the {name} failed on inputs of {_described(inputs)}{f' ({hint})' if hint else ''}: "
-            f"{error}"
+            f"{_without_keras(str(error))}{_of_missing_argument(error)}"
         ) from error
+
+
+def _without_keras(message: str) -> str:
+    """Returns the message of an error without what Keras adds around it."""
+    inner = re.search(r"Exception encountered when calling .*?\x1b\[1m(.*?)\x1b\[0m", message, re.S)
+    return message if inner is None else inner.group(1)
+
+
+def _of_missing_argument(error: Exception) -> str:
+    if not (isinstance(error, TypeError) and "required positional argument" in str(error)):
+        return ""
+    return (
+        ". What a network depends on beside its first input is named condition, and handed in as "
+        "condition="
+    )
 
 
 def _described(inputs: Any) -> str:

@@ -71,6 +71,11 @@ class CodeLayout:
         ]
         return tf.nest.pack_sequence_as(self.dtypes, parts)
 
+    def renamed(self, code: Any, other: CodeLayout) -> Any:
+        """Returns a code of this layout in the structure of another one with the same names."""
+        parts = dict(zip(self.names, tf.nest.flatten(code), strict=True))
+        return tf.nest.pack_sequence_as(other.dtypes, [parts[name] for name in other.names])
+
 
 class FlatJoint(tfd.Distribution):
     """A joint distribution whose event is the vector of its parts, in the order of `tf.nest`.
@@ -83,6 +88,7 @@ class FlatJoint(tfd.Distribution):
         self,
         layout: CodeLayout,
         joint: Any = None,
+        joint_layout: CodeLayout | None = None,
         distributions: list[tfd.Distribution] | None = None,
         name: str = "FlatJoint",
     ) -> None:
@@ -91,12 +97,14 @@ class FlatJoint(tfd.Distribution):
         Args:
           layout: The layout of a code.
           joint: A `tfd.JointDistribution` of dependent parts, or None.
+          joint_layout: Its own layout, whose parts have the same names in any order.
           distributions: The independent parts in the order of the layout, or None.
           name: Name of the ops.
         """
         parameters = dict(locals())
         self.layout = layout
         self._joint = joint
+        self._joint_layout = layout if joint_layout is None else joint_layout
         self.distributions = distributions
         kinds = (
             tf.nest.flatten(joint.reparameterization_type)
@@ -139,7 +147,7 @@ class FlatJoint(tfd.Distribution):
         """
         if self.distributions is not None:
             return self.distributions[number]
-        return _independent_parts(self._joint).get(self.layout.names[number])
+        return _independent_parts(self._joint, self._joint_layout).get(self.layout.names[number])
 
     def _batch_shape(self) -> tf.TensorShape:
         if self.distributions is None:
@@ -160,7 +168,8 @@ class FlatJoint(tfd.Distribution):
 
     def _sample_n(self, n: tf.Tensor, seed: Any) -> tf.Tensor:
         if self.distributions is None:
-            return self.layout.pack(self._joint.sample(n, seed=seed))
+            draw = self._joint.sample(n, seed=seed)
+            return self.layout.pack(self._joint_layout.renamed(draw, self.layout))
         seeds = tfp.random.split_seed(seed, len(self.distributions), salt="FlatJoint")
         draws = [
             part.sample(n, seed=seed)
@@ -171,7 +180,8 @@ class FlatJoint(tfd.Distribution):
     def _log_prob(self, z: tf.Tensor) -> tf.Tensor:
         code = self.layout.unpack(z)
         if self.distributions is None:
-            return tf.cast(self._joint.log_prob(code), self.dtype)
+            value = self.layout.renamed(code, self._joint_layout)
+            return tf.cast(self._joint.log_prob(value), self.dtype)
         scores = [
             tf.cast(part.log_prob(value), self.dtype)
             for part, value in zip(self.distributions, tf.nest.flatten(code), strict=True)
@@ -237,24 +247,35 @@ def flattened(distribution: tfd.Distribution, layout: CodeLayout | None = None) 
       ValueError: If its parts have another structure or other shapes than those of the layout.
     """
     own = layout_of(distribution)
-    if layout is not None:
+    if layout is None:
+        layout = own
+    elif _is_named(own) and _is_named(layout):
         _check_same(distribution, own, layout)
-        own = layout
-    parts = _independent_parts(distribution)
+    else:
+        _check_same(distribution, own, layout)
+        own = dataclasses.replace(own, names=layout.names)  # by their place
+    parts = _independent_parts(distribution, own)
     if len(parts) == len(own.names):
-        return FlatJoint(own, distributions=[parts[name] for name in own.names])
-    return FlatJoint(own, joint=distribution)
+        return FlatJoint(layout, distributions=[parts[name] for name in layout.names])
+    return FlatJoint(layout, joint=distribution, joint_layout=own)
+
+
+def _is_named(layout: CodeLayout) -> bool:
+    return isinstance(layout.dtypes, Mapping) or hasattr(layout.dtypes, "_fields")
 
 
 def _check_same(distribution: Any, own: CodeLayout, layout: CodeLayout) -> None:
-    same = len(own.names) == len(layout.names)
-    try:
-        tf.nest.assert_same_structure(own.dtypes, layout.dtypes, check_types=False)
-    except (ValueError, TypeError):
+    """Raises a ValueError unless two layouts have the same parts: by name, or by place."""
+    shapes = [[*map(list, each.event_shapes)] for each in (own, layout)]
+    if _is_named(own) != _is_named(layout):
         same = False
-    named = isinstance(own.dtypes, Mapping) or hasattr(own.dtypes, "_fields")
-    same = same and (not named or own.names == layout.names)
-    if not same or [*map(list, own.event_shapes)] != [*map(list, layout.event_shapes)]:
+    elif _is_named(own):
+        same = dict(zip(own.names, shapes[0], strict=True)) == dict(
+            zip(layout.names, shapes[1], strict=True)
+        )
+    else:
+        same = shapes[0] == shapes[1]
+    if not same:
         raise ValueError(
             f"the prior must be over the codes of the encoder, of parts {describe(layout)}, but "
             f"{distribution.name} has {describe(own)}."
@@ -267,18 +288,27 @@ def describe(layout: CodeLayout) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in parts)
 
 
-def _independent_parts(joint: Any) -> dict[str, tfd.Distribution]:
-    """Returns the parts of a joint distribution that are distributions of their own, by name."""
+def _independent_parts(joint: Any, layout: CodeLayout) -> dict[str, tfd.Distribution]:
+    """Returns the parts of a joint distribution that are distributions of their own, by name.
+
+    A batch dimension of a part that its auto-batched joint distribution counts to the event becomes
+    one of the event.
+    """
     model: Any = getattr(joint, "model", None)
-    batch_shape = getattr(joint, "batch_shape", None)
-    if isinstance(batch_shape, tf.TensorShape):  # auto-batched: batch and event are not told apart
-        return {}
     if hasattr(model, "_asdict"):
         model = model._asdict()
     if isinstance(model, Mapping):
         items: Any = model.items()
     elif isinstance(model, list | tuple):
-        items = zip(_names(joint), model, strict=True)
+        items = zip(layout.names, model, strict=True)
     else:
         return {}
-    return {str(name): unwrap(part) for name, part in items if isinstance(part, tfd.Distribution)}
+    found = {str(name): unwrap(part) for name, part in items if isinstance(part, tfd.Distribution)}
+    if not isinstance(joint.batch_shape, tf.TensorShape):
+        return found
+    rank, parts = joint.batch_shape.rank, {}
+    for name, part in found.items():
+        extra = part.batch_shape.rank - rank
+        if extra >= 0 and part.batch_shape[:rank] == joint.batch_shape:
+            parts[name] = tfd.Independent(part, extra) if extra else part
+    return parts

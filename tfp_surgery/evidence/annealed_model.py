@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.gradients import check_graph
 from tfp_surgery.checks.networks import build_prior, check_prior, unwrap_output
-from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
+from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, joined
 from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened, layout_of
 from tfp_surgery.evidence.code_space import check_code_space
 from tfp_surgery.measurement.event_space import event_space_bijector
@@ -119,7 +119,7 @@ def annealed_model(
         prior=prior_now,
         prior_given=prior_given if is_conditional else None,
         conditions=conditions,
-        taking=f", condition given to {' and '.join(taking)}" if taking else "",
+        taking=f", condition given to {joined(taking)}" if taking else "",
     )
 
 

@@ -18,6 +18,7 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import default_bijector
+from tfp_surgery.measurement.log_likelihood import as_value
 from tfp_surgery.observations import Observations
 
 tfb = tfp.bijectors
@@ -69,6 +70,7 @@ def check_decoder(
         return check_decoder_output(output, size, observations.event_shape)
 
     likelihood = decoded(slice(0, 1))
+    _check_scores(likelihood, observations.rows(slice(0, 1)))
     outside = ""
     if conditions is None:
         blocks = (observations.rows(rows) for rows in _slices(len(observations), _SUPPORT_BLOCK))
@@ -83,6 +85,24 @@ def check_decoder(
         )
         raise ValueError(f"{outside}{way_out if validate_args else ''}")
     return likelihood, outside
+
+
+def _check_scores(likelihood: tfd.Distribution, x: Any) -> None:
+    """Raises a ValueError if a likelihood does not score one observation."""
+    try:
+        likelihood.log_prob(as_value(likelihood, x))
+    except Exception as error:
+        if getattr(likelihood, "validate_args", False):  # the support is checked next
+            return
+        hint = (
+            " tfd.Masked needs a distribution in the dtype of x, as tfd.Bernoulli(logits=..., "
+            "dtype=tf.float32), and a boolean mask."
+            if "Masked" in repr(likelihood) or "SelectV2" in str(error)
+            else ""
+        )
+        raise ValueError(
+            f"the likelihood {likelihood.name} does not score x: {error}{hint}"
+        ) from error
 
 
 def _slices(num: int, size: int) -> Iterator[slice]:
@@ -152,7 +172,9 @@ def check_aggregate_posterior(aggregate_posterior: Any, name: str = "aggregate_p
     """
     if not isinstance(aggregate_posterior, AggregatePosterior):
         raise TypeError(
-            f"{name} must be an AggregatePosterior, got {type(aggregate_posterior).__name__}."
+            f"{name} must be an AggregatePosterior, got {type(aggregate_posterior).__name__}: "
+            "AggregatePosterior.from_encoder(encoder, x) makes one of an encoder, and "
+            "AggregatePosterior(posteriors) of a batch of posteriors."
         )
     if aggregate_posterior.batch_shape.rank != 0:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from tfp_surgery.checks.networks import (
     unwrap,
     unwrap_output,
 )
-from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
+from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, joined
+from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.encoding import (
     RowsEncoder,
@@ -68,6 +69,7 @@ class PreparedModel:
       likelihood: p(x|z) of one code, batch shape `[1]`; None without a decoder.
       outside_support: What is outside of the support of the likelihood, in words; empty if nothing
         is.
+      taking: Names of what takes the condition: "encoder", "decoder", "prior".
       layout: Where the parts of structured codes lie in the vectors that represent them; None if
         codes are single tensors.
       reencode: Whether posteriors are encoded again whenever they are needed.
@@ -85,6 +87,7 @@ class PreparedModel:
     first_posteriors: tfd.Distribution
     likelihood: tfd.Distribution | None
     outside_support: str
+    taking: tuple[str, ...]
     layout: CodeLayout | None
     reencode: bool
     batch_size: int
@@ -183,6 +186,8 @@ def prepared_model(
     """
     encoder = unwrap(encoder) if isinstance(encoder, DEFERRED | PINNED) else encoder
     is_given = isinstance(encoder, tfd.Distribution)
+    if is_given and tf.nest.is_nested(encoder.dtype):
+        encoder = components_lib.prepare(encoder, "what stands in the encoder's place")
     if is_given and isinstance(x, Dataset) and x.binarization == "stochastic":
         raise ValueError(
             "posteriors in the encoder's place belong to one draw of a stochastic binarization, "
@@ -201,7 +206,9 @@ def prepared_model(
     elif not callable(encoder):
         raise TypeError(
             "encoder must be a callable that returns a tfd.Distribution, or the posteriors "
-            f"themselves, got {type(encoder).__name__}."
+            f"themselves, got {type(encoder).__name__}. Means and widths of Gaussians are "
+            "posteriors by AggregatePosterior.from_arrays(loc=..., scale= or log_variance= ...); "
+            "labels that the model depends on are condition=."
         )
     conditions = read_condition(condition, num_observations)
     taking = check_condition_is_taken(conditions, encoder=encoder, decoder=decoder, prior=prior)
@@ -231,7 +238,7 @@ def prepared_model(
         )
     data = observations.data
     if taking:
-        data += f", condition given to {' and '.join(taking)}"
+        data += f", condition given to {joined(taking)}"
     return PreparedModel(
         observations=observations,
         conditions=conditions,
@@ -244,6 +251,7 @@ def prepared_model(
         first_posteriors=first,
         likelihood=likelihood,
         outside_support=outside,
+        taking=tuple(taking),
         layout=layout,
         reencode=reencode,
         batch_size=batch_size,
@@ -259,6 +267,11 @@ def code_layout(posteriors: tfd.Distribution) -> CodeLayout | None:
 
 
 def _observations(x: Any, seed: Seed, encoder: Any, decoder: Any) -> Observations:
+    if isinstance(x, Mapping) and set(x) == {"x", "condition"}:
+        raise TypeError(
+            "x is a dict of x and condition, as VAE.fit takes it: hand in the two by themselves, "
+            'x["x"] and condition=x["condition"].'
+        )
     if x is not None:
         return read_observations(x, seed)
     if not isinstance(encoder, tfd.Distribution) or decoder is not None:
@@ -339,7 +352,8 @@ def on_vectors(decoder: Network, layout: CodeLayout | None) -> Network:
         return decoder
 
     def decode(z: tf.Tensor, condition: Any = None) -> tfd.Distribution:
-        return call(decoder, layout.unpack(z), condition=condition)
+        code = layout.unpack(z)
+        return tried("decoder", lambda code: call(decoder, code, condition=condition), code)
 
     return decode
 

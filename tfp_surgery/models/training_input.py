@@ -179,7 +179,8 @@ def reject_targets(**arguments: Any) -> None:
     if given:
         raise ValueError(
             f"a VAE models x alone and takes no {', '.join(given)}: call fit(x), where the "
-            "observations are their own target and count the same."
+            "observations are their own target and count the same. Labels that the model depends "
+            'on are a condition: fit({"x": x, "condition": labels}).'
         )
 
 

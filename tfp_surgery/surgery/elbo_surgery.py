@@ -13,6 +13,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import reject_missing
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
+from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
@@ -146,6 +147,11 @@ def elbo_surgery(
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
         raise ValueError(f'detail must be "terms" or "full"; got {detail!r}.')
+    if isinstance(log_evidence, LogEvidence):
+        raise TypeError(
+            "log_evidence must be an array of shape [N]: hand in log_evidence.per_observation. The "
+            "readings take it for exact, without its standard error."
+        )
     reject_missing("log_evidence", log_evidence)
     model = prepared_model(
         x,

@@ -15,13 +15,19 @@ from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.surgery.elbo_readings import elbo_readings
 from tfp_surgery.surgery.elbo_surgery_result import (
     NO_CONDITION,
+    NO_DECODER,
     NO_PARTS,
+    ONLY_LOG_DENSITIES,
     PARTS,
     ElboSurgery,
 )
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.surgery.terms import disagreements, terms
 
+_AXES = (
+    "The last two axes of log_posteriors may be swapped: log_posteriors[s, q, n] is the score of "
+    "draw z[s, q] under posterior n, as of posteriors.log_prob(z[:, :, None])."
+)
 _OWN_TOLERANCE = 1e-3  # of log q(z|x_q) given twice, in nats, relative above one nat
 
 
@@ -143,9 +149,14 @@ def elbo_surgery_from_log_probs(
             )
     else:
         absent["readings"] = "log_evidence is not given"
-    reason = "log densities alone do not give it"
-    absent |= {name: reason for name in PARTS if name not in absent.keys() | parts.keys()}
-    found = consistency.explained(disagreements(surgery, draws), None)
+    absent["average_kl_analytic"] = ONLY_LOG_DENSITIES
+    known = absent.keys() | parts.keys()
+    absent |= {name: ONLY_LOG_DENSITIES for name in PARTS if name not in known}
+    if reconstruction is None:
+        reason = "log_likelihood is not given"
+        absent |= {name: reason for name, why in absent.items() if why == NO_DECODER}
+    sentences = disagreements(surgery, draws)
+    found = consistency.explained(sentences, None if scores is None or not sentences else _AXES)
     for part in parts.values():
         found += part.warnings
     consistency.warn(found, stacklevel=3)

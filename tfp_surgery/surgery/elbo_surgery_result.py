@@ -29,7 +29,10 @@ PARTS = (
 NO_CONDITION = "there is no condition"
 NO_PARTS = "a code has no parts"
 NOT_ASKED_FOR = 'not asked for: detail="full" adds it'
-_SELF_EVIDENT = (NO_CONDITION, NO_PARTS, NOT_ASKED_FOR)
+NO_DECODER = "decoder is None"
+NO_CLOSED_FORM = "TFP registers no closed-form KL for this posterior and prior"
+ONLY_LOG_DENSITIES = "log densities alone do not give it"
+_SELF_EVIDENT = (NO_CONDITION, NO_PARTS, NOT_ASKED_FOR, ONLY_LOG_DENSITIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +174,7 @@ class ElboSurgery(Result):
         parts += [
             f"{name}: absent, {reason}"
             for name, reason in self.absent.items()
-            if reason not in _SELF_EVIDENT
+            if reason not in (*_SELF_EVIDENT, NO_CLOSED_FORM)
         ]
         return "\n\n".join(parts)
 
@@ -209,6 +212,6 @@ class ElboSurgery(Result):
                 "  NOT THE ELBO OF A NORMALISED MODEL, but an objective, scored with "
                 f"validate_args=False: {self.outside_support}"
             )
-        if self.average_kl_analytic is None:
-            remarks.append("  (TFP registers no closed-form KL for this posterior and prior)")
+        if self.absent.get("average_kl_analytic") == NO_CLOSED_FORM:
+            remarks.append(f"  ({NO_CLOSED_FORM})")
         return remarks

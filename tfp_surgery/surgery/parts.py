@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -108,10 +109,22 @@ def parts_of(
             prior=model.prior,
             tolerance=draws.tolerance,
         )
+        if model.prior is None:
+            bounds = parts["mutual_information_bounds"]
+            reason = {"barber_agakov": "the prior depends on the condition"}
+            parts["mutual_information_bounds"] = dataclasses.replace(
+                bounds, absent={**bounds.absent, **reason}
+            )
     else:
         absent["mutual_information_bounds"] = "one observation shares no information with its code"
     if surgery.elbo is None or surgery.average_reconstruction is None:
         absent["rate_distortion"] = "without a decoder there is no distortion"
+        return {**parts, "absent": absent}
+    if model.prior is None or "decoder" in model.taking:
+        absent["rate_distortion"] = (
+            "decoder or prior depend on the condition: distortion and rate bound I(X; Z|C) by "
+            "H(X|C), which is not the entropy of these observations"
+        )
         return {**parts, "absent": absent}
     is_discrete = measures(model.likelihood) == {"mass"} and not model.outside_support
     x = model.observations.array

@@ -15,7 +15,7 @@ from tfp_surgery.estimate import (
 )
 from tfp_surgery.log_density.component_subset import NUM_GROUPS
 from tfp_surgery.measurement import consistency
-from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
+from tfp_surgery.surgery.elbo_surgery_result import NO_CLOSED_FORM, NO_DECODER, ElboSurgery
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
 # Used by the comparisons. Below this entropy of q(n|z), one component has more than 80% of it.
@@ -44,7 +44,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     absent: dict[str, str] = {}
     elbo = reconstruction = None
     if draws.reconstruction is None:
-        absent |= dict.fromkeys(("elbo", "average_reconstruction"), "decoder is None")
+        absent |= dict.fromkeys(("elbo", "average_reconstruction"), NO_DECODER)
     else:
         reconstruction = estimate(draws.reconstruction)
         elbo = estimate(draws.reconstruction, -log_posterior, log_prior)
@@ -54,6 +54,8 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
             "the prior p(z|c) depends on the condition, and there is no p(z): the third term is "
             "conditional_prior_term, which is no KL"
         )
+    if kl is None:
+        absent["average_kl_analytic"] = NO_CLOSED_FORM
     if draws.index_entropy is None:
         absent["index_code_mutual_information_from_entropy"] = "H[q(n|z)] is not known"
     return ElboSurgery(

@@ -70,6 +70,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         num_samples: int = 2,
         seed: Any = 0,
         batch_size: int = 2000,
+        reencode: bool = False,
+        validate_args: bool = True,
     ) -> None:
         """Makes the callback.
 
@@ -86,6 +88,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
           num_samples: Draws of z an observation.
           seed: Integer in [0, 2**31) or pair of int32; see `elbo_surgery`.
           batch_size: See `elbo_surgery`.
+          reencode: See `elbo_surgery`.
+          validate_args: See `elbo_surgery`.
 
         Raises:
           TypeError: If x is no data set, a part is nothing that `elbo_surgery` takes, or a number
@@ -124,6 +128,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         self._num_samples = num_samples
         self._seed = seeds.checked_seed(seed)
         self._batch_size = batch_size
+        self._reencode = reencode
+        self._validate_args = validate_args
         self.history: list[tuple[int, ElboSurgery]] = []
         self.result: ElboSurgery | None = None
         self._columns: list[str] = []
@@ -220,6 +226,8 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             num_samples=self._num_samples,
             seed=self._seed,
             batch_size=self._batch_size,
+            reencode=self._reencode,
+            validate_args=self._validate_args,
         )
 
 

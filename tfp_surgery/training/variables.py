@@ -16,7 +16,8 @@ _WAY_OUT = (
     "A function has no weights that could be trained: hand in the Keras 3 network itself, one that "
     "returns Tensors as "
     'tfs.networks.GaussianEncoder(network, latent_size=D, scale="log_variance") or '
-    "tfs.networks.BernoulliDecoder(network, from_logits=True). Or make what calls it a "
+    "tfs.networks.BernoulliDecoder(network, from_logits=True), with conditional=True where it "
+    "takes [x, condition]. Or make what calls it a "
     "keras.layers.Layer or keras.Model that holds it as an attribute (a tf.Module or a model of "
     "tf_keras is none), or freeze it (trainable = False). tfp_surgery.elbo_surgery takes it as it "
     "is."
