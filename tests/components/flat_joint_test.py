@@ -136,3 +136,54 @@ def test_one_layout_serves_posterior_and_prior() -> None:
     assert isinstance(prior, FlatJoint)
     assert prior.layout is layout
     assert prior.batch_shape == []
+
+
+def test_parts_with_names_go_by_their_names() -> None:
+    """A posterior from the bottom up against a prior from the top down."""
+    rng = np.random.default_rng(1)
+    x = tf.constant(rng.normal(size=(N, 2)))
+
+    def posterior() -> Any:
+        low = yield ROOT(tfd.Normal(x[:, 0], np.float64(0.5), name="low"))
+        yield tfd.Normal(low + x[:, 1], np.float64(0.7), name="top")
+
+    def prior() -> Any:
+        top = yield ROOT(tfd.Normal(np.float64(0.0), 1.0, name="top"))
+        yield tfd.Normal(top, np.float64(2.0), name="low")
+
+    layout = flattened(tfd.JointDistributionCoroutine(posterior)).layout
+    assert layout.names == ("low", "top")
+    z = rng.normal(size=(3, 2))
+    expected = stats.norm.logpdf(z[:, 1]) + stats.norm.logpdf(z[:, 0], z[:, 1], 2.0)
+    named = tfd.JointDistributionNamed(
+        {
+            "top": tfd.Normal(np.float64(0.0), 1.0),
+            "low": lambda top: tfd.Normal(top, np.float64(2.0)),
+        }
+    )
+    for other in (tfd.JointDistributionCoroutine(prior), named):
+        flat = flattened(other, layout)
+        np.testing.assert_allclose(flat.log_prob(z), expected, rtol=1e-12)
+        draws = flat.sample(4000, seed=(0, 1)).numpy()
+        np.testing.assert_allclose(draws.var(0), [5.0, 1.0], rtol=5 * np.sqrt(2 / 4000))
+    top = flattened(named, layout).part(1)
+    assert top is not None
+    np.testing.assert_allclose(top.log_prob(np.float64(0.5)), stats.norm.logpdf(0.5))
+    assert flattened(named, layout).part(0) is None
+
+
+def test_parts_of_an_auto_batched_joint_are_independent_where_they_are() -> None:
+    joint = tfd.JointDistributionNamedAutoBatched(
+        {
+            "w": tfd.Normal(LOC, np.float64(0.5)),
+            "k": tfd.Poisson(RATE),
+        },
+        batch_ndims=1,
+    )
+    flat = flattened(joint)
+    assert flat.distributions is not None
+    z = flat.sample(3, seed=(0, 1))
+    expected = stats.norm.logpdf(z[..., 1:].numpy(), LOC.reshape(N, 6), 0.5).sum(-1)
+    expected += stats.poisson.logpmf(z[..., 0].numpy(), RATE)
+    np.testing.assert_allclose(flat.log_prob(z), expected, rtol=1e-10)
+    np.testing.assert_allclose(flat.log_prob(z), joint.log_prob(flat.layout.unpack(z)), rtol=1e-10)

@@ -128,3 +128,28 @@ def test_a_part_of_the_observations_must_be_named() -> None:
     given = {name: values[:, :5] for name, values in log_densities(1.0).items()}
     with pytest.raises(ValueError, match="index must say which"):
         tfs.elbo_surgery_from_log_probs(**given)
+
+
+def test_reasons_are_those_of_log_densities() -> None:
+    given = log_densities(1.0)
+    del given["log_likelihood"]
+    surgery = tfs.elbo_surgery_from_log_probs(**given)
+    assert surgery.absent["elbo"] == "log_likelihood is not given"
+    text = str(surgery)
+    assert "TFP registers" not in text
+    assert "log densities alone" not in text
+    assert "log_evidence is not given" in text
+
+
+def test_swapped_axes_are_named_where_numbers_contradict_each_other() -> None:
+    loc = np.zeros((N, 2))
+    scale = np.exp(1.5 * np.random.default_rng(1).normal(size=N))[:, None]
+    z = loc + scale * np.random.default_rng(2).normal(size=(200, N, 2))
+    scores = stats.norm.logpdf(z[:, :, None], loc, scale).sum(-1)
+    arguments = {
+        "log_posterior": scores[:, np.arange(N), np.arange(N)],
+        "log_prior": stats.norm.logpdf(z).sum(-1),
+    }
+    assert not tfs.elbo_surgery_from_log_probs(**arguments, log_posteriors=scores).warnings
+    with pytest.warns(UserWarning, match="last two axes of log_posteriors may be swapped"):
+        tfs.elbo_surgery_from_log_probs(**arguments, log_posteriors=np.swapaxes(scores, 1, 2))

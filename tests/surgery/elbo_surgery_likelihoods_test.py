@@ -176,3 +176,65 @@ def test_without_a_decoder_there_are_the_terms_of_the_code() -> None:
         tfs.importance_weighted_elbo(GREY, encoder, None, PRIOR, num_importance_samples=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="without a decoder there is no ELBO"):
         tfs.elbo_surgery(None, posteriors, None, PRIOR, log_evidence=np.zeros(N))
+
+
+def test_a_likelihood_that_does_not_score_x_is_named_before_the_work() -> None:
+    binary = (GREY > 0.5).astype(np.float32)
+    mask = GREY > 0.2
+    encode = lambda x: tfd.MultivariateNormalDiag(x, tf.ones_like(x))  # noqa: E731
+    prior = tfd.MultivariateNormalDiag(tf.zeros(4), tf.ones(4))
+
+    def masked(dtype: tf.DType) -> Any:
+        return lambda z, condition: tfd.Independent(
+            tfd.Masked(tfd.Bernoulli(logits=z, dtype=dtype), validity_mask=condition), 1
+        )
+
+    with pytest.raises(ValueError, match=r"does not score x: .*tfd.Masked needs a distribution in"):
+        tfs.elbo_surgery(binary, encode, masked(tf.int32), prior, condition=mask)
+    draws = tfs.scored_draws(binary, encode, masked(tf.float32), prior, condition=mask)
+    logits = draws.z.numpy()
+    expected = np.where(mask, binary * logits - np.logaddexp(0.0, logits), 0.0).sum(-1)
+    np.testing.assert_allclose(draws.reconstruction, expected, rtol=1e-5)
+
+
+def test_rate_and_distortion_of_a_conditional_model_are_not_those_of_x() -> None:
+    """x is a function of the label, and z is independent of both."""
+    labels = np.arange(N) % 4
+    x = np.eye(4)[labels]
+    encode = lambda x: tfd.MultivariateNormalDiag(tf.zeros_like(x), np.ones(4))  # noqa: E731
+
+    def decode(z: tf.Tensor, condition: tf.Tensor) -> tfd.Distribution:
+        logits = 8.0 * tf.one_hot(condition, 4, dtype=z.dtype)
+        return tfd.OneHotCategorical(logits=logits, dtype=tf.float64)
+
+    full = tfs.elbo_surgery(x, encode, decode, PRIOR, condition=labels, detail="full")
+    assert full.rate_distortion is None
+    assert "I(X; Z|C)" in full.absent["rate_distortion"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": {"x": GREY, "condition": GREY}}, r"x\[\"x\"\] and condition=x\[\"condition\"\]"),
+        ({"encoder": (GREY, GREY)}, r"from_arrays\(loc=..., scale= or log_variance= ...\)"),
+        ({"encoder": lambda x, c: encoder(x + c)}, "is named condition, and handed in as condition="),
+        ({"encoder": lambda x: encoder(x).log_prob(0.0)}, "encoder must return a distribution"),
+    ],
+)
+def test_messages_name_what_to_write(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"x": GREY, "encoder": encoder, **arguments}
+    with pytest.raises((TypeError, ValueError), match=message):
+        tfs.elbo_surgery(given["x"], given["encoder"], None, PRIOR)
+
+
+def test_a_log_evidence_goes_in_by_its_observations() -> None:
+    binary = (GREY > 0.5).astype(np.float64)
+    evidence = tfs.log_evidence_by_importance_sampling(
+        binary, encoder, bernoulli, PRIOR, num_importance_samples=20
+    )
+    with pytest.raises(TypeError, match=r"hand in log_evidence\.per_observation"):
+        tfs.elbo_surgery(binary, encoder, bernoulli, PRIOR, log_evidence=evidence)
+    surgery = tfs.elbo_surgery(
+        binary, encoder, bernoulli, PRIOR, log_evidence=evidence.per_observation
+    )
+    assert surgery.readings is not None

@@ -186,7 +186,7 @@ def prepared_model(
     """
     encoder = unwrap(encoder) if isinstance(encoder, DEFERRED | PINNED) else encoder
     is_given = isinstance(encoder, tfd.Distribution)
-    if is_given and tf.nest.is_nested(encoder.dtype):
+    if isinstance(encoder, tfd.Distribution) and tf.nest.is_nested(encoder.dtype):
         encoder = components_lib.prepare(encoder, "what stands in the encoder's place")
     if is_given and isinstance(x, Dataset) and x.binarization == "stochastic":
         raise ValueError(

@@ -279,6 +279,7 @@ def fit_prior(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        trained=tuple(f"{variable.name} {list(variable.shape)}" for variable in trained),
     )
 
 

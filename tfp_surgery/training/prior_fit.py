@@ -9,6 +9,8 @@ from tfp_surgery.measurement.result import Result
 from tfp_surgery.seeds import Seed
 from tfp_surgery.surgery.prior_change import PriorChange
 
+_SHOWN = 5  # names of variables
+
 
 @dataclasses.dataclass(frozen=True)
 class PriorFitProgress:
@@ -46,6 +48,8 @@ class PriorFit(Result):
       batch_size: Codes a step.
       learning_rate: The highest.
       seed: The seed of the fit.
+      trained: The names and shapes of the variables that were trained. Parameters of a distribution
+        that are no variables stayed what they were.
     """
 
     training: PriorChange
@@ -59,6 +63,7 @@ class PriorFit(Result):
     batch_size: int
     learning_rate: float
     seed: Seed
+    trained: tuple[str, ...] = ()
 
     def _title(self) -> list[str]:
         early = ", stopped early" if self.stopped_early else ""
@@ -66,7 +71,13 @@ class PriorFit(Result):
         return [
             f"fit of a prior to q(z), in place of {self.former_prior}; nats per observation",
             f"{steps}; weights of step {self.best_step}; seed {self.seed}",
+            f"trained: {self._trained()}",
         ]
+
+    def _trained(self) -> str:
+        shown = ", ".join(self.trained[:_SHOWN])
+        more = len(self.trained) - _SHOWN
+        return f"{shown} and {more} more variables" if more > 0 else shown or "nothing"
 
     def _rows(self) -> list[tuple[str, Any]]:
         return []
