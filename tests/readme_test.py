@@ -51,7 +51,7 @@ def test_models_of_others_are_tested_with_the_lines_of_the_page() -> None:
     shown = re.compile(rf"^ *(.*(?:{glue}).*)$", re.M)
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     lines = {line for block in blocks for line in shown.findall(block)}
-    assert len(lines) >= 10
+    assert len(lines) >= 9
     assert {line for line in lines if line not in tested} == set()
 
 

@@ -167,8 +167,10 @@ def test_conditional_vae_of_two_inputs(dtype: str) -> None:
     x = np.where(images(dtype).reshape(NUM, 16) > 0.5, 1.0, 0.0).astype(dtype)
     y = np.eye(3, dtype=dtype)[np.arange(NUM) % 3]
 
-    encode = tfs.networks.GaussianEncoder(cvae_encoder, latent_size=2, scale="log_variance")
-    decode = tfs.networks.BernoulliDecoder(cvae_decoder, from_logits=True)
+    encoder = tfs.networks.GaussianEncoder(
+        cvae_encoder, latent_size=2, scale="log_variance", conditional=True
+    )
+    decoder = tfs.networks.BernoulliDecoder(cvae_decoder, from_logits=True, conditional=True)
 
     def log_likelihood(z: np.ndarray) -> np.ndarray:
         labels = tf.constant(np.tile(y, [len(z), 1]))
@@ -178,8 +180,8 @@ def test_conditional_vae_of_two_inputs(dtype: str) -> None:
 
     surgery = check_surgery(
         x,
-        lambda x, condition: encode([x, condition]),
-        lambda z, condition: decode([z, condition]),
+        encoder,
+        decoder,
         standard_normal(dtype),
         **of_gaussians(*cvae_encoder([x, y])),
         log_likelihood=log_likelihood,

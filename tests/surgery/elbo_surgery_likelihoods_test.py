@@ -217,7 +217,10 @@ def test_rate_and_distortion_of_a_conditional_model_are_not_those_of_x() -> None
     [
         ({"x": {"x": GREY, "condition": GREY}}, r"x\[\"x\"\] and condition=x\[\"condition\"\]"),
         ({"encoder": (GREY, GREY)}, r"from_arrays\(loc=..., scale= or log_variance= ...\)"),
-        ({"encoder": lambda x, c: encoder(x + c)}, "is named condition, and handed in as condition="),
+        (
+            {"encoder": lambda x, c: encoder(x + c)},
+            "is named condition, and handed in as condition=",
+        ),
         ({"encoder": lambda x: encoder(x).log_prob(0.0)}, "encoder must return a distribution"),
     ],
 )
