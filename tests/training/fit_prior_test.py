@@ -377,7 +377,8 @@ class TestResult:
         assert str(fit.training.marginal_kl_before) in text
         assert f"weights of step {fit.best_step}" in text
         assert "in place of N(0, I)" in text
-        assert len(text.splitlines()) == 10
+        assert "trained: " in text
+        assert len(text.splitlines()) == 11
 
     def test_training_values_are_means_over_the_steps(self, fit: PriorFit) -> None:
         """They rise, and end near what the fitted prior has on the draws of the result."""
