@@ -19,6 +19,7 @@ tfd = tfp.distributions
 N = 5
 RNG = np.random.default_rng(0)
 LOC = RNG.normal(size=(N, 2, 3))
+COUNT = tfd.Poisson(np.float64(1.0))
 RATE = RNG.uniform(1.0, 5.0, size=N)
 
 
@@ -110,9 +111,9 @@ def test_reparameterization_is_that_of_all_parts() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        tfd.JointDistributionNamed({"k": tfd.Poisson(1.0), "v": tfd.Normal(np.zeros([2, 3]), 1.0)}),
-        tfd.JointDistributionSequential([tfd.Poisson(1.0), tfd.Normal(np.zeros([2, 3]), 1.0)]),
-        tfd.JointDistributionNamed({"k": tfd.Poisson(1.0), "w": tfd.Normal(0.0, 1.0)}),
+        tfd.JointDistributionNamed({"k": COUNT, "v": tfd.Normal(np.zeros([2, 3]), 1.0)}),
+        tfd.JointDistributionSequential([COUNT, tfd.Normal(np.zeros([2, 3]), 1.0)]),
+        tfd.JointDistributionNamed({"k": COUNT, "w": tfd.Normal(np.float64(0.0), 1.0)}),
     ],
     ids=["another name", "no names", "another shape"],
 )
@@ -187,3 +188,51 @@ def test_parts_of_an_auto_batched_joint_are_independent_where_they_are() -> None
     expected += stats.poisson.logpmf(z[..., 0].numpy(), RATE)
     np.testing.assert_allclose(flat.log_prob(z), expected, rtol=1e-10)
     np.testing.assert_allclose(flat.log_prob(z), joint.log_prob(flat.layout.unpack(z)), rtol=1e-10)
+
+
+def ladder(names: tuple[str, str], dependent: bool, given: bool = True) -> Any:
+    """N(3, 1) and then N(0, 1), of the names in this order."""
+    first = tfd.Normal(np.float64(3.0), 1.0, **({"name": names[0]} if given else {}))
+
+    def second(above: Any) -> tfd.Distribution:
+        return tfd.Normal(0.0 * above, np.float64(1.0), **({"name": names[1]} if given else {}))
+
+    # TFP takes the argument of a function for the name of the part above.
+    functions = {"a": lambda a: second(a), "b": lambda b: second(b), "u": lambda u: second(u)}
+    last: Any = functions[names[0]] if dependent else second(np.float64(0.0))
+    return tfd.JointDistributionSequential([first, last])
+
+
+def test_named_parts_of_a_sequence_go_by_their_names() -> None:
+    layout = flattened(ladder(("a", "b"), False)).layout
+    z = np.array([[3.0, 0.0]])  # a, b
+    for dependent in (False, True):
+        same, swapped = (
+            flattened(ladder(names, dependent), layout).log_prob(z)
+            for names in (("a", "b"), ("b", "a"))
+        )
+        np.testing.assert_allclose(same, 2 * stats.norm.logpdf(0.0))
+        np.testing.assert_allclose(swapped, 2 * stats.norm.logpdf(3.0))
+    by_place = flattened(ladder(("u", "v"), False), layout).log_prob(z)
+    np.testing.assert_allclose(by_place, 2 * stats.norm.logpdf(0.0))
+
+
+def test_dependent_parts_of_one_shape_need_names() -> None:
+    layout = flattened(ladder(("a", "b"), False)).layout
+    for other in (ladder(("a", "b"), True, given=False), ladder(("u", "v"), True)):
+        with pytest.raises(ValueError, match="give the parts the same names in both"):
+            flattened(other, layout)
+
+
+def test_structures_that_have_no_vector_are_refused() -> None:
+    inner = tfd.JointDistributionSequential([tfd.Normal(0.0, 1.0), tfd.Normal(0.0, 1.0)])
+    one = tfd.Normal(0.0, 1.0)
+    with pytest.raises(ValueError, match="one of them is a structure itself"):
+        flattened(tfd.JointDistributionNamed({"a": inner, "b": one}))
+    with pytest.raises(ValueError, match="one floating dtype, got float32 and float64"):
+        flattened(tfd.JointDistributionNamed({"a": one, "b": tfd.Normal(np.float64(0.0), 1.0)}))
+    of_many = tfd.JointDistributionNamed(
+        {"a": one, "b": lambda a: tfd.Normal(tf.zeros(3) + a[..., tf.newaxis], 1.0)}
+    )
+    with pytest.raises(ValueError, match="must have one batch shape"):
+        flattened(of_many)

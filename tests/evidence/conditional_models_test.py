@@ -114,7 +114,7 @@ def test_importance_sampling_of_conditional_models(case: str) -> None:
         *parts, condition=c, num_importance_samples=1000, batch_size=7 * 500
     )
     _check(result, truth, 0.02)
-    assert result.data.endswith("condition given to encoder and decoder and prior")
+    assert result.data.endswith("condition given to encoder, decoder and prior")
     tight = importance_weighted_elbo(
         *parts, condition=c, num_importance_samples=1000, num_samples=3, batch_size=20_000
     )

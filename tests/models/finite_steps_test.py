@@ -356,6 +356,8 @@ def test_a_dirichlet_model_stops_where_its_gradient_does() -> None:
 
     vae = VAE(Encoder(), Decoder(), tfd.Dirichlet([0.7] * 4))
     vae.compile("adam", jit_compile=False)
-    with pytest.raises(FloatingPointError, match=r"its gradient with respect to \S*encoder\S*/dense"):
+    with pytest.raises(
+        FloatingPointError, match=r"its gradient with respect to \S*encoder\S*/dense"
+    ):
         vae.fit(counts, epochs=20, verbose=0)
     assert all(np.all(np.isfinite(weight)) for weight in vae.get_weights())

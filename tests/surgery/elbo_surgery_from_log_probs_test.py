@@ -153,3 +153,12 @@ def test_swapped_axes_are_named_where_numbers_contradict_each_other() -> None:
     assert not tfs.elbo_surgery_from_log_probs(**arguments, log_posteriors=scores).warnings
     with pytest.warns(UserWarning, match="last two axes of log_posteriors may be swapped"):
         tfs.elbo_surgery_from_log_probs(**arguments, log_posteriors=np.swapaxes(scores, 1, 2))
+
+
+def test_an_aggregate_below_the_posterior_s_own_share_is_refused() -> None:
+    given = log_densities(100.0)
+    log_q = special.logsumexp(given.pop("log_posteriors"), axis=-1) - np.log(N)
+    surgery = tfs.elbo_surgery_from_log_probs(**given, log_aggregate=log_q)
+    assert surgery.index_code_mutual_information.value == pytest.approx(np.log(N))
+    with pytest.raises(ValueError, match=r"48 of 48 draws.* with 1/N taken once"):
+        tfs.elbo_surgery_from_log_probs(**given, log_aggregate=log_q - np.log(N))

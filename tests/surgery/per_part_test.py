@@ -226,3 +226,35 @@ def test_results_are_mappings_by_name_and_json_ready() -> None:
     assert len(per_part) == 2
     assert per_part.to_dict()["parts"]["u"]["marginal_kl"]["value"] is not None
     assert "u: marginal KL" in str(per_part)
+
+
+def test_other_layouts_of_as_many_dimensions_are_refused() -> None:
+    def encoder(first: str, second: str) -> Any:
+        return lambda x: tfd.JointDistributionNamed(
+            {
+                first: tfd.MultivariateNormalDiag(x[:, :2], np.full(2, 0.5)),
+                second: tfd.Normal(x[:, 2], np.float64(0.5)),
+            }
+        )
+
+    prior = tfd.JointDistributionNamed(
+        {
+            "a": tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2)),
+            "b": tfd.Normal(np.float64(0.0), 1.0),
+        }
+    )
+    own, other = (
+        tfs.AggregatePosterior.from_encoder(encoder(*names), X)
+        for names in (("a", "b"), ("b", "a"))
+    )
+    arguments = (X, encoder("a", "b"), None, prior)
+    surgery = tfs.elbo_surgery(*arguments, training_aggregate_posterior=own)
+    assert surgery.cross_term is not None
+    assert surgery.cross_term.value == pytest.approx(surgery.marginal_kl.value)
+    with pytest.raises(ValueError, match=r"parts a \[2\], b \[\]; it is over a \[\], b \[2\]"):
+        tfs.elbo_surgery(*arguments, training_aggregate_posterior=other)
+    flat = tfd.MultivariateNormalDiag(np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="hand in a joint distribution of the same parts"):
+        tfs.elbo_surgery(X, encoder("a", "b"), None, flat)
+    assert tfs.elbo_surgery(X, encoder("a", "b"), None, own).marginal_kl.value == pytest.approx(0.0)
+    assert hash(surgery) == hash(surgery)

@@ -250,12 +250,12 @@ def check_prior(
     if tf.nest.is_nested(prior.dtype) != tf.nest.is_nested(posterior.dtype):
         whose = ("prior", prior) if tf.nest.is_nested(prior.dtype) else ("posterior", posterior)
         raise ValueError(
-            f"codes must have one structure, but the {whose[0]} {whose[1].name} is over structures "
-            f"of {_words(whose[1].event_shape)} and the other over single tensors."
+            f"codes must have one structure, but the {whose[0]} {whose[1].name} is over "
+            f"{_words(whose[1].event_shape)} and the other over single tensors."
         )
     if tf.nest.is_nested(prior.dtype):
         raise ValueError(
-            f"codes must be single tensors here, but those of {posterior.name} are structures of "
+            f"codes must be single tensors here, but those of {posterior.name} are "
             f"{_words(posterior.event_shape)}: tfs.elbo_surgery takes joint codes, tfs.VAE and "
             "its objectives train codes of one tensor."
         )

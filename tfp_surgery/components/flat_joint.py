@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,13 @@ class CodeLayout:
       dtypes: The dtypes of the parts, in the structure of a code.
       event_shapes: Their static shapes, a list in the order of `tf.nest`.
       names: Their names, in the same order.
+      is_named: Whether a user gave the names.
     """
 
     dtypes: Any
     event_shapes: list[tf.TensorShape]
     names: tuple[str, ...]
+    is_named: bool
 
     @property
     def sizes(self) -> list[int]:
@@ -213,28 +216,79 @@ def layout_of(distribution: Any) -> CodeLayout:
     Raises:
       ValueError: If the shape of a part is not known statically.
     """
+    dtype = distribution.dtype
+    values = _by_name(dtype).values() if _has_names(dtype) else list(dtype)
+    if any(map(tf.nest.is_nested, values)):
+        raise ValueError(
+            f"the parts of {distribution.name} must be single tensors, and one of them is a "
+            f"structure itself: {dtype}. Write one joint distribution of all parts."
+        )
     shapes = tf.nest.flatten(distribution.event_shape)
     if not all(isinstance(s, tf.TensorShape) and s.is_fully_defined() for s in shapes):
         raise ValueError(
             f"the shapes of the parts of {distribution.name} must be known statically; got "
             f"{distribution.event_shape}."
         )
-    return CodeLayout(distribution.dtype, shapes, tuple(_names(distribution)))
+    floats = {each.name for each in tf.nest.flatten(dtype) if each.is_floating}
+    if len(floats) > 1:
+        raise ValueError(
+            f"the parts of {distribution.name} must have one floating dtype, got "
+            f"{' and '.join(sorted(floats))}."
+        )
+    batch_shapes = {str(shape) for shape in tf.nest.flatten(distribution.batch_shape)}
+    if len(batch_shapes) > 1 and not _are_independent(distribution):
+        raise ValueError(
+            f"the parts of {distribution.name} depend on each other and must have one batch shape, "
+            f"got {distribution.batch_shape}."
+        )
+    names, is_named = _names(distribution)
+    return CodeLayout(dtype, shapes, tuple(names), is_named)
 
 
-def _names(distribution: Any) -> list[str]:
+def _has_names(dtype: Any) -> bool:
+    return isinstance(dtype, Mapping) or hasattr(dtype, "_fields")
+
+
+def _by_name(structure: Any) -> Mapping[str, Any]:
+    named: Mapping[str, Any] = structure
+    if hasattr(structure, "_asdict"):
+        named = structure._asdict()
+    return named
+
+
+def _are_independent(joint: Any) -> bool:
+    model = getattr(joint, "model", None)
+    if isinstance(model, Mapping) or hasattr(model, "_fields"):
+        model = list(_by_name(model).values())
+    return isinstance(model, list | tuple) and all(
+        isinstance(part, tfd.Distribution) for part in model
+    )
+
+
+def _names(distribution: Any) -> tuple[list[str], bool]:
+    """Returns the names of the parts, in the order of `tf.nest`, and whether a user gave them."""
     dtype = distribution.dtype
     if hasattr(dtype, "_fields"):
-        return list(dtype._fields)
+        unnamed = all(re.fullmatch(r"var\d+", name) for name in dtype._fields)
+        return list(dtype._fields), not unnamed  # of a coroutine
     if isinstance(dtype, Mapping):
-        return sorted(dtype)
+        return sorted(dtype), True
     resolved = getattr(distribution, "_flat_resolve_names", None)
-    names = list(resolved()) if resolved else [str(i) for i in range(len(dtype))]
-    return [str(name) for name in names]
+    if resolved is None:
+        return [str(i) for i in range(len(dtype))], False
+    parts, _ = distribution.sample_distributions(seed=tf.constant([0, 0], tf.int32))
+    own = [part.name for part in parts]
+    given = [part.name != type(part).__name__.lstrip("_") for part in parts]
+    if all(given) and len(set(own)) == len(own):
+        return own, True
+    return [str(name) for name in resolved()], False
 
 
 def flattened(distribution: tfd.Distribution, layout: CodeLayout | None = None) -> FlatJoint:
     """Returns a joint distribution over the vectors that represent its structured codes.
+
+    Parts that have names in both go by these, whatever their order; others go by their place, which
+    says enough for independent parts and for parts that differ in shape.
 
     Args:
       distribution: A `tfd.JointDistribution`, or another distribution over structures.
@@ -244,15 +298,24 @@ def flattened(distribution: tfd.Distribution, layout: CodeLayout | None = None) 
       The distribution over `[D]`, of declared parts if they are independent.
 
     Raises:
-      ValueError: If its parts have another structure or other shapes than those of the layout.
+      ValueError: If its parts have another structure or other shapes than those of the layout, or
+        parts of one shape depend on each other and have no names.
     """
     own = layout_of(distribution)
+    is_independent = _are_independent(distribution)
     if layout is None:
         layout = own
-    elif _is_named(own) and _is_named(layout):
-        _check_same(distribution, own, layout)
+    elif own.is_named and layout.is_named and set(own.names) == set(layout.names):
+        _check_shapes(distribution, own, layout, by_name=True)
     else:
-        _check_same(distribution, own, layout)
+        _check_shapes(distribution, own, layout, by_name=False)
+        if not is_independent and len({str(shape) for shape in own.event_shapes}) < len(own.names):
+            raise ValueError(
+                f"parts of {distribution.name} have one shape and depend on each other, and the "
+                f"encoder's ({describe(layout)}) and the prior's ({describe(own)}) names do not "
+                "say which belongs to which: give the parts the same names in both, as in a "
+                "tfd.JointDistributionNamed or by name= of each distribution."
+            )
         own = dataclasses.replace(own, names=layout.names)  # by their place
     parts = _independent_parts(distribution, own)
     if len(parts) == len(own.names):
@@ -260,21 +323,21 @@ def flattened(distribution: tfd.Distribution, layout: CodeLayout | None = None) 
     return FlatJoint(layout, joint=distribution, joint_layout=own)
 
 
-def _is_named(layout: CodeLayout) -> bool:
-    return isinstance(layout.dtypes, Mapping) or hasattr(layout.dtypes, "_fields")
-
-
-def _check_same(distribution: Any, own: CodeLayout, layout: CodeLayout) -> None:
+def _check_shapes(distribution: Any, own: CodeLayout, layout: CodeLayout, *, by_name: bool) -> None:
     """Raises a ValueError unless two layouts have the same parts: by name, or by place."""
     shapes = [[*map(list, each.event_shapes)] for each in (own, layout)]
-    if _is_named(own) != _is_named(layout):
-        same = False
-    elif _is_named(own):
-        same = dict(zip(own.names, shapes[0], strict=True)) == dict(
-            zip(layout.names, shapes[1], strict=True)
-        )
+    if by_name:
+        named = [
+            dict(zip(*pair, strict=True))
+            for pair in ((own.names, shapes[0]), (layout.names, shapes[1]))
+        ]
+        same = named[0] == named[1]
     else:
-        same = shapes[0] == shapes[1]
+        have_names = (
+            _has_names(own.dtypes) and own.is_named,
+            _has_names(layout.dtypes) and layout.is_named,
+        )
+        same = shapes[0] == shapes[1] and not any(have_names)
     if not same:
         raise ValueError(
             f"the prior must be over the codes of the encoder, of parts {describe(layout)}, but "
@@ -298,7 +361,8 @@ def _independent_parts(joint: Any, layout: CodeLayout) -> dict[str, tfd.Distribu
     if hasattr(model, "_asdict"):
         model = model._asdict()
     if isinstance(model, Mapping):
-        items: Any = model.items()
+        # In the order of tf.nest, for names that go by their place.
+        items: Any = zip(layout.names, [model[name] for name in _names(joint)[0]], strict=True)
     elif isinstance(model, list | tuple):
         items = zip(layout.names, model, strict=True)
     else:

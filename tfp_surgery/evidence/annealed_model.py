@@ -14,6 +14,7 @@ from tfp_surgery.checks.gradients import check_graph
 from tfp_surgery.checks.networks import build_prior, check_prior, unwrap_output
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, joined
 from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened, layout_of
+from tfp_surgery.components.one_by_one import needs_one_by_one
 from tfp_surgery.evidence.code_space import check_code_space
 from tfp_surgery.measurement.event_space import event_space_bijector
 from tfp_surgery.measurement.log_likelihood import log_likelihood
@@ -23,6 +24,7 @@ from tfp_surgery.observations import Observations
 
 tfd = tfp.distributions
 
+_PROBES = 8
 _WAY_OUT = "log_evidence_by_importance_sampling takes the prior as it is"
 
 
@@ -111,6 +113,12 @@ def annealed_model(
     event_space_bijector(prior_now)
     if not is_conditional:
         check_prior(prior_now, prior_now)  # checks the batch shape
+        probes = prior_now.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))
+        if needs_one_by_one(prior_now, probes):
+            raise TypeError(
+                f"the prior {prior_now.name} does not score several codes as it scores them one by "
+                f"one, and HMC moves many together; {_WAY_OUT}."
+            )
     parts = prior_now.distributions if isinstance(prior_now, FlatJoint) else None
     for part in parts or [prior_now]:
         check_code_space(part)

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -30,7 +31,8 @@ from tfp_surgery.components.encoding import (
     read_condition,
     rows_encoder,
 )
-from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened
+from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, describe, flattened
+from tfp_surgery.components.one_by_one import OneByOne, needs_one_by_one
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -225,6 +227,9 @@ def prepared_model(
     check_prior(prior_of_few, first, conditional=prior_now is None)
     _check_parts(prior_of_few, first)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
+    if prior_now is not None and needs_one_by_one(prior_now, codes[:, 0]):
+        prior_now = prior_of_few = OneByOne(prior_now)
+        prior_given = _always(prior_now)
     check_codes_in_support(prior_of_few, codes)
     likelihood, outside = None, ""
     if decoder is not None:
@@ -309,20 +314,50 @@ def _prior(
 ) -> tuple[tfd.Distribution | None, Callable[[Any], tfd.Distribution]]:
     """Returns p(z), None if it depends on conditions, and a callable of these that returns it."""
     if not is_conditional:
-        built = _flat_prior(build_prior(prior), layout)
-        return built, lambda _: built
+        built = _flat_prior(build_prior(prior), layout, isinstance(prior, keras.layers.Layer))
+        return built, _always(built)
 
     def prior_given(condition: Any) -> tfd.Distribution:
         built = unwrap_output(call(prior, condition=condition), "prior")
-        return _flat_prior(built, layout)
+        return _flat_prior(built, layout, isinstance(prior, keras.layers.Layer))
 
     return None, prior_given
 
 
-def _flat_prior(prior: tfd.Distribution, layout: CodeLayout | None) -> tfd.Distribution:
-    if layout is None or not tf.nest.is_nested(prior.dtype):
+def _always(prior: tfd.Distribution) -> Callable[[Any], tfd.Distribution]:
+    return lambda _: prior
+
+
+def _flat_prior(
+    prior: tfd.Distribution, layout: CodeLayout | None, is_layer: bool
+) -> tfd.Distribution:
+    """Returns a prior over the vectors of structured codes.
+
+    Raises:
+      ValueError: If it is over vectors already, and it is not known in which order.
+    """
+    if layout is None:
         return prior
-    return flattened(prior, layout)
+    if tf.nest.is_nested(prior.dtype):
+        return flattened(prior, layout)
+    own = code_layout(getattr(prior, "components_distribution", prior))
+    if own is not None:
+        check_same_layout(own, layout, "the prior")
+    elif not is_layer:  # a layer was fitted to these vectors
+        raise ValueError(
+            f"codes are structures of {describe(layout)}, and the prior {prior.name} is over "
+            "single tensors: hand in a joint distribution of the same parts."
+        )
+    return prior
+
+
+def check_same_layout(own: CodeLayout, layout: CodeLayout, what: str) -> None:
+    """Raises a ValueError unless two layouts have the same parts in the same order."""
+    if describe(own) != describe(layout):
+        raise ValueError(
+            f"{what} must be over the codes of this model, of parts {describe(layout)}; it is over "
+            f"{describe(own)}."
+        )
 
 
 def _check_parts(prior: tfd.Distribution, posteriors: tfd.Distribution) -> None:

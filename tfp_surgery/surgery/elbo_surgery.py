@@ -18,7 +18,12 @@ from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_aggregate_posterior
-from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
+from tfp_surgery.measurement.prepared_model import (
+    PreparedModel,
+    check_same_layout,
+    code_layout,
+    prepared_model,
+)
 from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.parts import parts_of
@@ -168,7 +173,7 @@ def elbo_surgery(
     index = chosen_observations(model.num_observations, num_query, seed)
     subset = chosen_components(model, num_components, seed)
     if training_aggregate_posterior is not None:
-        _check_same_codes(training_aggregate_posterior, model.first_posteriors)
+        _check_same_codes(training_aggregate_posterior, model)
     if log_evidence is not None:
         _check_decoder_for_log_evidence(model)
         log_evidence = checked_draws("log_evidence", log_evidence, (model.num_observations,))
@@ -207,9 +212,14 @@ def _check_decoder_for_log_evidence(model: PreparedModel) -> None:
         )
 
 
-def _check_same_codes(aggregate_posterior: Any, posteriors: tfd.Distribution) -> None:
+def _check_same_codes(aggregate_posterior: Any, model: PreparedModel) -> None:
+    posteriors = model.first_posteriors
     check_aggregate_posterior(aggregate_posterior, "training_aggregate_posterior")
-    if aggregate_posterior.event_shape != posteriors.event_shape:
+    own = code_layout(aggregate_posterior.components_distribution)
+    if own is not None and model.layout is not None:
+        check_same_layout(own, model.layout, "training_aggregate_posterior")
+    is_joint = own is not None, model.layout is not None
+    if is_joint[0] != is_joint[1] or aggregate_posterior.event_shape != posteriors.event_shape:
         raise ValueError(
             "training_aggregate_posterior must be over the codes of this model, of shape "
             f"{posteriors.event_shape}; got event shape {aggregate_posterior.event_shape}."

@@ -118,6 +118,7 @@ def elbo_surgery_from_log_probs(
         aggregate, entropy = _aggregate(scores, own, rows)
     else:
         aggregate, entropy = checked_draws("log_aggregate", log_aggregate, shape), None
+        _check_bound(aggregate, own, num_observations)
     reconstruction = None
     if log_likelihood is not None:
         reconstruction = checked_draws("log_likelihood", log_likelihood, shape)
@@ -161,6 +162,18 @@ def elbo_surgery_from_log_probs(
         found += part.warnings
     consistency.warn(found, stacklevel=3)
     return dataclasses.replace(surgery, **parts, absent=absent, warnings=found)
+
+
+def _check_bound(aggregate: np.ndarray, own: np.ndarray, num_observations: int) -> None:
+    """Raises a ValueError where log q(z) lies below log q(z|x_n) - log N, which it never does."""
+    least = own.astype(np.float64) - math.log(num_observations)
+    below = least - aggregate > _OWN_TOLERANCE * np.maximum(1.0, np.abs(own))
+    if below.any():
+        raise ValueError(
+            f"log_aggregate lies below log_posterior - log N in {below.sum()} of {below.size} "
+            "draws, but q(z) = 1/N sum_n q(z|x_n) is at least q(z|x_n) / N: it must be of the same "
+            f"draws, over all {num_observations} posteriors, with 1/N taken once."
+        )
 
 
 def _rows(index: Any, num_observations: int | None, num_query: int) -> tuple[np.ndarray, int]:

@@ -68,7 +68,7 @@ class PerPart(Result, Mapping[str, PartTerms]):
       parts: `PartTerms` by name.
     """
 
-    parts: Mapping[str, PartTerms]
+    parts: Mapping[str, PartTerms] = dataclasses.field(hash=False)
 
     def __getitem__(self, name: str) -> PartTerms:
         """Returns the terms of a part."""

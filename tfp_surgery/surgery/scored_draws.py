@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -360,7 +361,9 @@ def posterior_draws(
     specs = (tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
     # An encoder may be no graph, and what knows no sample dimension is found out of eager values.
     if not (isinstance(posteriors, ReencodedPosteriors) or is_conditional):
-        draw = traced_for_many(-(-len(index) // length), draw, *specs)
+        with contextlib.suppress(NotImplementedError, AttributeError, TypeError):
+            # A prior of another library may be no graph.
+            draw = traced_for_many(-(-len(index) // length), draw, *specs)
     key = seeds.key(seed, "elbo_surgery/codes")
     codes, log_densities, divergences = [], [], []
     for step in steps(len(index), length):
