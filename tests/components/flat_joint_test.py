@@ -198,7 +198,11 @@ def ladder(names: tuple[str, str], dependent: bool, given: bool = True) -> Any:
         return tfd.Normal(0.0 * above, np.float64(1.0), **({"name": names[1]} if given else {}))
 
     # TFP takes the argument of a function for the name of the part above.
-    functions = {"a": lambda a: second(a), "b": lambda b: second(b), "u": lambda u: second(u)}
+    functions = {
+        "a": lambda a: second(a),  # noqa: PLW0108
+        "b": lambda b: second(b),  # noqa: PLW0108
+        "u": lambda u: second(u),  # noqa: PLW0108
+    }
     last: Any = functions[names[0]] if dependent else second(np.float64(0.0))
     return tfd.JointDistributionSequential([first, last])
 
