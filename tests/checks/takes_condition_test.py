@@ -6,14 +6,22 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import tfp_surgery as tfs
 from tfp_surgery import priors
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, takes_condition
+from tfp_surgery.networks import GaussianEncoder
 
 tfd = tfp.distributions
+
+
+class AnyKeyword(keras.layers.Layer):
+    def call(self, z: Any, **kwargs: Any) -> Any:
+        return z
 
 
 class Conditional(keras.layers.Layer):
@@ -29,10 +37,17 @@ def anything(x: Any, **kwargs: Any) -> Any:
     return x + kwargs.get("condition", 0)
 
 
+def partial(network: Any, **keywords: Any) -> Any:
+    return functools.partial(network, **keywords)
+
+
 @pytest.mark.parametrize(
     "network",
-    [named, anything, functools.partial(named), tf.function(named), Conditional()],
-    ids=["named", "any keyword", "partial", "tf.function", "layer"],
+    [
+        *(named, anything, partial(named), tf.function(named), Conditional()),
+        partial(Conditional(), training=False),
+    ],
+    ids=["named", "any keyword", "partial", "tf.function", "layer", "partial of a layer"],
 )
 def test_networks_that_name_the_condition_get_it(network: Any) -> None:
     assert takes_condition(network)
@@ -44,6 +59,11 @@ def test_networks_that_name_the_condition_get_it(network: Any) -> None:
     [
         lambda x: x,
         keras.Sequential([keras.layers.Identity()]),  # whose call takes and drops any keyword
+        AnyKeyword(),
+        partial(AnyKeyword(), training=False),
+        partial(GaussianEncoder(abs, latent_size=2, scale="log_variance"), training=False),
+        partial(named, condition=1.0),
+        partial(Conditional(), condition=1.0),
         tfd.Normal(0.0, 1.0),
         tfp.experimental.util.DeferredModule(tfd.Normal, tf.Variable(0.0), 1.0),
         priors.StandardNormalPrior(2),
@@ -51,7 +71,8 @@ def test_networks_that_name_the_condition_get_it(network: Any) -> None:
         abs,
     ],
     ids=[
-        *("lambda", "sequential", "distribution", "deferred"),
+        *("lambda", "sequential", "layer of any keyword", "partial of a layer"),
+        *("partial of a layer of ours", "bound", "bound layer", "distribution", "deferred"),
         *("layer of ours", "not conditional", "builtin"),
     ],
 )
@@ -77,3 +98,47 @@ def test_a_condition_that_is_needed_and_not_given_is_missed() -> None:
     prior = priors.MixturePrior(2, 3, condition_size=4)
     with pytest.raises(TypeError, match=r"^encoder, decoder and prior need condition="):
         check_condition_is_taken(None, encoder=named, decoder=named, prior=prior)
+    bound = [partial(each, condition=1.0) for each in (named, Conditional())]
+    assert check_condition_is_taken(None, encoder=bound[0], decoder=bound[1]) == []
+
+
+def test_a_condition_of_another_dtype_is_told_to_be_cast() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    labels = np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    weights = tf.ones([3, 2])
+
+    def encoder(x: tf.Tensor) -> Any:
+        return tfd.MultivariateNormalDiag(x, tf.ones_like(x))
+
+    def joined(x: tf.Tensor, condition: Any) -> Any:
+        return encoder(tf.concat([x, condition], axis=-1)[:, :2])
+
+    def decoder(z: tf.Tensor, condition: Any) -> Any:
+        return encoder(z + condition @ weights)
+
+    def by_name(z: tf.Tensor, condition: Any) -> Any:
+        return decoder(z, condition["label"])
+
+    def prior(condition: Any) -> Any:
+        return encoder(condition @ weights)
+
+    standard = tfd.MultivariateNormalDiag(tf.zeros(2), tf.ones(2))
+    told = r"condition is float64: condition.astype\('float32'\) works"
+    for networks, name in (
+        ((encoder, decoder, standard), "decoder failed .* dtype float32: "),
+        ((joined, decoder, standard), "encoder failed .* dtype float32: "),
+        ((encoder, encoder, prior), ""),
+    ):
+        with pytest.raises(ValueError, match=name + told):
+            tfs.elbo_surgery(x, *networks, condition=labels)
+        tfs.elbo_surgery(x, *networks, condition=labels.astype("float32"))
+    with pytest.raises(ValueError, match=r"parts in float64: their .astype\('float32'\)"):
+        tfs.elbo_surgery(x, encoder, by_name, standard, condition={"label": labels, "n": [1] * 6})
+
+
+def test_other_failures_are_not_blamed_on_the_condition() -> None:
+    def failing(_: Any, condition: Any) -> Any:  # noqa: ARG001
+        raise RuntimeError("no weights")
+
+    with pytest.raises(RuntimeError, match=r"^no weights$"):
+        call(failing, 1, condition=tf.constant(1.0))

@@ -10,6 +10,10 @@ import tensorflow as tf
 _FLOATS = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
 
+class ConditionDtypeError(ValueError):
+    """A network failed because of the floating dtype of its condition."""
+
+
 def other_dtype(network: Callable[[Any], Any], inputs: tf.Tensor) -> tf.DType | None:
     """Finds a floating dtype that a failed network accepts.
 
@@ -53,3 +57,37 @@ def dtype_hint(name: str, network: Callable[[Any], Any], inputs: tf.Tensor) -> s
         f"it takes {dtype.name} and the codes are {inputs.dtype.name}, as the parameters of the "
         f"posterior in float32 or wider: tf.cast(z, {dtype.name!r}) inside the decoder works"
     )
+
+
+def condition_dtype_hint(network: Callable[[Any], Any], condition: Any) -> str:
+    """Suggests a cast if a failed network accepts conditions of another floating dtype.
+
+    Args:
+      network: The network as a function of the condition.
+      condition: Conditions on which it failed: a `Tensor` of shape `[B, ...]`, or a structure of
+        these.
+
+    Returns:
+      A suggestion for an error message; an empty string if no other dtype works, or the conditions
+      are symbolic or not floating.
+    """
+    leaves = tf.nest.flatten(condition)
+    given = {leaf.dtype for leaf in leaves if leaf.dtype.is_floating}
+    if any(map(tf.is_symbolic_tensor, leaves)):
+        return ""
+    for dtype in _FLOATS:
+        others = [each.name for each in _FLOATS if each in given - {dtype}]
+        if not others:
+            continue
+
+        def cast(leaf: Any, dtype: tf.DType = dtype) -> Any:
+            return tf.cast(leaf, dtype) if leaf.dtype.is_floating else leaf
+
+        try:
+            network(tf.nest.map_structure(cast, condition))
+        except Exception:  # a user's network may raise anything
+            continue
+        if tf.is_tensor(condition):
+            return f"condition is {others[0]}: condition.astype({dtype.name!r}) works"
+        return f"condition has parts in {' and '.join(others)}: their .astype({dtype.name!r}) works"
+    return ""

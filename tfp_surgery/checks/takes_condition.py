@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow_probability as tfp
+
+from tfp_surgery.checks.network_dtypes import ConditionDtypeError, condition_dtype_hint
 
 tfd = tfp.distributions
 
@@ -16,7 +19,10 @@ def takes_condition(network: Any) -> bool:
 
     A prior of this package takes one if it was made with a `condition_size`, and a layer that wraps
     a network if it was made with `conditional=True`. Another Keras layer does if its `call` names
-    it, and a function if it names it or takes any keyword.
+    it, and a function if it names it or takes any keyword. A layer whose `call` takes any keyword
+    and reads the condition there never gets it: the layers of Keras take any keyword too, and
+    drop it. A `functools.partial` of a layer takes it if the layer does, and none takes it whose
+    condition is bound already.
 
     Args:
       network: An encoder, decoder or prior.
@@ -24,19 +30,33 @@ def takes_condition(network: Any) -> bool:
     Returns:
       Whether it does; False for a distribution, and for one that TFP defers (it can be called).
     """
+    if _is_bound(network):
+        return False
     parameters = _parameters(network)
     declared = _declared(network)
     if parameters and declared is not None:
         return declared
-    is_layer = hasattr(network, "call")  # of Keras, whose call may take any keyword and drop it
+    is_layer = hasattr(_unbound(network), "call")  # of Keras
     return "condition" in parameters or (
         not is_layer
         and any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     )
 
 
+def _unbound(network: Any) -> Any:
+    """Returns the layer of a partial of a layer; other networks as they are."""
+    is_partial = isinstance(network, functools.partial)
+    return network.func if is_partial and hasattr(network.func, "call") else network
+
+
+def _is_bound(network: Any) -> bool:
+    """Returns whether a network is a partial that fixes the condition."""
+    return isinstance(network, functools.partial) and "condition" in network.keywords
+
+
 def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a function, or of the `call` of a layer; empty if not known."""
+    network = _unbound(network)
     deferred = tfp.experimental.util.DeferredModule
     if isinstance(network, tfd.Distribution | deferred) or not callable(network):
         return {}
@@ -48,6 +68,7 @@ def _parameters(network: Any) -> Mapping[str, inspect.Parameter]:
 
 def _declared(network: Any) -> bool | None:
     """Returns whether a layer of this package was made conditional; None for other networks."""
+    network = _unbound(network)
     if hasattr(network, "condition_size"):
         return network.condition_size is not None
     conditional: bool | None = getattr(network, "is_conditional", None)
@@ -55,6 +76,8 @@ def _declared(network: Any) -> bool | None:
 
 
 def _needs_condition(network: Any) -> bool:
+    if _is_bound(network):
+        return False
     parameter = _parameters(network).get("condition")
     declared = _declared(network)
     if parameter is not None and declared is not None:
@@ -72,10 +95,19 @@ def call(network: Callable[..., Any], *inputs: Any, condition: Any = None) -> An
 
     Returns:
       What the network returns.
+
+    Raises:
+      ConditionDtypeError: If the network fails, and does not with a condition of another dtype.
     """
     if condition is None or not takes_condition(network):
         return network(*inputs)
-    return network(*inputs, condition=condition)
+    try:
+        return network(*inputs, condition=condition)
+    except Exception as error:
+        hint = condition_dtype_hint(lambda cast: network(*inputs, condition=cast), condition)
+        if hint:
+            raise ConditionDtypeError(f"{hint}: {error}") from error
+        raise
 
 
 def check_condition_is_taken(condition: Any, **networks: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_surgery.checks.network_dtypes import dtype_hint
+from tfp_surgery.checks.network_dtypes import ConditionDtypeError, dtype_hint
 
 
 def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
@@ -28,7 +28,8 @@ def tried(name: str, network: Callable[[Any], Any], inputs: Any) -> Any:
     try:
         return network(inputs)
     except Exception as error:
-        hint = dtype_hint(name, network, inputs)
+        is_told = isinstance(error, ConditionDtypeError)
+        hint = "" if is_told else dtype_hint(name, network, inputs)
         raise ValueError(
             f"the {name} failed on inputs of {_described(inputs)}{f' ({hint})' if hint else ''}: "
             f"{_without_keras(str(error))}{_of_missing_argument(error)}"
