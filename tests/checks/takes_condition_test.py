@@ -140,5 +140,6 @@ def test_other_failures_are_not_blamed_on_the_condition() -> None:
     def failing(_: Any, condition: Any) -> Any:  # noqa: ARG001
         raise RuntimeError("no weights")
 
-    with pytest.raises(RuntimeError, match=r"^no weights$"):
-        call(failing, 1, condition=tf.constant(1.0))
+    for condition in (tf.constant(1.0), tf.ragged.constant([[1.0]]), np.ones(1), "a"):
+        with pytest.raises(RuntimeError, match=r"^no weights$"):
+            call(failing, 1, condition=condition)

@@ -69,12 +69,12 @@ def condition_dtype_hint(network: Callable[[Any], Any], condition: Any) -> str:
 
     Returns:
       A suggestion for an error message; an empty string if no other dtype works, or the conditions
-      are symbolic or not floating.
+      are symbolic, ragged or not floating.
     """
     leaves = tf.nest.flatten(condition)
-    given = {leaf.dtype for leaf in leaves if leaf.dtype.is_floating}
-    if any(map(tf.is_symbolic_tensor, leaves)):
+    if not all(isinstance(leaf, tf.Tensor) and not tf.is_symbolic_tensor(leaf) for leaf in leaves):
         return ""
+    given = {leaf.dtype for leaf in leaves if leaf.dtype.is_floating}
     for dtype in _FLOATS:
         others = [each.name for each in _FLOATS if each in given - {dtype}]
         if not others:
