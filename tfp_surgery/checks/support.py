@@ -95,7 +95,7 @@ def _problem(distribution: Any, x: Any, place: str) -> str:
             _problem(part.distribution, part.value, place + part.place)
             for part in parts_given(base, x)
         )
-        return "; ".join(filter(None, problems))
+        return " ".join(filter(None, problems))
     if isinstance(x, tf.RaggedTensor):  # of which TFP has no likelihoods
         return ""
     x = np.asarray(x)
@@ -225,7 +225,7 @@ def _support_problem(base: tfd.Distribution, x: tf.Tensor) -> str:
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         if "fractional components" in str(error):
             return "whole numbers of at least 0."
-        return f"values that TFP accepts ({_first_line(error)})"
+        return f"values that TFP accepts ({_first_line(error)})."
     return ""
 
 

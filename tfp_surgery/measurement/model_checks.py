@@ -34,6 +34,10 @@ _TRANSFORMED = (tfd.TransformedDistribution, plain_class(tfd.TransformedDistribu
 _SPHERES = (tfd.SphericalUniform, tfd.VonMisesFisher, tfd.PowerSpherical)
 _LENGTH_TOLERANCE = 1e-3
 _FEW = 3  # observations that are decoded together and alone
+# Tolerances, in nats and relative, of the log densities of an item alone. Four times the effect of
+# moving its code by one unit of bfloat16, in which a network may compute, are added.
+_ABSOLUTE, _RELATIVE = 0.02, 1e-3
+_MOVED, _TIMES = 2.0**-8, 4.0
 
 _DRAWS_AT_RANDOM = (
     "the {network} gives {what} another distribution when it is called again: dropout may be left "
@@ -43,8 +47,8 @@ _DRAWS_AT_RANDOM = (
 _COMPARES_A_BATCH = (
     "the {network} gives {what} another distribution alone than in a batch: batch normalisation "
     "may run in training mode, the network may compare what is in a batch, or it draws at random. "
-    "Every result would depend on batch_size. Hand in a {network} of each by itself, for instance "
-    "{instance}."
+    "Every result would depend on batch_size. Hand in a {network} that takes each by itself, for "
+    "instance {instance}."
 )
 
 
@@ -176,7 +180,8 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
         bijector = default_bijector(prior)
         if bijector is None or isinstance(bijector, tfb.Identity):
             return
-        own = tf.constant(prior.sample(_PROBES, seed=tf.constant([0, 0], tf.int32)).numpy())
+        num = -(-_PROBES // max(1, prior.batch_shape.num_elements()))
+        own = tf.constant(prior.sample(num, seed=tf.constant([0, 0], tf.int32)).numpy())
         if np.isnan(bijector.inverse(own).numpy()).any():  # its range is not the support
             return
         unconstrained = bijector.inverse(codes).numpy()
@@ -206,21 +211,17 @@ def check_decoder_repeats(
     Decodes three codes together, twice, and the first and last of them alone.
 
     Args:
-      log_likelihood_of: Callable from codes `[1, B, *code_shape]` and the rows of B observations to
-        log p(x|z), shape `[1, B]`.
-      codes: Codes, shape `[S, *code_shape]`.
+      log_likelihood_of: Callable from codes `[B, *code_shape]` and the rows of B observations to
+        log p(x|z), shape `[B]`.
+      codes: At least three codes, shape `[S, *code_shape]`.
       num_observations: N.
 
     Raises:
       ValueError: If log densities of the same observations differ by far more than rounding.
     """
-    rows = np.linspace(0, num_observations - 1, _FEW).astype(np.int32)
-
-    def score(few: np.ndarray) -> Any:
-        return log_likelihood_of(tf.gather(codes, few)[tf.newaxis], rows[few])[0]
-
     instance = "lambda z: decoder(z, training=False)"
-    _check_repeats(score, _FEW, network="decoder", what="a code", instance=instance)
+    words = {"network": "decoder", "what": "a code", "instance": instance}
+    _check_repeats(log_likelihood_of, codes, num_observations, words)
 
 
 def check_prior_repeats(
@@ -232,28 +233,43 @@ def check_prior_repeats(
 
     Args:
       prior_at: Callable from the rows of B observations to p(z|c), batch shape `[B]`.
-      codes: Codes, shape `[S, *code_shape]`.
+      codes: At least three codes, shape `[S, *code_shape]`.
       num_observations: N.
 
     Raises:
       ValueError: If log densities of the same codes differ by far more than rounding.
     """
-    rows = np.linspace(0, num_observations - 1, _FEW).astype(np.int32)
-
-    def score(few: np.ndarray) -> Any:
-        return prior_at(rows[few]).log_prob(tf.gather(codes, few))
-
     instance = "lambda condition: prior(condition, training=False)"
-    _check_repeats(score, _FEW, network="prior", what="a condition", instance=instance)
+    words = {"network": "prior", "what": "a condition", "instance": instance}
+    _check_repeats(lambda z, rows: prior_at(rows).log_prob(z), codes, num_observations, words)
 
 
-def _check_repeats(score: Callable[[np.ndarray], Any], size: int, **words: str) -> None:
+def _check_repeats(
+    score: Callable[[tf.Tensor, np.ndarray], Any],
+    codes: tf.Tensor,
+    num_observations: int,
+    words: dict[str, str],
+) -> None:
+    rows = np.linspace(0, num_observations - 1, _FEW).astype(np.int32)
+    z = codes[:_FEW]
     try:
-        together = np.asarray(score(np.arange(size)), np.float64)
+        together = np.asarray(score(z, rows), np.float64)
     except Exception:  # which the measurement meets too, unless a batch must have its size
         return
+    try:
+        moved = score(z * (1.0 + _MOVED), rows) if z.dtype.is_floating else together
+    except (ValueError, tf.errors.InvalidArgumentError):  # validate_args
+        moved = together
+    with np.errstate(invalid="ignore"):
+        change = np.abs(np.asarray(moved, np.float64) - together)
+        change = np.where(np.isfinite(change), change, 0.0)
+        tolerance = _ABSOLUTE + _RELATIVE * np.abs(together) + _TIMES * change
     check_scores_repeat(
-        score, together, _DRAWS_AT_RANDOM.format(**words), _COMPARES_A_BATCH.format(**words)
+        lambda few: score(tf.gather(z, few), rows[few]),
+        together,
+        tolerance,
+        _DRAWS_AT_RANDOM.format(**words),
+        _COMPARES_A_BATCH.format(**words),
     )
 
 

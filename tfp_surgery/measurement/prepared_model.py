@@ -253,13 +253,12 @@ def prepared_model(
             validate_args,
         )
         of_vectors = decoder
-        check_decoder_repeats(
-            lambda z, rows: log_likelihood(
-                of_vectors, z, observations.rows(rows), condition_at(rows)
-            ),
-            few_codes,
-            num_observations,
-        )
+
+        def log_likelihood_of(z: tf.Tensor, rows: Any) -> tf.Tensor:
+            x, given = observations.rows(rows), condition_at(rows)
+            return log_likelihood(of_vectors, z[tf.newaxis], x, given)[0]
+
+        check_decoder_repeats(log_likelihood_of, few_codes, num_observations)
     data = observations.data
     if taking:
         data += f", condition given to {joined(taking)}"
