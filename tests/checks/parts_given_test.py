@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -9,13 +11,13 @@ from tfp_surgery.checks.parts_given import has_dependent_parts, parts_given
 tfd = tfp.distributions
 
 
-def _generator() -> object:
+def _generator() -> Any:
     first = yield tfd.JointDistributionCoroutine.Root(tfd.Normal([0.0], 1.0, name="first"))
     yield tfd.Normal(2.0 * first, 1.0, name="second")
 
 
 def test_parts_have_the_distribution_that_the_others_give_them() -> None:
-    first, second = np.float32([1.0, -2.0]), np.float32([0.5, 3.0])
+    first, second = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
     joints = {
         "named": tfd.JointDistributionNamed(
             {"second": lambda first: tfd.Normal(2.0 * first, 1.0), "first": tfd.Normal([0.0], 1.0)}

@@ -18,6 +18,7 @@ from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.fidelity import check_scores_repeat
 from tfp_surgery.components.flat_joint import FlatJoint
+from tfp_surgery.components.one_by_one import OneByOne
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.measurement.event_space import default_bijector
@@ -166,6 +167,8 @@ def check_codes_in_support(prior: tfd.Distribution, codes: tf.Tensor) -> None:
     Raises:
       ValueError: If such codes exist.
     """
+    if isinstance(prior, OneByOne) and isinstance(prior.distribution, FlatJoint):
+        prior = prior.distribution
     if isinstance(prior, FlatJoint):
         for part, values in _code_parts(prior, codes).values():
             check_codes_in_support(part, values)
