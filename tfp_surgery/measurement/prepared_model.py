@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks import point_mass
 from tfp_surgery.checks.networks import (
     DEFERRED,
     PINNED,
@@ -31,7 +30,7 @@ from tfp_surgery.components.encoding import (
     read_condition,
     rows_encoder,
 )
-from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, describe, flattened
+from tfp_surgery.components.flat_joint import CodeLayout, describe, flattened
 from tfp_surgery.components.one_by_one import OneByOne, needs_one_by_one
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.datasets import Dataset
@@ -41,7 +40,10 @@ from tfp_surgery.measurement.model_checks import (
     check_aggregate_posterior,
     check_codes_in_support,
     check_decoder,
+    check_decoder_repeats,
     check_no_nan,
+    check_parts,
+    check_prior_repeats,
 )
 from tfp_surgery.observations import Observations, read_observations
 from tfp_surgery.seeds import Seed
@@ -225,12 +227,21 @@ def prepared_model(
     given = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
     prior_of_few = prior_given(given)
     check_prior(prior_of_few, first, conditional=prior_now is None)
-    _check_parts(prior_of_few, first)
     codes = first.sample(_PROBES, seed=tf.constant([0, 0], tf.int32))  # [S, 2, *code_shape]
+    check_parts(prior_of_few, first, codes[0])
     if prior_now is not None and needs_one_by_one(prior_now, codes[:, 0]):
         prior_now = prior_of_few = OneByOne(prior_now)
         prior_given = _always(prior_now)
     check_codes_in_support(prior_of_few, codes)
+    few_codes = tf.reshape(codes, [-1, *codes.shape[2:]])  # [S, 2, *code] -> [S 2, *code]
+
+    def condition_at(rows: Any) -> Any:
+        return None if conditions is None else conditions.rows(rows)
+
+    if prior_now is None:
+        check_prior_repeats(
+            lambda rows: prior_given(condition_at(rows)), few_codes, num_observations
+        )
     likelihood, outside = None, ""
     if decoder is not None:
         decoder = on_vectors(decoder, layout)
@@ -241,6 +252,13 @@ def prepared_model(
             conditions if "decoder" in taking else None,
             validate_args,
         )
+        of_vectors = decoder
+
+        def log_likelihood_of(z: tf.Tensor, rows: Any) -> tf.Tensor:
+            x, given = observations.rows(rows), condition_at(rows)
+            return log_likelihood(of_vectors, z[tf.newaxis], x, given)[0]
+
+        check_decoder_repeats(log_likelihood_of, few_codes, num_observations)
     data = observations.data
     if taking:
         data += f", condition given to {joined(taking)}"
@@ -358,19 +376,6 @@ def check_same_layout(own: CodeLayout, layout: CodeLayout, what: str) -> None:
             f"{what} must be over the codes of this model, of parts {describe(layout)}; it is over "
             f"{describe(own)}."
         )
-
-
-def _check_parts(prior: tfd.Distribution, posteriors: tfd.Distribution) -> None:
-    """Raises a ValueError if a part of a code is a mass in one of them and a density in the other.
-
-    Parts whose distribution depends on others in prior or posterior are not looked at.
-    """
-    if not (isinstance(prior, FlatJoint) and isinstance(posteriors, FlatJoint)):
-        return
-    for number in range(len(prior.layout.names)):
-        pair = prior.part(number), posteriors.part(number)
-        if None not in pair:
-            point_mass.check_same_measure(*pair)
 
 
 def on_vectors(decoder: Network, layout: CodeLayout | None) -> Network:
