@@ -212,3 +212,17 @@ def test_a_condition_that_nobody_takes_is_refused() -> None:
     prior = tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2))
     with pytest.raises(TypeError, match="none of encoder, decoder, prior takes it"):
         tfs.elbo_surgery(X, encoder, encoder, prior, condition=C)
+
+
+def test_codes_outside_of_the_support_of_any_condition_are_refused() -> None:
+    """Those of later observations, too: TFP's formula of the gamma density is finite below 0."""
+    loc = np.where(np.arange(N) < 10, 5.0, -5.0)[:, None]
+    encoder = lambda x: tfd.Normal(x[:, 0], np.float64(0.1))  # noqa: E731
+
+    def prior(condition: tf.Tensor) -> tfd.Distribution:
+        return tfd.Exponential(condition)
+
+    rates = np.ones(N)
+    assert tfs.elbo_surgery(np.abs(loc), encoder, None, prior, condition=rates).average_kl
+    with pytest.raises(ValueError, match="outside the support of the prior Exponential"):
+        tfs.elbo_surgery(loc, encoder, None, prior, condition=rates)

@@ -250,6 +250,9 @@ def score_draws(
     reconstruction = _reconstruction(model, z, index, batch_size)
     if model.prior is not None:
         check_codes_in_support(model.prior, z)
+    else:
+        for step in steps(len(index), max(1, batch_size // num_samples)):
+            check_codes_in_support(model.prior_at(index[step.shown]), z[:, step.shown])
     entropy, error = None, None
     if subset is None:
         # All draws at once, so that components are sorted once and kernels compile for one shape.
