@@ -33,7 +33,15 @@ def test_the_examples_run_in_order() -> None:
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "models-of-others")
+        )
+        for path in sorted((ROOT / "docs").glob("*.md"))
+    ],
+)
 def test_the_examples_of_the_documentation_run(path: Path) -> None:
     namespace: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):

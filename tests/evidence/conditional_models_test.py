@@ -179,6 +179,7 @@ def test_conditions_of_any_structure_reach_networks_that_take_them() -> None:
     assert result.data.endswith("condition given to decoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shift", "factor"), [pytest.param(1.5, 0.6, marks=pytest.mark.slow), (-0.7, 1.6)]
 )
@@ -459,6 +460,7 @@ class EverythingAtOnce:
         return np.array(values), np.array(errors)
 
 
+@pytest.mark.slow
 def test_bounds_of_both_sides_with_all_of_it() -> None:
     model = EverythingAtOnce()
     settings: dict[str, Any] = {

@@ -177,6 +177,7 @@ def test_a_finished_run_is_shown_and_left_alone(
     assert snapshot(finished) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
     finished: pathlib.Path,
     tmp_path: pathlib.Path,

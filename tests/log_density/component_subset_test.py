@@ -65,6 +65,7 @@ def test_a_subset_is_exact_where_every_component_or_one_alone_counts(case: str) 
     assert found.standard_error < 1e-9
 
 
+@pytest.mark.slow
 def test_the_stated_error_is_that_of_many_subsets() -> None:
     means = exact("overlapping")[2].mean()
     runs = [evaluated("overlapping", 100, seed) for seed in range(24)]

@@ -260,6 +260,7 @@ def test_a_conditional_prior_is_trained_beside_networks_that_take_no_condition()
     assert sum("kernel" in weight.path for weight in prior.trainable_weights) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
 def test_programs_train_as_steps_without_one(steps_per_execution: int) -> None:
     """XLA has other draws: see the exact posterior above."""
@@ -274,6 +275,7 @@ def test_programs_train_as_steps_without_one(steps_per_execution: int) -> None:
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_surgery_of_a_trained_model_agrees_with_its_evaluation() -> None:
     rng = np.random.default_rng(5)
     n = 400

@@ -287,6 +287,7 @@ def test_a_single_batch() -> None:
     assert_same(state(vae)[:number], before[:number])
 
 
+@pytest.mark.slow
 def test_a_failure_after_more_calls_than_are_kept_together() -> None:
     """16 steps are a call, and the state is kept every 64 of them, of which there are 67."""
     good = np.tile(X[: 2 * BAD], [82, 1])

@@ -142,6 +142,7 @@ def test_training_lowers_the_loss_and_moves_every_weight(name: str) -> None:
         assert np.any(weight.numpy() != old), weight.path
 
 
+@pytest.mark.slow
 def test_a_network_that_draws_codes_trains_in_a_graph() -> None:
     expected, *others = (
         (vae, vae.fit(BINARY, batch_size=20, epochs=3, shuffle=False, verbose=0).history["loss"])

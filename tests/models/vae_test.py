@@ -570,6 +570,7 @@ def test_an_evaluation_that_is_not_finite_is_told() -> None:
         vae.fit(LEVELS, verbose=0, validation_data=(LEVELS, LEVELS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mirrored", "one device"])
 def test_a_strategy_of_one_replica(kind: str, tmp_path: Path) -> None:
     """Trains as without it, and as Keras can there: one step a call, without XLA."""

@@ -135,6 +135,7 @@ def _marginal_kl(case: str, logits: np.ndarray, loc: np.ndarray, scale: np.ndarr
     return -small_aggregates.entropy(case) - total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", oracles.CASES)
 def test_a_mixture_of_variables_has_the_marginal_kl_of_its_result(case: str) -> None:
     prior = _mixture(dtype=tf.float64)
@@ -193,6 +194,7 @@ def _affine() -> Any:
     return prior
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "case"),
     [
