@@ -181,6 +181,7 @@ def test_another_run_is_left_alone(finished: pathlib.Path) -> None:
     assert snapshot(finished) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "binarization", ["fixed", pytest.param("stochastic", marks=pytest.mark.slow)]
 )

@@ -61,6 +61,7 @@ def fitted(vae: VAE, callback: Recorder | None = None, **settings: Any) -> dict[
     return losses
 
 
+@pytest.mark.slow
 def test_the_defaults_train_as_single_steps_do() -> None:
     recorder = Recorder()
     vae = make_vae(keras.optimizers.Adam(0.01))

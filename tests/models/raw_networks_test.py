@@ -158,6 +158,7 @@ def test_a_network_that_draws_codes_trains_in_a_graph() -> None:
     assert [vae.jit_compile for vae, _ in others] == [False, True]  # XLA has compiled it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("file", ["vae.keras", "vae.weights.h5"])
 def test_a_file_gives_the_model_back(name: str, file: str, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def batches(initial_epoch: int = 0) -> tf.data.Dataset:
     return dataset.batches(16, seed=0, initial_epoch=initial_epoch)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_has_one_encoder_and_trains_on(tmp_path: Path) -> None:
     vae = trained()
     assert len(vae.trainable_weights) == 4 + 4 + 1  # encoder, decoder, pseudo-inputs

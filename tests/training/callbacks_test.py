@@ -193,6 +193,7 @@ def test_what_monitors_a_term_counts_the_looks_alone(make: Any, tmp_path: Path) 
 
 
 @MODELS
+@pytest.mark.slow
 def test_patience_ends_after_as_many_looks_without_improvement(make: Any) -> None:
     model, x, parts = make()
     model.optimizer.learning_rate = 0.0  # nothing improves

@@ -78,6 +78,7 @@ def finished(
     return vae, path
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_the_uninterrupted_one(
     dataset: Dataset, finished: tuple[VAE, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

@@ -147,6 +147,7 @@ class TestSurgeryBeforeAndAfter:
         assert fit.former_prior == "MultivariateNormalDiag"
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_fit() -> None:
     """It is an int or a pair of int32."""
     q_z = small_aggregates.aggregate("overlapping")

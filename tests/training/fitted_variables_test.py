@@ -220,6 +220,7 @@ def test_a_flow_of_variables_beats_the_standard_normal(make: Any, case: str) -> 
     assert abs(np.mean(gained) - change.value) <= _ERRORS * error
 
 
+@pytest.mark.slow
 def test_a_function_of_a_network_is_fitted_with_variables() -> None:
     network: Any = keras.layers.Dense(2)
 
@@ -239,6 +240,7 @@ def test_a_function_of_a_network_is_fitted_with_variables() -> None:
     np.testing.assert_array_equal(prior.trainable_variables[0], before)  # its own, not named
 
 
+@pytest.mark.slow
 def test_frozen_variables_stay_as_they_are() -> None:
     frozen = tf.Variable([1.0, 1.0], trainable=False)
     network = tfb.AutoregressiveNetwork(2, event_shape=[2], hidden_units=[4])

@@ -143,6 +143,7 @@ class Untouched(keras.callbacks.Callback):
         raise AssertionError
 
 
+@pytest.mark.slow
 def test_decoders_priors_and_objectives_hide_weights_too() -> None:
     hidden_decoder: Any = decoder()
     layer: Any = GaussianPrior(2)
