@@ -41,7 +41,7 @@ def parts_given(joint: Any, value: Any) -> list[Part]:
     if not isinstance(joint, tfd.JointDistribution):
         return []
     distributions, _ = joint.sample_distributions(value=value)
-    parts = zip(_items(distributions), _items(value), strict=True)
+    parts = zip(items(distributions), items(value), strict=True)
     return [
         Part(f"[{name!r}]", unwrap(distribution), given)
         for (name, distribution), (_, given) in parts
@@ -61,12 +61,19 @@ def has_dependent_parts(joint: Any) -> bool:
         return True
     return any(
         not isinstance(part, tfd.Distribution) or has_dependent_parts(unwrap(part))
-        for _, part in _items(model)
+        for _, part in items(model)
     )
 
 
-def _items(structure: Any) -> list[tuple[Any, Any]]:
-    """Returns the parts of a structure with their names, or numbers if they have none."""
+def items(structure: Any) -> list[tuple[Any, Any]]:
+    """Returns the parts of a structure with their names, or numbers if they have none.
+
+    Args:
+      structure: A dict, named tuple, tuple or list.
+
+    Returns:
+      Pairs of name and part, in the order of `tf.nest`.
+    """
     if hasattr(structure, "_asdict"):
         return list(structure._asdict().items())
     if isinstance(structure, Mapping):

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.checks.parts_given import has_dependent_parts, items
 from tfp_surgery.tfp_internals import parameter_properties
 from tfp_surgery.tfp_internals import prefer_static as ps
 
@@ -217,8 +218,7 @@ def layout_of(distribution: Any) -> CodeLayout:
       ValueError: If the shape of a part is not known statically.
     """
     dtype = distribution.dtype
-    values = _by_name(dtype).values() if _has_names(dtype) else list(dtype)
-    if any(map(tf.nest.is_nested, values)):
+    if any(tf.nest.is_nested(part) for _, part in items(dtype)):
         raise ValueError(
             f"the parts of {distribution.name} must be single tensors, and one of them is a "
             f"structure itself: {dtype}. Write one joint distribution of all parts."
@@ -249,20 +249,8 @@ def _has_names(dtype: Any) -> bool:
     return isinstance(dtype, Mapping) or hasattr(dtype, "_fields")
 
 
-def _by_name(structure: Any) -> Mapping[str, Any]:
-    named: Mapping[str, Any] = structure
-    if hasattr(structure, "_asdict"):
-        named = structure._asdict()
-    return named
-
-
 def _are_independent(joint: Any) -> bool:
-    model = getattr(joint, "model", None)
-    if isinstance(model, Mapping) or hasattr(model, "_fields"):
-        model = list(_by_name(model).values())
-    return isinstance(model, list | tuple) and all(
-        isinstance(part, tfd.Distribution) for part in model
-    )
+    return isinstance(joint, tfd.JointDistribution) and not has_dependent_parts(joint)
 
 
 def _names(distribution: Any) -> tuple[list[str], bool]:
@@ -358,16 +346,13 @@ def _independent_parts(joint: Any, layout: CodeLayout) -> dict[str, tfd.Distribu
     one of the event.
     """
     model: Any = getattr(joint, "model", None)
-    if hasattr(model, "_asdict"):
-        model = model._asdict()
-    if isinstance(model, Mapping):
-        # In the order of tf.nest, for names that go by their place.
-        items: Any = zip(layout.names, [model[name] for name in _names(joint)[0]], strict=True)
-    elif isinstance(model, list | tuple):
-        items = zip(layout.names, model, strict=True)
-    else:
+    if not isinstance(model, Mapping | list | tuple):
         return {}
-    found = {str(name): unwrap(part) for name, part in items if isinstance(part, tfd.Distribution)}
+    found = {
+        name: unwrap(part)
+        for name, (_, part) in zip(layout.names, items(model), strict=True)
+        if isinstance(part, tfd.Distribution)
+    }
     if not isinstance(joint.batch_shape, tf.TensorShape):
         return found
     rank, parts = joint.batch_shape.rank, {}

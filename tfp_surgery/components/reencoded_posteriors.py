@@ -162,12 +162,24 @@ def scored(posterior: tfd.Distribution, z: tf.Tensor) -> tf.Tensor:
     if scores is not None and scores.shape == (num_samples, size):
         if tf.is_symbolic_tensor(scores):
             return scores
-        gap = np.abs(scores[0].numpy() - alone.numpy())
-        with np.errstate(invalid="ignore"):
-            close = gap <= _CLOSE * np.maximum(1.0, np.abs(alone.numpy()))
-        if np.all(close | (scores[0].numpy() == alone.numpy()) | np.isnan(alone.numpy())):
+        if are_same_scores(scores[0].numpy(), alone.numpy()):
             return scores
     return tf.stack([alone, *(posterior.log_prob(z[s]) for s in range(1, num_samples))])
+
+
+def are_same_scores(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Returns whether log densities agree but for rounding, wherever the expected ones are numbers.
+
+    Args:
+      found: Log densities, in nats.
+      expected: Others of the same shape.
+
+    Returns:
+      Whether all of them agree.
+    """
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        close = np.abs(found - expected) <= _CLOSE * np.maximum(1.0, np.abs(expected))
+    return bool(np.all(close | (found == expected) | np.isnan(expected)))
 
 
 def drawn(posterior: tfd.Distribution, n: Any, seed: Any) -> tf.Tensor:

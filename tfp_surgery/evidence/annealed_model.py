@@ -39,6 +39,7 @@ class AnnealedModel:
       prior_given: Callable from the conditions of B observations to p(z|c), batch shape `[B]`; None
         if the prior does not depend on them.
       conditions: The conditions of the observations, or None.
+      is_decoder_conditional: Whether the decoder takes the condition.
       taking: What takes the condition, in words that follow the name of the data; empty if nothing
         does.
     """
@@ -47,6 +48,7 @@ class AnnealedModel:
     prior: tfd.Distribution
     prior_given: Callable[[Any], tfd.Distribution] | None
     conditions: Observations | None
+    is_decoder_conditional: bool
     taking: str
 
     def condition(self, rows: Any) -> Any:
@@ -127,6 +129,7 @@ def annealed_model(
         prior=prior_now,
         prior_given=prior_given if is_conditional else None,
         conditions=conditions,
+        is_decoder_conditional="decoder" in taking,
         taking=f", condition given to {joined(taking)}" if taking else "",
     )
 
@@ -147,7 +150,8 @@ def check_densities(observations: Observations, model: AnnealedModel, num_chains
     one = slice(0, 1)
     condition, first = model.condition(one), observations.rows(one)
     code = model.sample_codes([1], condition, tf.constant([0, 0], tf.int32))
-    check_decoder(model.decoder, code, observations, model.conditions)
+    of_decoder = model.conditions if model.is_decoder_conditional else None
+    check_decoder(model.decoder, code, observations, of_decoder)
     check_graph(
         needs("the decoder"),
         lambda z: log_likelihood(model.decoder, z[tf.newaxis], first, condition),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import check_decoder_output, unwrap_output
+from tfp_surgery.checks.parts_given import items
 from tfp_surgery.checks.takes_condition import call
 from tfp_surgery.observations import event_shape_of, repeated
 
@@ -61,17 +62,8 @@ def _leaves(dtype: Any, x: Any) -> list[Any]:
     """Returns the leaves of x in the order in which `tf.nest` flattens `dtype`."""
     if not tf.nest.is_nested(dtype):
         return [x]
-    names = getattr(dtype, "_fields", None)
-    if isinstance(dtype, Mapping):
-        names = sorted(dtype)
-    if names is None:
-        pairs = [*zip(dtype, x, strict=True)]
-    else:
-        dtypes, parts = (
-            part._asdict() if hasattr(part, "_asdict") else part for part in (dtype, x)
-        )
-        pairs = [(dtypes[name], parts[name]) for name in names]
-    return [leaf for pair in pairs for leaf in _leaves(*pair)]
+    parts = dict(items(x))
+    return [leaf for name, part in items(dtype) for leaf in _leaves(part, parts[name])]
 
 
 def _has_static_batch(likelihood: tfd.Distribution) -> bool:

@@ -233,15 +233,6 @@ def prepared_model(
         prior_now = prior_of_few = OneByOne(prior_now)
         prior_given = _always(prior_now)
     check_codes_in_support(prior_of_few, codes)
-    few_codes = tf.reshape(codes, [-1, *codes.shape[2:]])  # [S, 2, *code] -> [S 2, *code]
-
-    def condition_at(rows: Any) -> Any:
-        return None if conditions is None else conditions.rows(rows)
-
-    if prior_now is None:
-        check_prior_repeats(
-            lambda rows: prior_given(condition_at(rows)), few_codes, num_observations
-        )
     likelihood, outside = None, ""
     if decoder is not None:
         decoder = on_vectors(decoder, layout)
@@ -252,17 +243,10 @@ def prepared_model(
             conditions if "decoder" in taking else None,
             validate_args,
         )
-        of_vectors = decoder
-
-        def log_likelihood_of(z: tf.Tensor, rows: Any) -> tf.Tensor:
-            x, given = observations.rows(rows), condition_at(rows)
-            return log_likelihood(of_vectors, z[tf.newaxis], x, given)[0]
-
-        check_decoder_repeats(log_likelihood_of, few_codes, num_observations)
     data = observations.data
     if taking:
         data += f", condition given to {joined(taking)}"
-    return PreparedModel(
+    model = PreparedModel(
         observations=observations,
         conditions=conditions,
         data=data,
@@ -279,6 +263,16 @@ def prepared_model(
         reencode=reencode,
         batch_size=batch_size,
     )
+    few_codes = tf.reshape(codes, [-1, *codes.shape[2:]])  # [S, 2, *code] -> [S 2, *code]
+    if model.prior is None:
+        check_prior_repeats(model.prior_at, few_codes, num_observations)
+    if model.decoder is not None:
+        check_decoder_repeats(
+            lambda z, rows: model.log_likelihood(z[tf.newaxis], rows)[0],
+            few_codes,
+            num_observations,
+        )
+    return model
 
 
 def code_layout(posteriors: tfd.Distribution) -> CodeLayout | None:

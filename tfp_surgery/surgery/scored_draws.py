@@ -313,13 +313,13 @@ def _reconstruction(
     decoder = model.decoder
     if decoder is None:
         return None
-    scored = []
+    log_densities = []
     for step in steps(len(index), max(1, batch_size // z.shape[0])):
         values = model.log_likelihood(z[:, step.shown], index[step.shown])
-        scored.append(values.numpy()[:, step.new])
+        log_densities.append(values.numpy()[:, step.new])
     return checked_draws(
         "reconstruction",
-        np.concatenate(scored, axis=1),
+        np.concatenate(log_densities, axis=1),
         cause=(
             (lambda failed: saturated_reconstruction(decoder, z, failed))
             if model.conditions is None
