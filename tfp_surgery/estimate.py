@@ -26,12 +26,16 @@ class Estimate:
       num_draws: Number of draws averaged over; 0 for a closed form.
       degrees_of_freedom: Degrees of freedom of the approximate chi-squared distribution of the
         squared standard error (Welch 1947); infinite for a closed form.
+      population_standard_error: The standard error of the value as an estimate of the same quantity
+        of the population that the observations are independent draws of, Monte Carlo error
+        included; see `ElboSurgery`. None where it is not known.
     """
 
     value: float
     standard_error: float
     num_draws: int
     degrees_of_freedom: float = math.inf
+    population_standard_error: float | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Returns the symmetric normal confidence interval.
@@ -51,8 +55,13 @@ class Estimate:
         return self.value - half_width, self.value + half_width
 
     def to_dict(self) -> dict[str, float | None]:
-        """Returns `{"value", "standard_error"}`; NaN and infinity become None (JSON null)."""
+        """Returns `{"value", "standard_error"}`; NaN and infinity become None (JSON null).
+
+        A known `population_standard_error` is a third entry.
+        """
         numbers = {"value": self.value, "standard_error": self.standard_error}
+        if self.population_standard_error is not None:
+            numbers["population_standard_error"] = self.population_standard_error
         return {
             name: float(number) if math.isfinite(number) else None
             for name, number in numbers.items()
@@ -131,39 +140,63 @@ def stratified_estimate(
         arrays.reject_missing("terms", part)
     parts = [np.asarray(part) for part in given]
     values = np.sum([part.astype(np.float64) for part in parts], axis=0)
+    return two_stage_estimate(values, population_size, rounding(*parts) + truncation)
+
+
+def two_stage_estimate(
+    values: np.ndarray, population_size: int, least_error: float, num_fitted: int = 0
+) -> Estimate:
+    """Estimates a population mean by the formula of `stratified_estimate`.
+
+    Args:
+      values: Draws f, float64, shape `[S, Q]`.
+      population_size: N, at least Q.
+      least_error: The smallest standard error.
+      num_fitted: Number of coefficients in f that were fitted to these draws; each takes a degree
+        of freedom.
+
+    Returns:
+      The `Estimate`.
+    """
     num_samples, num_strata = values.shape
     fraction = num_strata / population_size
     spread = values.var(axis=0, ddof=1) if num_samples > 1 else np.full(num_strata, math.nan)
     within = fraction * spread / (num_strata**2 * num_samples)  # [Q]
     variance = within.sum()
     fourth_moment = np.square(within).sum() / (num_samples + 1)
+    freedom = num_strata * (num_samples - 1)
     if num_strata < population_size:
         between = values.mean(axis=0).var(ddof=1) if num_strata > 1 else math.nan
         between *= (1.0 - fraction) / num_strata
         variance += between
         fourth_moment += between**2 / (num_strata + 1)
+        freedom = num_strata - 1
     # Welch's formula: E[s^4] = sigma^4 (k + 2) / k for a normal variance of k degrees of freedom.
     degrees = variance**2 / fourth_moment - 2.0 if fourth_moment > 0 else math.inf
-    floor = rounding(*parts) + truncation
-    error = math.nan if math.isnan(variance) else max(math.sqrt(variance), floor)
-    return Estimate(float(values.mean()), error, values.size, float(max(degrees, 1.0)))
+    if num_fitted:
+        variance *= freedom / (freedom - num_fitted)
+    error = math.nan if math.isnan(variance) else max(math.sqrt(variance), least_error)
+    return Estimate(float(values.mean()), error, values.size, float(max(degrees - num_fitted, 1.0)))
 
 
 def exact_strata_estimate(values: np.ndarray, population_size: int) -> Estimate:
     """Estimates a population mean from exact values of Q of the N strata.
 
     Args:
-      values: Value of each stratum without Monte Carlo error, floating array, shape `[Q]`.
+      values: Value of each stratum without Monte Carlo error, shape `[Q]`, in the floating dtype in
+        which it was computed.
       population_size: N, at least Q.
 
     Returns:
-      The `Estimate`. Its standard error is that of sampling strata, 0 if Q = N.
+      The `Estimate`. Its standard error is that of sampling strata, and at least `rounding`.
     """
     arrays.reject_missing("values", values)
+    least_error = rounding(values)
     values = np.asarray(values, np.float64)
     num_strata = values.size
+    between = values.var(ddof=1) if num_strata > 1 else math.nan
     variance = 0.0
     if num_strata < population_size:
-        between = values.var(ddof=1) if num_strata > 1 else math.nan
         variance = (1.0 - num_strata / population_size) * between / num_strata
-    return Estimate(float(values.mean()), math.sqrt(variance), 0)
+    error = math.nan if math.isnan(variance) else max(math.sqrt(variance), least_error)
+    return Estimate(float(values.mean()), error, 0)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
+from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.consistency import above, explained, negative, warn
+from tfp_surgery.measurement.control_variates import ControlVariates
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.result import Result, describe_draws
 
@@ -24,8 +25,9 @@ class ElboReadings(Result):
         term by term 1/N sum_n E[log p(x_n|z)] - 1/N sum_n KL(q(z|x_n) || p(z))
         surgery      1/N sum_n E[log p(x_n|z)] - I(n; z) - KL(q(z) || p(z))
 
-    All terms, including entropy and average KL, are Monte Carlo means over the same draws. The four
-    readings are therefore equal by algebra, which does not validate the densities.
+    All terms, including entropy and average KL, are Monte Carlo means over the same draws; in a
+    result of `elbo_surgery` with the control variates of its terms. The four readings are therefore
+    equal by algebra, which does not validate the densities.
 
     Attributes:
       evidence_minus_posterior_kl: The first reading; None without the log evidence.
@@ -160,9 +162,42 @@ def elbo_readings(
     log_aggregate = checked_draws("log_aggregate", log_aggregate, shape)
     num_observations = checked_integer("num_observations", num_observations, shape[1])
 
-    def estimate(*terms: np.ndarray) -> Estimate:
-        return stratified_estimate(terms, num_observations)
+    if log_evidence is not None:
+        log_evidence = checked_draws("log_evidence", log_evidence, shape[1:])
+    readings = readings_of(
+        ControlVariates((), num_observations),
+        reconstruction,
+        log_posterior,
+        log_prior,
+        log_aggregate,
+        log_evidence,
+    )
+    warn(readings.warnings, stacklevel=3)
+    return readings
 
+
+def readings_of(
+    controls: ControlVariates,
+    reconstruction: np.ndarray,
+    log_posterior: np.ndarray,
+    log_prior: np.ndarray,
+    log_aggregate: np.ndarray,
+    log_evidence: np.ndarray | None,
+) -> ElboReadings:
+    """Estimates the readings as `elbo_readings` does, with control variates of the draws.
+
+    Args:
+      controls: The control variates.
+      reconstruction: See `elbo_readings`.
+      log_posterior: See `elbo_readings`.
+      log_prior: See `elbo_readings`.
+      log_aggregate: See `elbo_readings`.
+      log_evidence: See `elbo_readings`.
+
+    Returns:
+      `ElboReadings`, with warnings that have not been issued.
+    """
+    estimate = controls.estimate
     # All readings are the same sum over the draws.
     elbo = estimate(reconstruction, log_prior, -log_posterior)
     evidence: dict[str, Any]
@@ -171,11 +206,10 @@ def elbo_readings(
         evidence = {"evidence_minus_posterior_kl": None, "log_evidence": None, "posterior_kl": None}
         absent = dict.fromkeys(evidence, reason)
     else:
-        log_evidence = checked_draws("log_evidence", log_evidence, shape[1:])
-        repeated = np.broadcast_to(log_evidence, shape)
+        repeated = np.broadcast_to(log_evidence, reconstruction.shape)
         evidence = {
             "evidence_minus_posterior_kl": elbo,
-            "log_evidence": exact_strata_estimate(log_evidence, num_observations),
+            "log_evidence": estimate(repeated),
             "posterior_kl": estimate(log_posterior, -reconstruction, -log_prior, repeated),
         }
         absent = {}
@@ -188,13 +222,11 @@ def elbo_readings(
         average_reconstruction=estimate(reconstruction),
         average_kl=estimate(log_posterior, -log_prior),
         surgery=elbo,
-        index_code_mutual_information=estimate(log_posterior, -log_aggregate),
-        marginal_kl=estimate(log_aggregate, -log_prior),
+        index_code_mutual_information=estimate(log_posterior, -log_aggregate, unseen=1.0),
+        marginal_kl=estimate(log_aggregate, -log_prior, unseen=-1.0),
         absent=absent,
-        num_observations=num_observations,
-        num_query=shape[1],
-        num_samples=shape[0],
+        num_observations=controls.num_observations,
+        num_query=reconstruction.shape[1],
+        num_samples=reconstruction.shape[0],
     )
-    readings = dataclasses.replace(readings, warnings=explained(readings.impossible_values()))
-    warn(readings.warnings, stacklevel=3)
-    return readings
+    return dataclasses.replace(readings, warnings=explained(readings.impossible_values()))

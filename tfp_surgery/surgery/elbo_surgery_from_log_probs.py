@@ -12,7 +12,7 @@ from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import checked_numbers
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
-from tfp_surgery.surgery.elbo_readings import elbo_readings
+from tfp_surgery.surgery.elbo_readings import readings_of
 from tfp_surgery.surgery.elbo_surgery_result import (
     NO_CONDITION,
     NO_DECODER,
@@ -22,7 +22,7 @@ from tfp_surgery.surgery.elbo_surgery_result import (
     ElboSurgery,
 )
 from tfp_surgery.surgery.scored_draws import ScoredDraws
-from tfp_surgery.surgery.terms import disagreements, terms
+from tfp_surgery.surgery.terms import control_variates, disagreements, terms
 
 _AXES = (
     "The last two axes of log_posteriors may be swapped: log_posteriors[s, q, n] is the score of "
@@ -131,6 +131,7 @@ def elbo_surgery_from_log_probs(
         log_aggregate=aggregate,
         index_entropy=entropy,
         closed_form_kl=None,
+        closed_form_entropy=None,
         num_observations=num_observations,
         seed=None,
         data=f"{data}, N = {num_observations}",
@@ -144,13 +145,12 @@ def elbo_surgery_from_log_probs(
         if reconstruction is None:
             raise ValueError("log_evidence is for the readings of the ELBO: give log_likelihood.")
         evidence = checked_draws("log_evidence", log_evidence, shape[1:])
-        with consistency.silent():
-            parts["readings"] = elbo_readings(
-                reconstruction, own, draws.log_prior, aggregate, num_observations, evidence
-            )
+        parts["readings"] = readings_of(
+            control_variates(draws), reconstruction, own, draws.log_prior, aggregate, evidence
+        )
     else:
         absent["readings"] = "log_evidence is not given"
-    absent["average_kl_analytic"] = ONLY_LOG_DENSITIES
+    absent["index_code_mutual_information_by_subtraction"] = ONLY_LOG_DENSITIES
     known = absent.keys() | parts.keys()
     absent |= {name: ONLY_LOG_DENSITIES for name in PARTS if name not in known}
     if reconstruction is None:

@@ -41,32 +41,53 @@ class ElboSurgery(Result):
 
         ELBO = average reconstruction - index-code mutual information - marginal KL
 
-    `average_kl`, `index_code_mutual_information` and `marginal_kl` are means of
-    log q(z|x_n) - log p(z), log q(z|x_n) - log q(z) and log q(z) - log p(z) over the same draws, so
-    that they add up to rounding error by algebra. Other fields estimate the same quantities in
-    other ways and validate them: `average_kl_analytic`,
-    `index_code_mutual_information_from_entropy` and `index_code_mutual_information_by_subtraction`.
+    The average KL is its closed form where TFP registers one. The index-code mutual information is
+    the mean of log q(z|x_n) - log q(z) over the draws, less the `control_variates` (quantities of
+    the same draws whose mean is known to be 0, each times one coefficient for the data set; see
+    `ControlVariates`). The marginal KL is the difference of the two. Without a closed form, all
+    three are means over the draws with the same control variates. In both cases average KL = mutual
+    information + marginal KL, and ELBO = average reconstruction - average KL, up to rounding.
+
+    That they add up is algebra and proves nothing. Other fields estimate the same quantities in
+    other ways from the same draws and check them: the plain means `average_kl_sampled`,
+    `index_code_mutual_information_sampled` and `marginal_kl_sampled`, and
+    `index_code_mutual_information_from_entropy` and `..._by_subtraction`.
+
+    `standard_error` of an estimate is that of the draws, given the data. The
+    `population_standard_error` of ELBO, terms and average KL is that of the data as well, taken as N
+    independent draws of a population, by the infinitesimal jackknife (Efron 1982, chapter 6). Its
+    square is the square of the former plus Var_n(U_n) / N with the influence
+
+        U_n = E[log p(x_n|z)],  KL(q(z|x_n) || p(z)),  KL(q(z|x_n) || q(z)),  E[log q(z) - log p(z)]
+
+    of observation n on average reconstruction, average KL, mutual information and marginal KL, where
+    z ~ q(z|x_n), and on the ELBO their difference. It describes the spread of the estimate from one
+    data set of N to the next with the networks held fixed. The mutual information of N observations
+    is at most log N and lies below that of more of them; the standard error has nothing of this
+    bias, and vanishes with the spread where posteriors do not overlap. To resample observations in
+    its place (a bootstrap) would not do: ties in a resampled data set lower its mutual information.
 
     Fields from `condition_split` on are None if they were not requested or do not exist for the
     model; `absent` has the reasons. Each of them has its own `absent`.
 
     Attributes:
-      elbo: ELBO from the same draws: average reconstruction - average KL; None without a decoder.
+      elbo: The ELBO, average reconstruction - average KL; None without a decoder.
       average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)]; None without a decoder.
-      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), Monte Carlo; of p(z|c_n) where the prior takes the
-        condition.
-      index_code_mutual_information: I(n; z) under q(n, z), Monte Carlo. The quantity lies in
-        [0, log N]; its estimate need not.
-      marginal_kl: KL(q(z) || p(z)), Monte Carlo; None where the prior takes the condition.
+      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), or of p(z|c_n) where the prior takes the condition:
+        in closed form over all N, or Monte Carlo; `average_kl_method` says which.
+      index_code_mutual_information: I(n; z) under q(n, z). The quantity lies in [0, log N]; its
+        estimate need not.
+      marginal_kl: KL(q(z) || p(z)); None where the prior takes the condition.
       conditional_prior_term: 1/N sum_n E_q(z|x_n)[log q(z) - log p(z|c_n)], the average KL less the
         index-code mutual information, where the prior takes the condition; otherwise None. It is
         not a KL and may be negative.
-      average_kl_analytic: The average KL in closed form; None if TFP registers none for this pair
-        of distributions.
+      average_kl_sampled: The mean of log q(z|x_n) - log p(z) over the draws.
+      index_code_mutual_information_sampled: The mean of log q(z|x_n) - log q(z).
+      marginal_kl_sampled: The mean of log q(z) - log p(z); None where the prior takes the condition.
       index_code_mutual_information_from_entropy: log N - E_q(z) H[q(n|z)], from the same draws;
         None where H[q(n|z)] is not known.
-      index_code_mutual_information_by_subtraction: `average_kl_analytic` - `marginal_kl`; None
-        without the former.
+      index_code_mutual_information_by_subtraction: `average_kl` - `marginal_kl_sampled`; None
+        without a closed form of the former.
       cross_term: E_q(z)[log q_train(z) - log p(z)], where q(z) is the aggregate posterior of this
         data set and q_train is `training_aggregate_posterior`; None without one. It is not a KL and
         may be negative.
@@ -78,6 +99,8 @@ class ElboSurgery(Result):
         given.
       data: Description of the data set: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within a tolerance.
+      control_variates: What is known of posteriors and prior and used in the estimates, in words;
+        empty if nothing is, if there is one draw an observation, or if observations are few.
       outside_support: What of x is outside of the support of the likelihood, in words; then the sum
         of the terms is an objective, and not the ELBO of a normalised model. Empty otherwise.
       condition_split: The average KL given a discrete condition.
@@ -97,7 +120,9 @@ class ElboSurgery(Result):
     average_kl: Estimate
     index_code_mutual_information: Estimate
     marginal_kl: Estimate | Any
-    average_kl_analytic: Estimate | None
+    average_kl_sampled: Estimate
+    index_code_mutual_information_sampled: Estimate
+    marginal_kl_sampled: Estimate | Any
     index_code_mutual_information_from_entropy: Estimate | Any
     index_code_mutual_information_by_subtraction: Estimate | None
     cross_term: Estimate | None
@@ -107,6 +132,7 @@ class ElboSurgery(Result):
     seed: Seed | None
     data: str
     evaluation: str
+    control_variates: tuple[str, ...] = ()
     conditional_prior_term: Estimate | None = None
     outside_support: str = ""
     condition_split: ConditionSplit | None = None
@@ -125,7 +151,7 @@ class ElboSurgery(Result):
     @property
     def average_kl_method(self) -> str:
         """The string "analytic" if the average KL is known in closed form, else "monte_carlo"."""
-        return "monte_carlo" if self.average_kl_analytic is None else "analytic"
+        return "analytic" if self.average_kl.num_draws == 0 else "monte_carlo"
 
     @property
     def total_correlation(self) -> Estimate | None:
@@ -192,15 +218,18 @@ class ElboSurgery(Result):
             (f"{'objective' if self.outside_support else 'ELBO'} = (1) - (2) - (3)", self.elbo),
             ("(1) average reconstruction", self.average_reconstruction),
             ("(2) index-code mutual information", self.index_code_mutual_information),
-            ("      from the entropy of q(n|z)", self.index_code_mutual_information_from_entropy),
-            (
-                "      average KL (analytic) - (3)",
-                self.index_code_mutual_information_by_subtraction,
-            ),
             ("(3) marginal KL(q(z) || p(z))", self.marginal_kl),
             ("(3) E[log q(z) - log p(z|c)], no KL", self.conditional_prior_term),
-            ("average KL = (2) + (3), Monte Carlo", self.average_kl),
-            ("average KL, analytic", self.average_kl_analytic),
+            (f"average KL = (2) + (3), {self._average_kl_words()}", self.average_kl),
+            ("checks:", ""),
+            ("  (2) mean of log q(z|x) - log q(z)", self.index_code_mutual_information_sampled),
+            ("  (2) from the entropy of q(n|z)", self.index_code_mutual_information_from_entropy),
+            (
+                "  (2) average KL - mean of log q(z) - log p(z)",
+                self.index_code_mutual_information_by_subtraction,
+            ),
+            ("  (3) mean of log q(z) - log p(z)", self.marginal_kl_sampled),
+            ("  (2) + (3) mean of log q(z|x) - log p(z)", self.average_kl_sampled),
             ("cross term E[log q_train(z) - log p(z)]", self.cross_term),
             ("log N", f"{self.log_num_observations:.4f}"),
         ]
@@ -212,6 +241,25 @@ class ElboSurgery(Result):
                 "  NOT THE ELBO OF A NORMALISED MODEL, but an objective, scored with "
                 f"validate_args=False: {self.outside_support}"
             )
-        if self.absent.get("average_kl_analytic") == NO_CLOSED_FORM:
+        errors = {
+            "ELBO": self.elbo,
+            "(1)": self.average_reconstruction,
+            "(2)": self.index_code_mutual_information,
+            "(3)": self.marginal_kl or self.conditional_prior_term,
+            "average KL": self.average_kl,
+        }
+        words = ", ".join(
+            f"{name} ± {value.population_standard_error:.2g}"
+            for name, value in errors.items()
+            if value is not None and value.population_standard_error is not None
+        )
+        if words:
+            remarks.append(f"  over other data of the same size, the model held fixed: {words}")
+        if self.control_variates:
+            remarks.append(f"  control variates: {', '.join(self.control_variates)}")
+        if self.absent.get("index_code_mutual_information_by_subtraction") == NO_CLOSED_FORM:
             remarks.append(f"  ({NO_CLOSED_FORM})")
         return remarks
+
+    def _average_kl_words(self) -> str:
+        return "closed form" if self.average_kl_method == "analytic" else "Monte Carlo"

@@ -14,7 +14,7 @@ from tfp_surgery.information.rate_distortion import empirical_entropy, rate_dist
 from tfp_surgery.measurement.prepared_model import PreparedModel
 from tfp_surgery.surgery.active_units import ActiveUnits, active_units
 from tfp_surgery.surgery.condition_split import condition_split
-from tfp_surgery.surgery.elbo_readings import elbo_readings
+from tfp_surgery.surgery.elbo_readings import readings_of
 from tfp_surgery.surgery.elbo_surgery_result import (
     NO_CONDITION,
     NO_PARTS,
@@ -26,6 +26,7 @@ from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
 from tfp_surgery.surgery.per_part import per_part
 from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.terms import control_variates
 
 # Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
@@ -81,12 +82,12 @@ def parts_of(
     elif model.prior is None:
         absent["readings"] = NO_MARGINAL_KL
     elif full or log_evidence is not None:
-        parts["readings"] = elbo_readings(
+        parts["readings"] = readings_of(
+            control_variates(draws),
             draws.reconstruction,
             draws.log_posterior,
             draws.log_prior,
             draws.log_aggregate,
-            draws.num_observations,
             log_evidence,
         )
     if not full:

@@ -101,7 +101,7 @@ class PriorMeasurement:
         num_observations = int(aggregate_posterior.num_components)
         self._seed = seed
         everything = np.arange(num_observations)
-        self._z, log_densities, _ = posterior_draws(
+        self._z, log_densities = posterior_draws(
             posteriors, lambda _: former_prior, everything, num_samples, seed, _BATCH_SIZE
         )
         check_codes_in_support(former_prior, self._z)

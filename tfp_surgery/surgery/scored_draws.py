@@ -13,7 +13,6 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
-from tfp_surgery.components.divergence import closed_form_kl
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked, scored
 from tfp_surgery.log_density.component_subset import NUM_GROUPS, log_prob_by_subset
 from tfp_surgery.log_density.evaluation import Evaluation, checked_tolerance
@@ -25,6 +24,7 @@ from tfp_surgery.measurement.rounded_draws import cause
 from tfp_surgery.measurement.steps import steps
 from tfp_surgery.measurement.traced import traced_for_many
 from tfp_surgery.seeds import Seed
+from tfp_surgery.surgery.closed_forms import closed_forms
 from tfp_surgery.surgery.saturation import saturated_reconstruction
 
 tfd = tfp.distributions
@@ -43,7 +43,9 @@ class ScoredDraws(Result):
       log_prior: log p(z_sq), or log p(z_sq|c_q) if the prior takes the condition, shape `[S, Q]`.
       log_aggregate: log q(z_sq) over all N components, shape `[S, Q]`.
       index_entropy: H[q(n|z_sq)], shape `[S, Q]`; None if unknown.
-      closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
+      closed_form_kl: KL(q(z|x_n) || p(z)) of all N observations, or of p(z|c_n), shape `[N]`; None
+        if TFP registers none.
+      closed_form_entropy: H[q(z|x_n)] of all N observations, shape `[N]`; None if TFP has none.
       num_observations: N.
       seed: Seed of the draws and of the subset of observations.
       data: Description of the data set: its name, N and binarization.
@@ -64,6 +66,7 @@ class ScoredDraws(Result):
     log_aggregate: np.ndarray
     index_entropy: np.ndarray | Any
     closed_form_kl: np.ndarray | None
+    closed_form_entropy: np.ndarray | None
     num_observations: int
     seed: Seed | None
     data: str
@@ -241,7 +244,7 @@ def score_draws(
     Raises:
       ValueError: If codes lie outside the support of the prior, or a log density is not finite.
     """
-    z, densities, kl = posterior_draws(
+    z, densities = posterior_draws(
         model.posteriors, model.prior_at, index, num_samples, seed, batch_size
     )
     own = cause(z, own=True)
@@ -262,6 +265,7 @@ def score_draws(
         evaluation = describe_evaluation(evaluated, model.num_observations, tolerance)
     else:
         log_aggregate, error, evaluation = _by_subset(model, z, index, log_posterior, subset)
+    closed_form_kl, closed_form_entropy = closed_forms(model, batch_size)
     return ScoredDraws(
         z=z,
         index=index,
@@ -270,7 +274,8 @@ def score_draws(
         log_prior=log_prior,
         log_aggregate=checked_draws("log aggregate", log_aggregate, cause=own),
         index_entropy=entropy,
-        closed_form_kl=kl,
+        closed_form_kl=closed_form_kl,
+        closed_form_entropy=closed_form_entropy,
         num_observations=model.num_observations,
         seed=seed,
         data=model.data,
@@ -335,7 +340,7 @@ def posterior_draws(
     num_samples: int,
     seed: Seed,
     batch_size: int,
-) -> tuple[tf.Tensor, dict[str, np.ndarray], np.ndarray | None]:
+) -> tuple[tf.Tensor, dict[str, np.ndarray]]:
     """Draws codes from posteriors and scores them under posterior and prior.
 
     Args:
@@ -349,7 +354,6 @@ def posterior_draws(
     Returns:
       z: The codes, shape `[S, Q, *code_shape]`.
       log_densities: `log_posterior` and `log_prior`, shape `[S, Q]`, not necessarily finite.
-      closed_form_kl: KL(q(z|x_q) || p(z)), shape `[Q]`; None if TFP registers none.
     """
     length = min(len(index), max(1, batch_size // num_samples))
     is_conditional = prior_at(tf.constant(index[:1], tf.int32)).batch_shape.rank != 0
@@ -359,7 +363,7 @@ def posterior_draws(
         z = posterior.sample(num_samples, step_seed)  # [S, B, *code_shape]
         of_prior = scored(prior, z) if is_conditional else prior.log_prob(z)
         densities = {"log_posterior": posterior.log_prob(z), "log_prior": of_prior}
-        return z, densities, closed_form_kl(posterior.distribution, prior)
+        return z, densities
 
     specs = (tf.TensorSpec([length], tf.int32), tf.TensorSpec([2], tf.int32))
     # An encoder may be no graph, and what knows no sample dimension is found out of eager values.
@@ -368,21 +372,19 @@ def posterior_draws(
             # A prior of another library may be no graph.
             draw = traced_for_many(-(-len(index) // length), draw, *specs)
     key = seeds.key(seed, "elbo_surgery/codes")
-    codes, log_densities, divergences = [], [], []
+    codes, log_densities = [], []
     for step in steps(len(index), length):
         indices = tf.constant(index[step.shown], tf.int32)
-        z, densities, kl = draw(indices, seeds.fold_in(key, step.number))
+        z, densities = draw(indices, seeds.fold_in(key, step.number))
         codes.append(z[:, step.new])
         log_densities.append(
             {name: value.numpy()[:, step.new] for name, value in densities.items()}
         )
-        if kl is not None:
-            divergences.append(kl.numpy()[step.new])
     joined = {
         name: np.concatenate([part[name] for part in log_densities], axis=1)
         for name in log_densities[0]
     }
-    return tf.concat(codes, axis=1), joined, np.concatenate(divergences) if divergences else None
+    return tf.concat(codes, axis=1), joined
 
 
 def describe_evaluation(

@@ -15,12 +15,14 @@ from tfp_surgery.estimate import (
 )
 from tfp_surgery.log_density.component_subset import NUM_GROUPS
 from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.control_variates import ControlVariate, ControlVariates
 from tfp_surgery.surgery.elbo_surgery_result import NO_CLOSED_FORM, NO_DECODER, ElboSurgery
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
 # Used by the comparisons. Below this entropy of q(n|z), one component has more than 80% of it.
 _RARE_ENTROPY = 0.5
 _ENOUGH_DRAWS = 10  # draws per observation from which its variance can be estimated
+_ENOUGH_RARE = 20.0  # rare draws from which their part of a variance can be estimated
 
 
 def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) -> ElboSurgery:
@@ -33,68 +35,87 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     Returns:
       `ElboSurgery` without its parts.
     """
-    num_observations, kl = draws.num_observations, draws.closed_form_kl
+    num_observations = draws.num_observations
     left_out = draws.tolerance or 0.0  # error bound of log q(z) and H[q(n|z)]
     log_posterior = draws.log_posterior
     log_prior, log_aggregate = draws.log_prior, draws.log_aggregate
-
-    def estimate(*summands: np.ndarray, truncation: float = 0.0) -> Estimate:
-        return stratified_estimate(summands, num_observations, truncation)
+    kl = _finite(draws.closed_form_kl)
+    unseen = _unseen_variance(draws)
+    plain = ControlVariates((), num_observations, unseen)
+    controls = control_variates(draws)
 
     absent: dict[str, str] = {}
+    if draws.is_conditional:
+        absent["marginal_kl"] = absent["marginal_kl_sampled"] = (
+            "the prior p(z|c) depends on the condition, and there is no p(z): the third term is "
+            "conditional_prior_term, which is no KL"
+        )
+    if draws.index_entropy is None:
+        absent["index_code_mutual_information_from_entropy"] = "H[q(n|z)] is not known"
+    if kl is None:
+        absent["index_code_mutual_information_by_subtraction"] = NO_CLOSED_FORM
+
+    information, sampled_information = (
+        _with_error(
+            way.estimate(log_posterior, -log_aggregate, truncation=left_out, unseen=1.0), draws
+        )
+        for way in (controls, plain)
+    )
+    third, sampled_third = (
+        _with_error(
+            way.estimate(log_aggregate, -log_prior, truncation=left_out, unseen=-1.0), draws
+        )
+        for way in (controls, plain)
+    )
+    sampled_average_kl = plain.estimate(log_posterior, -log_prior)
     elbo = reconstruction = None
     if draws.reconstruction is None:
         absent |= dict.fromkeys(("elbo", "average_reconstruction"), NO_DECODER)
     else:
-        reconstruction = estimate(draws.reconstruction)
-        elbo = estimate(draws.reconstruction, -log_posterior, log_prior)
-    third = _with_error(estimate(log_aggregate, -log_prior, truncation=left_out), draws)
-    if draws.is_conditional:
-        absent["marginal_kl"] = (
-            "the prior p(z|c) depends on the condition, and there is no p(z): the third term is "
-            "conditional_prior_term, which is no KL"
-        )
+        reconstruction = controls.estimate(draws.reconstruction)
+        elbo = controls.estimate(draws.reconstruction, -log_posterior, log_prior)
     if kl is None:
-        absent["average_kl_analytic"] = NO_CLOSED_FORM
-    if draws.index_entropy is None:
-        absent["index_code_mutual_information_from_entropy"] = "H[q(n|z)] is not known"
+        average_kl = controls.estimate(log_posterior, -log_prior)
+    else:
+        average_kl = controls.exact(kl)
+        of_draws = np.broadcast_to(kl[draws.index], log_prior.shape)
+        third = _difference_of(
+            average_kl,
+            information,
+            controls.estimate(of_draws, -log_posterior, log_aggregate),
+        )
+        if reconstruction is not None:
+            elbo = _difference_of(
+                reconstruction, average_kl, controls.estimate(draws.reconstruction, -of_draws)
+            )
+    is_conditional = draws.is_conditional
     return ElboSurgery(
         elbo=elbo,
         average_reconstruction=reconstruction,
-        average_kl=estimate(log_posterior, -log_prior),
-        index_code_mutual_information=_with_error(
-            estimate(log_posterior, -log_aggregate, truncation=left_out), draws
-        ),
-        marginal_kl=None if draws.is_conditional else third,
-        conditional_prior_term=third if draws.is_conditional else None,
-        average_kl_analytic=None if kl is None else exact_strata_estimate(kl, num_observations),
+        average_kl=average_kl,
+        index_code_mutual_information=information,
+        marginal_kl=None if is_conditional else third,
+        conditional_prior_term=third if is_conditional else None,
+        average_kl_sampled=sampled_average_kl,
+        index_code_mutual_information_sampled=sampled_information,
+        marginal_kl_sampled=None if is_conditional else sampled_third,
         index_code_mutual_information_from_entropy=(
             None
             if draws.index_entropy is None
-            else estimate(
-                np.full_like(log_aggregate, np.log(num_observations)),
-                -draws.index_entropy,
+            else stratified_estimate(
+                [np.full_like(log_aggregate, np.log(num_observations)), -draws.index_entropy],
+                num_observations,
                 # The entropy has the rounding error of the log densities that it averages.
-                truncation=left_out + rounding(log_aggregate),
+                left_out + rounding(log_aggregate),
             )
         ),
         index_code_mutual_information_by_subtraction=(
-            None
-            if kl is None
-            else _with_error(
-                estimate(
-                    np.broadcast_to(kl, log_prior.shape),
-                    -log_aggregate,
-                    log_prior,
-                    truncation=left_out,
-                ),
-                draws,
-            )
+            None if kl is None else _difference_of(average_kl, sampled_third)
         ),
         cross_term=(
             None
             if log_training_aggregate is None
-            else estimate(log_training_aggregate, -log_prior, truncation=left_out)
+            else controls.estimate(log_training_aggregate, -log_prior, truncation=left_out)
         ),
         num_observations=num_observations,
         num_query=len(draws.index),
@@ -102,8 +123,79 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         seed=draws.seed,
         data=draws.data,
         evaluation=draws.evaluation,
+        control_variates=controls.names,
         outside_support=draws.outside_support,
         absent=absent,
+    )
+
+
+def control_variates(draws: ScoredDraws) -> ControlVariates:
+    """Returns the control variates that are known for a model.
+
+    The means over all N observations of the expectations over z ~ q(z|x_n) of
+
+        log q(z|x_n),  log q(z|x_n) - log p(z)  and  log q(z|x_n) - log q(z) - log N + H[q(n|z)]
+
+    are -1/N sum_n H[q(z|x_n)], 1/N sum_n KL(q(z|x_n) || p(z)) and 0.
+
+    Args:
+      draws: The scored draws.
+
+    Returns:
+      `ControlVariates`, of those that can be used.
+    """
+    log_posterior, log_prior = draws.log_posterior, draws.log_prior
+    left_out = draws.tolerance or 0.0
+    entropy, kl = _finite(draws.closed_form_entropy), _finite(draws.closed_form_kl)
+    candidates = []
+    for name, known, *summands in (
+        ("H[q(z|x)]", None if entropy is None else -entropy, log_posterior),
+        ("KL(q(z|x) || p(z))", kl, log_posterior, -log_prior),
+    ):
+        if known is not None:
+            mean = known.mean(dtype=np.float64)
+            constant = np.full(log_posterior.shape, -mean, known.dtype)
+            candidates.append(
+                ControlVariate.of(name, *summands, constant, own_means=known[draws.index] - mean)
+            )
+    if draws.index_entropy is not None and draws.component_error is None:
+        candidates.append(
+            ControlVariate.of(
+                "H[q(n|z)]",
+                log_posterior,
+                -draws.log_aggregate,
+                np.full_like(log_posterior, -math.log(draws.num_observations)),
+                draws.index_entropy,
+                truncation=2.0 * left_out + rounding(draws.log_aggregate),
+                unseen=1.0,
+            )
+        )
+    return ControlVariates(candidates, draws.num_observations, _unseen_variance(draws))
+
+
+def _finite(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None or not np.isfinite(values).all() else values
+
+
+def _difference_of(
+    first: Estimate, second: Estimate, influence: Estimate | None = None
+) -> Estimate:
+    """Returns first - second, one of which has no Monte Carlo error.
+
+    Args:
+      first: An estimate.
+      second: An estimate.
+      influence: An estimate of the difference, for its population standard error.
+
+    Returns:
+      The `Estimate`.
+    """
+    sampled = second if first.num_draws == 0 else first
+    return dataclasses.replace(
+        sampled,
+        value=first.value - second.value,
+        standard_error=math.hypot(first.standard_error, second.standard_error),
+        population_standard_error=influence and influence.population_standard_error,
     )
 
 
@@ -127,17 +219,32 @@ def disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
       The sentences; empty if there are none.
     """
     found = []
-    log_posterior, kl = draws.log_posterior, draws.closed_form_kl
-    if surgery.average_kl_analytic is not None and kl is not None:
+    log_posterior = draws.log_posterior
+    for name, closed_form, *summands in (
+        ("Average KL", draws.closed_form_kl, log_posterior, -draws.log_prior),
+        ("Average entropy of q(z|x)", draws.closed_form_entropy, -log_posterior),
+    ):
+        if closed_form is None:
+            continue
+        exact = closed_form[draws.index]
+        if not np.isfinite(exact).all():
+            found.append(
+                f"{name} in closed form is not finite for {np.sum(~np.isfinite(exact))} of "
+                f"{exact.size} observations, and is not used."
+            )
+            continue
         found += consistency.apart(
-            "Average KL",
+            name,
             "by Monte Carlo",
-            surgery.average_kl,
+            stratified_estimate(summands, len(exact)),
             "in closed form",
-            surgery.average_kl_analytic,
-            _difference(log_posterior, -draws.log_prior, np.broadcast_to(-kl, log_posterior.shape)),
+            exact_strata_estimate(exact, len(exact)),
+            _difference(*summands, np.broadcast_to(-exact, log_posterior.shape)),
         )
-    name, information = "Index-code mutual information", surgery.index_code_mutual_information
+    name, information = (
+        "Index-code mutual information",
+        surgery.index_code_mutual_information_sampled,
+    )
     from_entropy = surgery.index_code_mutual_information_from_entropy
     if from_entropy is not None and draws.index_entropy is not None:
         unseen = _unseen(draws.index_entropy, surgery.log_num_observations)
@@ -153,11 +260,15 @@ def disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
             ),
         )
     ceiling = Estimate(surgery.log_num_observations, 0.0, 0)
-    found += consistency.negative(name, information)
-    found += consistency.above(name, information, "log N", ceiling)
-    found += consistency.negative("Marginal KL", surgery.marginal_kl)
-    found += consistency.negative("Average KL", surgery.average_kl)
-    found += consistency.negative("Average KL in closed form", surgery.average_kl_analytic)
+    for value in (surgery.index_code_mutual_information, information):
+        found += consistency.negative(name, value)
+        found += consistency.above(name, value, "log N", ceiling)
+    for name, values in (
+        ("Marginal KL", (surgery.marginal_kl, surgery.marginal_kl_sampled)),
+        ("Average KL", (surgery.average_kl, surgery.average_kl_sampled)),
+    ):
+        for value in values:
+            found += consistency.negative(name, value)
     if (
         surgery.cross_term is not None and surgery.marginal_kl is not None
     ):  # the marginal KL minus KL(q(z) || q_train(z))
@@ -195,3 +306,24 @@ def _unseen(index_entropy: np.ndarray, log_num_observations: float) -> float:
     rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)
     variance = 2.0 * rare * (1.0 + log_num_observations - np.log(np.maximum(rare, 1e-300)))
     return math.sqrt(variance.mean() / variance.size)
+
+
+def _unseen_variance(draws: ScoredDraws) -> float:
+    """Returns the variance of the mean of log q(n|z) that is missing from the sample variance.
+
+    Given a code z whose component has probability 1 - d and entropy H = H[q(n|z)], the other
+    components have log q(n|z) near 1 - H / d, so that the variance of log q(n|z) is near
+    (H - d)^2 / d. All of it is missing if the draws hold hardly any from the other components; none
+    of it is if they hold enough.
+    """
+    if draws.index_entropy is None:
+        return 0.0
+    entropy = np.asarray(draws.index_entropy, np.float64)
+    log_own = draws.log_posterior.astype(np.float64) - draws.log_aggregate
+    other = -np.expm1(np.minimum(log_own - math.log(draws.num_observations), 0.0))  # d
+    rare = (entropy < _RARE_ENTROPY) & (other > 0.0)
+    if other[rare].sum() >= _ENOUGH_RARE:
+        return 0.0
+    known = rare & (other < 0.5)
+    variance = np.square(entropy[known] - other[known]) / other[known]
+    return float(variance.sum()) / entropy.size**2

@@ -1,0 +1,215 @@
+"""ControlVariates: estimates from which quantities of known mean are subtracted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfp_surgery.estimate import Estimate, exact_strata_estimate, rounding, two_stage_estimate
+from tfp_surgery.measurement import consistency
+
+# Fewer degrees of freedom for each coefficient would make the fit, and its error, uncertain.
+_FREEDOM_PER_COEFFICIENT = 20
+_RANK_TOLERANCE = 1e-10  # of the eigenvalues of a correlation matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlVariate:
+    """A quantity of the draws whose expectation is known to be 0.
+
+    Attributes:
+      name: What is known, in words.
+      values: The quantity, float64, shape `[S, Q]`.
+      rounding: Error of its mean by rounding and truncation.
+      own_means: Its expectation for each observation, shape `[Q]`, of mean 0 over all N; None if
+        unknown.
+      unseen: Factor of the unseen part of log q(n|z) in it; see `ControlVariates`.
+    """
+
+    name: str
+    values: np.ndarray
+    rounding: float
+    own_means: np.ndarray | None = None
+    unseen: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *terms: np.ndarray,
+        truncation: float = 0.0,
+        own_means: np.ndarray | None = None,
+        unseen: float = 0.0,
+    ) -> ControlVariate:
+        """Makes a control variate of the sum of terms, each in the dtype it was computed in."""
+        values = np.sum([np.asarray(term, np.float64) for term in terms], axis=0)
+        return cls(name, values, rounding(*terms) + truncation, own_means, unseen)
+
+
+class ControlVariates:
+    r"""Estimates of means of f from draws of f and of quantities C of expectation 0.
+
+    The estimate is the mean of f - sum_j b_j C_j. The coefficients b minimise its variance, as
+    estimated from the same draws by the formula of `stratified_estimate`: for all observations,
+    from pooled deviations within observations. There is one coefficient for the data set; the
+    expectation of C need not be 0 for each observation. Since the coefficients are linear in f, estimates of terms that add up add up.
+
+    Estimating the coefficients from the same draws makes a bias of the order of the standard error
+    times the number of coefficients over the degrees of freedom (Owen 2013, section 8.9). With
+    fewer than 20 of these for each coefficient, the last candidates are not used; with a single draw
+    per observation, none is.
+
+    A C_j that does not vary by more than rounding is left out, as is one whose mean contradicts 0:
+    the draws and what is known of them then do not belong together.
+
+    #### References
+
+    Art B. Owen. Monte Carlo theory, methods and examples. 2013.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[ControlVariate],
+        num_observations: int,
+        unseen_variance: float = 0.0,
+    ) -> None:
+        """Chooses from the candidates those that can be used.
+
+        Args:
+          candidates: The control variates.
+          num_observations: N.
+          unseen_variance: Variance of the mean of log q(n|z) from draws too rare to be among these.
+        """
+        self.num_observations = num_observations
+        self.unseen_variance = unseen_variance
+        self._controls = [control for control in candidates if self._varies(control)]
+        if self._controls:
+            freedom = self._freedom(self._controls[0].values.shape)
+            self._controls = self._controls[: freedom // _FREEDOM_PER_COEFFICIENT]
+        self.names = tuple(control.name for control in self._controls)
+        if self._controls:
+            # [S, Q, k]
+            self._values = np.stack([control.values for control in self._controls], axis=-1)
+            self._own_deviations = np.stack(
+                [_own_deviation(control) for control in self._controls], axis=-1
+            )
+            self._loadings = np.array([control.unseen for control in self._controls])
+            self._inverse = _pseudo_inverse(
+                self._covariance(self._values, self._values)
+                + unseen_variance * np.outer(self._loadings, self._loadings)
+            )
+
+    def _varies(self, control: ControlVariate) -> bool:
+        if len(control.values) < 2:
+            return False
+        estimate = two_stage_estimate(control.values, self.num_observations, 0.0)
+        error = math.hypot(
+            estimate.standard_error, control.unseen * math.sqrt(self.unseen_variance)
+        )
+        if not error > control.rounding:
+            return False
+        mean = dataclasses.replace(
+            estimate, value=abs(estimate.value), standard_error=error + control.rounding
+        )
+        return not consistency.standard_errors_above(mean, Estimate(0.0, 0.0, 0))
+
+    def _freedom(self, shape: tuple[int, ...]) -> int:
+        num_samples, num_query = shape
+        is_subset = num_query < self.num_observations
+        return num_query - 1 if is_subset else num_query * (num_samples - 1)
+
+    def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Returns the covariances of the means of `[S, Q, k]` and `[S, Q, m]`, shape `[k, m]`."""
+        num_samples, num_query = a.shape[:2]
+        fraction = num_query / self.num_observations
+        a_means, b_means = a.mean(axis=0), b.mean(axis=0)  # [Q, k], [Q, m]
+        within = np.tensordot(a - a_means, b - b_means, axes=((0, 1), (0, 1)))
+        result = fraction * within / ((num_samples - 1) * num_samples * num_query**2)
+        if num_query < self.num_observations:
+            between = (a_means - a_means.mean(axis=0)).T @ (b_means - b_means.mean(axis=0))
+            result += (1.0 - fraction) * between / ((num_query - 1) * num_query)
+        return np.asarray(result)
+
+    def estimate(
+        self, *terms: np.ndarray, truncation: float = 0.0, unseen: float = 0.0
+    ) -> Estimate:
+        """Estimates the mean of a sum of terms.
+
+        Args:
+          *terms: Draws, shape `[S, Q]`, each in the dtype in which it was computed.
+          truncation: Bound on the error of the sum in addition to rounding.
+          unseen: Factor of the unseen part of log q(n|z) in the sum.
+
+        Returns:
+          The `Estimate`, with the population standard error of a functional whose influence
+          function is the mean of the sum given the observation.
+        """
+        values = np.sum([term.astype(np.float64) for term in terms], axis=0)  # [S, Q]
+        least_error = rounding(*terms) + truncation
+        own_values = values
+        if self._controls:
+            covariance = self._covariance(self._values, values[..., np.newaxis])[:, 0]
+            covariance += self.unseen_variance * unseen * self._loadings
+            coefficients = self._inverse @ covariance
+            own_values = values - self._own_deviations @ coefficients
+            values = values - self._values @ coefficients
+            unseen -= float(coefficients @ self._loadings)
+            least_error += sum(
+                abs(coefficient) * control.rounding
+                for coefficient, control in zip(coefficients, self._controls, strict=True)
+            )
+        result = two_stage_estimate(values, self.num_observations, least_error, len(self._controls))
+        error = math.hypot(result.standard_error, unseen * math.sqrt(self.unseen_variance))
+        return dataclasses.replace(
+            result,
+            standard_error=error,
+            population_standard_error=_population_error(own_values, self.num_observations, error),
+        )
+
+    def exact(self, values: np.ndarray) -> Estimate:
+        """Estimates a mean from the exact values of all N observations, shape `[N]`."""
+        result = exact_strata_estimate(values, self.num_observations)
+        error = _population_error(
+            np.asarray(values, np.float64)[np.newaxis], self.num_observations, 0.0
+        )
+        return dataclasses.replace(result, population_standard_error=error)
+
+
+def _own_deviation(control: ControlVariate) -> np.ndarray:
+    """Returns what has mean 0 for every observation, shape `[S, Q]`; zeros if that is unknown."""
+    if control.own_means is None:
+        return np.zeros_like(control.values)
+    return np.asarray(control.values - control.own_means)
+
+
+def _population_error(values: np.ndarray, num_observations: int, error: float) -> float:
+    """Returns the standard error of a mean over observations that are draws of a population.
+
+    Args:
+      values: Draws of the influence of each observation, shape `[S, Q]`.
+      num_observations: N.
+      error: Standard error given the N observations.
+
+    Returns:
+      The root of error^2 + Var_n(E[influence | x_n]) / N; NaN for a single observation.
+    """
+    num_samples, num_query = values.shape
+    if num_query == 1:
+        return math.nan
+    between = values.mean(axis=0).var(ddof=1)
+    if num_samples == 1:  # the variance between observations has that of their draws in it
+        return math.sqrt(between / num_query)
+    noise = values.var(axis=0, ddof=1).mean() / num_samples
+    return math.hypot(error, math.sqrt(max(0.0, between - noise) / num_observations))
+
+
+def _pseudo_inverse(covariance: np.ndarray) -> np.ndarray:
+    """Returns the inverse of a covariance, without directions that scale-free rounding hides."""
+    scale = np.sqrt(np.diag(covariance))
+    inverse = np.linalg.pinv(
+        covariance / np.outer(scale, scale), rcond=_RANK_TOLERANCE, hermitian=True
+    )
+    return np.asarray(inverse / np.outer(scale, scale))
