@@ -55,12 +55,13 @@ class ControlVariates:
     The estimate is the mean of f - sum_j b_j C_j. The coefficients b minimise its variance, as
     estimated from the same draws by the formula of `stratified_estimate`: for all observations,
     from pooled deviations within observations. There is one coefficient for the data set; the
-    expectation of C need not be 0 for each observation. Since the coefficients are linear in f, estimates of terms that add up add up.
+    expectation of C need not be 0 for each observation. Since the coefficients are linear in f,
+    the estimates of terms that add up add up.
 
     Estimating the coefficients from the same draws makes a bias of the order of the standard error
     times the number of coefficients over the degrees of freedom (Owen 2013, section 8.9). With
-    fewer than 20 of these for each coefficient, the last candidates are not used; with a single draw
-    per observation, none is.
+    fewer than 20 of these for each coefficient, the last candidates are not used; with a single
+    draw per observation, none is.
 
     A C_j that does not vary by more than rounding is left out, as is one whose mean contradicts 0:
     the draws and what is known of them then do not belong together.
@@ -169,13 +170,22 @@ class ControlVariates:
             population_standard_error=_population_error(own_values, self.num_observations, error),
         )
 
-    def exact(self, values: np.ndarray) -> Estimate:
-        """Estimates a mean from the exact values of all N observations, shape `[N]`."""
-        result = exact_strata_estimate(values, self.num_observations)
-        error = _population_error(
-            np.asarray(values, np.float64)[np.newaxis], self.num_observations, 0.0
+    def exact(self, values: np.ndarray, least_error: float) -> Estimate:
+        """Estimates a mean from closed forms of all N observations.
+
+        Args:
+          values: Shape `[N]`.
+          least_error: Rounding error of their mean, in which the terms that cancel count.
+
+        Returns:
+          The `Estimate`, with its population standard error.
+        """
+        influence = np.asarray(values, np.float64)[np.newaxis]  # [N] -> [1, N]
+        return dataclasses.replace(
+            exact_strata_estimate(values, self.num_observations),
+            standard_error=least_error,
+            population_standard_error=_population_error(influence, self.num_observations, 0.0),
         )
-        return dataclasses.replace(result, population_standard_error=error)
 
 
 def _own_deviation(control: ControlVariate) -> np.ndarray:

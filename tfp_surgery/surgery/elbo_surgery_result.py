@@ -54,14 +54,14 @@ class ElboSurgery(Result):
     `index_code_mutual_information_from_entropy` and `..._by_subtraction`.
 
     `standard_error` of an estimate is that of the draws, given the data. The
-    `population_standard_error` of ELBO, terms and average KL is that of the data as well, taken as N
-    independent draws of a population, by the infinitesimal jackknife (Efron 1982, chapter 6). Its
+    `population_standard_error` of ELBO, terms and average KL is that of the data as well, taken as
+    N independent draws of a population, by the infinitesimal jackknife (Efron 1982, chapter 6). Its
     square is the square of the former plus Var_n(U_n) / N with the influence
 
         U_n = E[log p(x_n|z)],  KL(q(z|x_n) || p(z)),  KL(q(z|x_n) || q(z)),  E[log q(z) - log p(z)]
 
-    of observation n on average reconstruction, average KL, mutual information and marginal KL, where
-    z ~ q(z|x_n), and on the ELBO their difference. It describes the spread of the estimate from one
+    of observation n on average reconstruction, average KL, mutual information and marginal KL,
+    where z ~ q(z|x_n), and on the ELBO their difference. It describes the spread of the estimate from one
     data set of N to the next with the networks held fixed. The mutual information of N observations
     is at most log N and lies below that of more of them; the standard error has nothing of this
     bias, and vanishes with the spread where posteriors do not overlap. To resample observations in
@@ -73,8 +73,8 @@ class ElboSurgery(Result):
     Attributes:
       elbo: The ELBO, average reconstruction - average KL; None without a decoder.
       average_reconstruction: 1/N sum_n E_q(z|x_n)[log p(x_n|z)]; None without a decoder.
-      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), or of p(z|c_n) where the prior takes the condition:
-        in closed form over all N, or Monte Carlo; `average_kl_method` says which.
+      average_kl: 1/N sum_n KL(q(z|x_n) || p(z)), or of p(z|c_n) where the prior takes the
+        condition: in closed form over all N, or Monte Carlo; `average_kl_method` says which.
       index_code_mutual_information: I(n; z) under q(n, z). The quantity lies in [0, log N]; its
         estimate need not.
       marginal_kl: KL(q(z) || p(z)); None where the prior takes the condition.
@@ -83,7 +83,8 @@ class ElboSurgery(Result):
         not a KL and may be negative.
       average_kl_sampled: The mean of log q(z|x_n) - log p(z) over the draws.
       index_code_mutual_information_sampled: The mean of log q(z|x_n) - log q(z).
-      marginal_kl_sampled: The mean of log q(z) - log p(z); None where the prior takes the condition.
+      marginal_kl_sampled: The mean of log q(z) - log p(z); None where the prior takes the
+        condition.
       index_code_mutual_information_from_entropy: log N - E_q(z) H[q(n|z)], from the same draws;
         None where H[q(n|z)] is not known.
       index_code_mutual_information_by_subtraction: `average_kl` - `marginal_kl_sampled`; None

@@ -77,7 +77,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     if kl is None:
         average_kl = controls.estimate(log_posterior, -log_prior)
     else:
-        average_kl = controls.exact(kl)
+        average_kl = controls.exact(kl, rounding(log_posterior, log_prior))
         of_draws = np.broadcast_to(kl[draws.index], log_prior.shape)
         third = _difference_of(
             average_kl,
@@ -195,7 +195,9 @@ def _difference_of(
         sampled,
         value=first.value - second.value,
         standard_error=math.hypot(first.standard_error, second.standard_error),
-        population_standard_error=influence and influence.population_standard_error,
+        population_standard_error=(
+            None if influence is None else influence.population_standard_error
+        ),
     )
 
 
@@ -261,14 +263,13 @@ def disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
         )
     ceiling = Estimate(surgery.log_num_observations, 0.0, 0)
     for value in (surgery.index_code_mutual_information, information):
-        found += consistency.negative(name, value)
         found += consistency.above(name, value, "log N", ceiling)
-    for name, values in (
-        ("Marginal KL", (surgery.marginal_kl, surgery.marginal_kl_sampled)),
-        ("Average KL", (surgery.average_kl, surgery.average_kl_sampled)),
+    for term, value, sampled in (
+        ("Index-code mutual information", surgery.index_code_mutual_information, information),
+        ("Marginal KL", surgery.marginal_kl, surgery.marginal_kl_sampled),
+        ("Average KL", surgery.average_kl, surgery.average_kl_sampled),
     ):
-        for value in values:
-            found += consistency.negative(name, value)
+        found += consistency.negative(term, value) or consistency.negative(term, sampled)
     if (
         surgery.cross_term is not None and surgery.marginal_kl is not None
     ):  # the marginal KL minus KL(q(z) || q_train(z))
