@@ -61,11 +61,12 @@ class ElboSurgery(Result):
         U_n = E[log p(x_n|z)],  KL(q(z|x_n) || p(z)),  KL(q(z|x_n) || q(z)),  E[log q(z) - log p(z)]
 
     of observation n on average reconstruction, average KL, mutual information and marginal KL,
-    where z ~ q(z|x_n), and on the ELBO their difference. It describes the spread of the estimate from one
-    data set of N to the next with the networks held fixed. The mutual information of N observations
-    is at most log N and lies below that of more of them; the standard error has nothing of this
-    bias, and vanishes with the spread where posteriors do not overlap. To resample observations in
-    its place (a bootstrap) would not do: ties in a resampled data set lower its mutual information.
+    where z ~ q(z|x_n), and on the ELBO their difference. It describes the spread of the estimate
+    from one data set of N to the next with the networks held fixed. The mutual information of N
+    observations is at most log N and lies below that of more of them; the standard error has
+    nothing of this bias, and vanishes with the spread where posteriors do not overlap. To resample
+    observations (a bootstrap) would not do: ties in a resampled data set lower its mutual
+    information.
 
     Fields from `condition_split` on are None if they were not requested or do not exist for the
     model; `absent` has the reasons. Each of them has its own `absent`.

@@ -322,7 +322,9 @@ def _unseen_variance(draws: ScoredDraws) -> float:
     entropy = np.asarray(draws.index_entropy, np.float64)
     log_own = draws.log_posterior.astype(np.float64) - draws.log_aggregate
     other = -np.expm1(np.minimum(log_own - math.log(draws.num_observations), 0.0))  # d
-    rare = (entropy < _RARE_ENTROPY) & (other > 0.0)
+    size = 1.0 + np.abs(draws.log_posterior) + np.abs(draws.log_aggregate)
+    is_rounding = other <= 4.0 * np.finfo(draws.log_posterior.dtype).eps * size
+    rare = (entropy < _RARE_ENTROPY) & ~is_rounding
     if other[rare].sum() >= _ENOUGH_RARE:
         return 0.0
     known = rare & (other < 0.5)
