@@ -143,17 +143,13 @@ def stratified_estimate(
     return two_stage_estimate(values, population_size, rounding(*parts) + truncation)
 
 
-def two_stage_estimate(
-    values: np.ndarray, population_size: int, least_error: float, num_fitted: int = 0
-) -> Estimate:
+def two_stage_estimate(values: np.ndarray, population_size: int, least_error: float) -> Estimate:
     """Estimates a population mean by the formula of `stratified_estimate`.
 
     Args:
       values: Draws f, float64, shape `[S, Q]`.
       population_size: N, at least Q.
       least_error: The smallest standard error.
-      num_fitted: Number of coefficients in f that were fitted to these draws; each takes a degree
-        of freedom.
 
     Returns:
       The `Estimate`.
@@ -164,19 +160,15 @@ def two_stage_estimate(
     within = fraction * spread / (num_strata**2 * num_samples)  # [Q]
     variance = within.sum()
     fourth_moment = np.square(within).sum() / (num_samples + 1)
-    freedom = num_strata * (num_samples - 1)
     if num_strata < population_size:
         between = values.mean(axis=0).var(ddof=1) if num_strata > 1 else math.nan
         between *= (1.0 - fraction) / num_strata
         variance += between
         fourth_moment += between**2 / (num_strata + 1)
-        freedom = num_strata - 1
     # Welch's formula: E[s^4] = sigma^4 (k + 2) / k for a normal variance of k degrees of freedom.
     degrees = variance**2 / fourth_moment - 2.0 if fourth_moment > 0 else math.inf
-    if num_fitted:
-        variance *= freedom / (freedom - num_fitted)
     error = math.nan if math.isnan(variance) else max(math.sqrt(variance), least_error)
-    return Estimate(float(values.mean()), error, values.size, float(max(degrees - num_fitted, 1.0)))
+    return Estimate(float(values.mean()), error, values.size, float(max(degrees, 1.0)))
 
 
 def exact_strata_estimate(values: np.ndarray, population_size: int) -> Estimate:

@@ -22,6 +22,7 @@ STREAMS = frozenset(
         "annealing/reverse",
         "annealing/simulation",
         "autoregressive_prior/first_quantiles",
+        "control_variates/folds",
         "elbo/codes",
         "elbo_surgery/codes",
         "elbo_surgery/components",

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfp_surgery import seeds
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, rounding, two_stage_estimate
 from tfp_surgery.measurement import consistency
 
 # Fewer degrees of freedom for each coefficient would make the fit, and its error, uncertain.
 _FREEDOM_PER_COEFFICIENT = 20
+_NUM_FOLDS = 5
 _RANK_TOLERANCE = 1e-10  # of the eigenvalues of a correlation matrix
 
 
@@ -53,20 +55,24 @@ class ControlVariates:
     r"""Estimates of means of f from draws of f and of quantities C of expectation 0.
 
     The estimate is the mean of f - sum_j b_j C_j. The coefficients b minimise its variance, as
-    estimated from the same draws by the formula of `stratified_estimate`: for all observations,
-    from pooled deviations within observations. There is one coefficient for the data set; the
-    expectation of C need not be 0 for each observation. Since the coefficients are linear in f,
-    the estimates of terms that add up add up.
+    estimated by the formula of `stratified_estimate`: for all observations, from pooled deviations
+    within observations. There is one coefficient for the data set; the expectation of C need not be
+    0 for each observation. The observations are split into five random parts, and b is estimated
+    for each part from the draws of the other four (cross-fitting, Chernozhukov et al. 2018). It is
+    then independent of the draws it is applied to: with coefficients of the same draws, the
+    estimate would be biased by the order of the standard error over the degrees of freedom (Owen
+    2013, section 8.9), and the standard error too small. Since b is linear in f, the estimates of
+    terms that add up add up.
 
-    Estimating the coefficients from the same draws makes a bias of the order of the standard error
-    times the number of coefficients over the degrees of freedom (Owen 2013, section 8.9). With
-    fewer than 20 of these for each coefficient, the last candidates are not used; with a single
-    draw per observation, none is.
-
-    A C_j that does not vary by more than rounding is left out, as is one whose mean contradicts 0:
-    the draws and what is known of them then do not belong together.
+    With fewer than 20 degrees of freedom for each coefficient, the last candidates are not used;
+    with a single draw per observation, none is. A C_j that does not vary by more than rounding is
+    left out, as is one whose mean contradicts 0: the draws and what is known of them then do not
+    belong together.
 
     #### References
+
+    Victor Chernozhukov et al. Double/debiased machine learning for treatment and structural
+    parameters. The Econometrics Journal, 2018.
 
     Art B. Owen. Monte Carlo theory, methods and examples. 2013.
     """
@@ -86,22 +92,38 @@ class ControlVariates:
         """
         self.num_observations = num_observations
         self.unseen_variance = unseen_variance
-        self._controls = [control for control in candidates if self._varies(control)]
-        if self._controls:
-            freedom = self._freedom(self._controls[0].values.shape)
-            self._controls = self._controls[: freedom // _FREEDOM_PER_COEFFICIENT]
-        self.names = tuple(control.name for control in self._controls)
-        if self._controls:
-            # [S, Q, k]
-            self._values = np.stack([control.values for control in self._controls], axis=-1)
-            self._own_deviations = np.stack(
-                [_own_deviation(control) for control in self._controls], axis=-1
+        controls = [control for control in candidates if self._varies(control)]
+        if controls:
+            num_samples, num_query = controls[0].values.shape
+            # That of the smallest set of draws that coefficients are estimated from.
+            rows = num_query - -(-num_query // _NUM_FOLDS)
+            freedom = rows * (num_samples - 1) if num_query == num_observations else rows - 1
+            controls = controls[: freedom // _FREEDOM_PER_COEFFICIENT]
+        self.names = tuple(control.name for control in controls)
+        self._roundings = np.array([control.rounding for control in controls])
+        self._loadings = np.array([control.unseen for control in controls])
+        if not controls:
+            return
+        self._folds = np.array_split(
+            seeds.generator(0, "control_variates/folds").permutation(num_query), _NUM_FOLDS
+        )
+        own_deviations = [_own_deviation(control) for control in controls]
+        self._own_deviations = np.stack(own_deviations, axis=-1)  # [S, Q, k]
+        if num_query == num_observations:
+            # The means of the observations add up to 0, but not in each fold.
+            self._values = np.stack(
+                [
+                    control.values if control.own_means is None else deviation
+                    for control, deviation in zip(controls, own_deviations, strict=True)
+                ],
+                axis=-1,
             )
-            self._loadings = np.array([control.unseen for control in self._controls])
-            self._inverse = _pseudo_inverse(
-                self._covariance(self._values, self._values)
-                + unseen_variance * np.outer(self._loadings, self._loadings)
-            )
+        else:
+            self._values = np.stack([control.values for control in controls], axis=-1)
+        self._inverses = _pseudo_inverse(
+            self._covariances(self._values)
+            + num_query * unseen_variance * np.outer(self._loadings, self._loadings)
+        )
 
     def _varies(self, control: ControlVariate) -> bool:
         if len(control.values) < 2:
@@ -117,22 +139,42 @@ class ControlVariates:
         )
         return not consistency.standard_errors_above(mean, Estimate(0.0, 0.0, 0))
 
-    def _freedom(self, shape: tuple[int, ...]) -> int:
-        num_samples, num_query = shape
-        is_subset = num_query < self.num_observations
-        return num_query - 1 if is_subset else num_query * (num_samples - 1)
+    def _covariances(self, b: np.ndarray) -> np.ndarray:
+        """Returns covariances of the means of the controls and of b, times Q.
 
-    def _covariance(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Returns the covariances of the means of `[S, Q, k]` and `[S, Q, m]`, shape `[k, m]`."""
+        Args:
+          b: Draws, shape `[S, Q, m]`.
+
+        Returns:
+          For each fold, from the observations of the others, shape `[folds, k, m]`.
+        """
+        a = self._values
         num_samples, num_query = a.shape[:2]
         fraction = num_query / self.num_observations
         a_means, b_means = a.mean(axis=0), b.mean(axis=0)  # [Q, k], [Q, m]
-        within = np.tensordot(a - a_means, b - b_means, axes=((0, 1), (0, 1)))
-        result = fraction * within / ((num_samples - 1) * num_samples * num_query**2)
-        if num_query < self.num_observations:
-            between = (a_means - a_means.mean(axis=0)).T @ (b_means - b_means.mean(axis=0))
-            result += (1.0 - fraction) * between / ((num_query - 1) * num_query)
+        a, b = a - a_means, b - b_means
+        within = np.stack(
+            [np.tensordot(a[:, fold], b[:, fold], axes=((0, 1), (0, 1))) for fold in self._folds]
+        )
+        rows = num_query - np.array([len(fold) for fold in self._folds])[:, None, None]
+        result = fraction * (within.sum(axis=0) - within) / (num_samples * (num_samples - 1) * rows)
+        if fraction < 1.0:
+            for number, fold in enumerate(self._folds):
+                others = np.delete(np.arange(num_query), fold)
+                between = (a_means[others] - a_means[others].mean(axis=0)).T @ b_means[others]
+                result[number] += (1.0 - fraction) * between / (len(others) - 1)
         return np.asarray(result)
+
+    def _coefficients(self, values: np.ndarray, unseen: float) -> np.ndarray:
+        """Returns the coefficients of each observation, shape `[Q, k]`."""
+        covariances = self._covariances(values[..., np.newaxis])  # [folds, k, 1]
+        num_query = values.shape[1]
+        covariances += (num_query * self.unseen_variance * unseen * self._loadings)[:, np.newaxis]
+        of_folds = (self._inverses @ covariances)[..., 0]  # [folds, k]
+        coefficients = np.empty([num_query, len(self.names)])
+        for fold, of_fold in zip(self._folds, of_folds, strict=True):
+            coefficients[fold] = of_fold
+        return coefficients
 
     def estimate(
         self, *terms: np.ndarray, truncation: float = 0.0, unseen: float = 0.0
@@ -151,18 +193,13 @@ class ControlVariates:
         values = np.sum([term.astype(np.float64) for term in terms], axis=0)  # [S, Q]
         least_error = rounding(*terms) + truncation
         own_values = values
-        if self._controls:
-            covariance = self._covariance(self._values, values[..., np.newaxis])[:, 0]
-            covariance += self.unseen_variance * unseen * self._loadings
-            coefficients = self._inverse @ covariance
-            own_values = values - self._own_deviations @ coefficients
-            values = values - self._values @ coefficients
-            unseen -= float(coefficients @ self._loadings)
-            least_error += sum(
-                abs(coefficient) * control.rounding
-                for coefficient, control in zip(coefficients, self._controls, strict=True)
-            )
-        result = two_stage_estimate(values, self.num_observations, least_error, len(self._controls))
+        if self.names:
+            coefficients = self._coefficients(values, unseen)
+            own_values = values - np.einsum("sqk,qk->sq", self._own_deviations, coefficients)
+            values = values - np.einsum("sqk,qk->sq", self._values, coefficients)
+            unseen -= float(coefficients.mean(axis=0) @ self._loadings)
+            least_error += float(np.abs(coefficients).mean(axis=0) @ self._roundings)
+        result = two_stage_estimate(values, self.num_observations, least_error)
         error = math.hypot(result.standard_error, unseen * math.sqrt(self.unseen_variance))
         return dataclasses.replace(
             result,
@@ -216,10 +253,11 @@ def _population_error(values: np.ndarray, num_observations: int, error: float) -
     return math.hypot(error, math.sqrt(max(0.0, between - noise) / num_observations))
 
 
-def _pseudo_inverse(covariance: np.ndarray) -> np.ndarray:
-    """Returns the inverse of a covariance, without directions that scale-free rounding hides."""
-    scale = np.sqrt(np.diag(covariance))
-    inverse = np.linalg.pinv(
-        covariance / np.outer(scale, scale), rcond=_RANK_TOLERANCE, hermitian=True
-    )
-    return np.asarray(inverse / np.outer(scale, scale))
+def _pseudo_inverse(covariances: np.ndarray) -> np.ndarray:
+    """Returns the inverses of covariances, without directions that are rounding in every scale."""
+    scale = np.sqrt(np.diagonal(covariances, axis1=-2, axis2=-1))  # [folds, k]
+    scales = scale[..., :, np.newaxis] * scale[..., np.newaxis, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations = np.where(scales > 0.0, covariances / scales, 0.0)
+        inverses = np.linalg.pinv(correlations, rcond=_RANK_TOLERANCE, hermitian=True)
+        return np.where(scales > 0.0, inverses / scales, 0.0)
