@@ -104,9 +104,9 @@ class ControlVariates:
         self._loadings = np.array([control.unseen for control in controls])
         if not controls:
             return
-        self._folds = np.array_split(
-            seeds.generator(0, "control_variates/folds").permutation(num_query), _NUM_FOLDS
-        )
+        order = seeds.generator(0, "control_variates/folds").permutation(num_query)
+        self._fold = order % _NUM_FOLDS  # [Q]
+        self._in_others = 1.0 - np.eye(_NUM_FOLDS)[self._fold]  # [Q, folds]
         own_deviations = [_own_deviation(control) for control in controls]
         self._own_deviations = np.stack(own_deviations, axis=-1)  # [S, Q, k]
         if num_query == num_observations:
@@ -153,16 +153,14 @@ class ControlVariates:
         fraction = num_query / self.num_observations
         a_means, b_means = a.mean(axis=0), b.mean(axis=0)  # [Q, k], [Q, m]
         a, b = a - a_means, b - b_means
-        within = np.stack(
-            [np.tensordot(a[:, fold], b[:, fold], axes=((0, 1), (0, 1))) for fold in self._folds]
-        )
-        rows = num_query - np.array([len(fold) for fold in self._folds])[:, None, None]
-        result = fraction * (within.sum(axis=0) - within) / (num_samples * (num_samples - 1) * rows)
+        products = np.einsum("sqk,sqm->qkm", a, b)
+        within = np.einsum("qf,qkm->fkm", self._in_others, products)
+        rows = self._in_others.sum(axis=0)[:, np.newaxis, np.newaxis]
+        result = fraction * within / (num_samples * (num_samples - 1) * rows)
         if fraction < 1.0:
-            for number, fold in enumerate(self._folds):
-                others = np.delete(np.arange(num_query), fold)
+            for number, others in enumerate(self._in_others.T > 0.0):
                 between = (a_means[others] - a_means[others].mean(axis=0)).T @ b_means[others]
-                result[number] += (1.0 - fraction) * between / (len(others) - 1)
+                result[number] += (1.0 - fraction) * between / (others.sum() - 1)
         return np.asarray(result)
 
     def _coefficients(self, values: np.ndarray, unseen: float) -> np.ndarray:
@@ -171,10 +169,7 @@ class ControlVariates:
         num_query = values.shape[1]
         covariances += (num_query * self.unseen_variance * unseen * self._loadings)[:, np.newaxis]
         of_folds = (self._inverses @ covariances)[..., 0]  # [folds, k]
-        coefficients = np.empty([num_query, len(self.names)])
-        for fold, of_fold in zip(self._folds, of_folds, strict=True):
-            coefficients[fold] = of_fold
-        return coefficients
+        return np.asarray(of_folds[self._fold])
 
     def estimate(
         self, *terms: np.ndarray, truncation: float = 0.0, unseen: float = 0.0
