@@ -131,13 +131,22 @@ def training_set(run: Path, data_dir: str | None, manual_dir: str | None) -> Any
     from experiments.common import workdir
     from experiments.common.trained_model import load_dataset
 
-    settings = workdir.read_json(run / workdir.CONFIG_FILE)["config"]
+    settings = workdir.settings_of("codes_run", run, "elbo_surgery")
     return load_dataset(settings, "train", data_dir, manual_dir)
 
 
 def checkpoint_of(run: Path, latent_size: int) -> Path:
-    """The checkpoint of a latent size in a run of `experiments.elbo_surgery`."""
-    return run / f"latent_{latent_size:02d}" / "checkpoint.keras"
+    """The checkpoint of a latent size in a run of `experiments.elbo_surgery`, first training seed.
+
+    Raises:
+      ValueError: if the folder holds no such run, or one of another version.
+    """
+    from experiments.common import workdir
+    from experiments.common.trained_model import model_folder
+
+    settings = workdir.settings_of("codes_run", run, "elbo_surgery")
+    folder = model_folder(settings["training_seeds"][0], latent_size)
+    return run / folder / "checkpoint.keras"
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -221,7 +221,7 @@ def _about_codes(codes_run: Path | None, config: dict[str, Any]) -> str:
         return "synthetic, of no VAE: means N(0, I), standard deviations uniform in [0.05, 0.3]"
     from experiments.common import workdir
 
-    made = workdir.read_json(codes_run / workdir.CONFIG_FILE)["config"]
+    made = workdir.settings_of("codes_run", codes_run, "elbo_surgery")
     missing = sorted(set(config["latent_sizes"]) - set(made["latent_sizes"]))
     if missing:
         raise ValueError(f"--codes_run={codes_run} has no latent sizes {missing}.")

@@ -1,13 +1,17 @@
-r"""ELBO surgery of variational autoencoders, one for each latent size.
+r"""ELBO surgery of variational autoencoders, one for each training seed and latent size.
 
-Trains a VAE per latent size, takes the ELBO of the training set and of the test set apart over all
-of their observations, and leaves tables, figures, checkpoints and TensorBoard events in --workdir:
+Trains a VAE per training seed and latent size, takes the ELBO of the training set and of the test
+set apart over all of their observations, and leaves tables, figures, checkpoints and TensorBoard
+events in --workdir:
 
     python -m experiments.elbo_surgery --dataset=digits --workdir=runs/digits
-    python -m experiments.elbo_surgery --dataset=mnist --latent_sizes=2,10,20 --workdir=runs/mnist
+    python -m experiments.elbo_surgery --dataset=mnist --latent_sizes=2,10,20 \
+        --training_seeds=0,1,2 --workdir=runs/mnist
 
-A run that was stopped goes on when the same command is given again; a finished one is shown again
-and left as it is.
+--training_seeds decides weights, order of batches and noise, a training run each; what they say
+together is in `summary.csv`. --seed decides all else: the data and the draws of the surgery. A run
+that was stopped goes on when the same command is given again; a finished one is shown again and
+left as it is.
 """
 
 from __future__ import annotations
@@ -20,10 +24,16 @@ from typing import Any
 
 import tensorflow_probability as tfp
 
-from experiments.common import vae_figures
+from experiments.common import over_runs, vae_figures
 from experiments.common.command import Command
 from experiments.common.config import Config
-from experiments.common.trained_model import latent_folder, load_dataset
+from experiments.common.trained_model import (
+    latent_folder,
+    load_dataset,
+    model_folder,
+    model_label,
+    training_folder,
+)
 from experiments.common.training import train
 from experiments.common.workdir import Run
 from tfp_surgery.datasets import Dataset
@@ -34,6 +44,7 @@ from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 
 tfd = tfp.distributions
 
+_KEYS = {"latent_size": "D", "split": "split"}
 _SIZES = ("data", "num_samples", "seed", "num_observations", "log_num_observations")
 
 
@@ -52,17 +63,16 @@ def run(
       manual_dir: likewise.
 
     Returns:
-      The records of all latent sizes, in order.
+      The records of all training seeds and latent sizes, in order.
 
     Raises:
       OSError: if the folder or the data cannot be used.
       ValueError: if the folder holds something else, or there is no such data set.
     """
-    work = Run(
-        folder, "elbo_surgery", config.to_dict(), fields=("latent_size", "data", "elbo", "test")
-    )
+    fields = ("training_seed", "latent_size", "data", "elbo", "test")
+    work = Run(folder, "elbo_surgery", config.to_dict(), fields)
     if work.is_finished:
-        return work.show(tables.text_table)
+        return work.show(text_table)
 
     train_set, test_set = (
         load_dataset(config.to_dict(), split, data_dir, manual_dir) for split in ("train", "test")
@@ -73,34 +83,43 @@ def run(
     )
     records = [
         work.part(
-            f"{latent_folder(latent_size)}/record",
-            f"D = {latent_size}",
-            partial(measure, config, latent_size, train_set, test_set, work),
+            f"{model_folder(training_seed, latent_size)}/record",
+            model_label(training_seed, latent_size),
+            partial(measure, config, training_seed, latent_size, train_set, test_set, work),
         )
+        for training_seed in config.training_seeds
         for latent_size in config.latent_sizes
     ]
     title = f"ELBO surgery of VAEs\n{records[0]['data']}"
     work.write_figure("terms", figures.terms_figure(records, title))
-    return work.finish(records, csv_rows(records), tables.text_table)
+    rows = csv_rows(records)
+    return work.finish(records, rows, text_table, over_runs.summary_rows(rows, _KEYS))
 
 
 def measure(
-    config: Config, latent_size: int, train_set: Dataset, test_set: Dataset, work: Run
+    config: Config,
+    training_seed: int,
+    latent_size: int,
+    train_set: Dataset,
+    test_set: Dataset,
+    work: Run,
 ) -> dict[str, Any]:
     """Trains one VAE, takes its ELBO apart and draws its figures.
 
     Args:
       config: settings of the run.
+      training_seed: of the VAE.
       latent_size: D.
       train_set: what the VAE is trained on.
       test_set: held-out data.
       work: the run.
 
     Returns:
-      The record of this latent size.
+      The record of this training seed and latent size.
     """
     print(flush=True)
-    trained = train(config, latent_size, train_set, work.folder / latent_folder(latent_size))
+    model_name = model_folder(training_seed, latent_size)
+    trained = train(config, training_seed, latent_size, train_set, work.folder / model_name)
     vae = trained.model
     start = time.monotonic()
     prior = vae.prior()
@@ -111,8 +130,9 @@ def measure(
     terms = carve(config, vae, prior, train_set, aggregates[0])
     terms["test"] = carve(config, vae, prior, test_set, aggregates[1], aggregates[0])
     surgery_seconds = time.monotonic() - start
-    draw_figures(config, vae, prior, aggregates, test_set, terms["data"], work)
+    draw_figures(config, training_seed, vae, prior, aggregates, test_set, terms["data"], work)
     return {
+        "training_seed": training_seed,
         "latent_size": latent_size,
         **terms,
         "epochs": trained.num_epochs,
@@ -161,6 +181,7 @@ def carve(
 
 def draw_figures(
     config: Config,
+    training_seed: int,
     vae: VAE,
     prior: tfd.Distribution,
     aggregates: Sequence[AggregatePosterior],
@@ -168,10 +189,11 @@ def draw_figures(
     data: str,
     work: Run,
 ) -> None:
-    """Draws the figures of one latent size.
+    """Draws the figures of one trained VAE.
 
     Args:
       config: settings of the run.
+      training_seed: of the VAE.
       vae: the trained model.
       prior: its p(z).
       aggregates: q(z) over the training set, and over the test set.
@@ -181,32 +203,47 @@ def draw_figures(
     """
     of_training, of_test = aggregates
     (latent_size,) = prior.event_shape
-    name, title = latent_folder(latent_size), f"VAE with latent size D = {latent_size}\n"
+    name, folder = latent_folder(latent_size), training_folder(training_seed)
+    title = f"VAE with latent size D = {latent_size}, training seed {training_seed}\n"
     figure = vae_figures.samples(vae, prior, of_training, config.seed, f"{title}trained on {data}")
-    work.write_figure(f"samples_{name}", figure)
+    work.write_figure(f"{folder}/samples_{name}", figure)
     figure = vae_figures.reconstructions(
         vae,
         of_test,
         test_set.observations(draw_seed=config.seed),
         f"{title}{test_set.describe(draw_seed=config.seed)}",
     )
-    work.write_figure(f"reconstructions_{name}", figure)
+    work.write_figure(f"{folder}/reconstructions_{name}", figure)
     if latent_size == 2:
         figure = vae_figures.codes(prior, of_training, config.seed, f"{title}trained on {data}")
-        work.write_figure(f"codes_{name}", figure)
+        work.write_figure(f"{folder}/codes_{name}", figure)
+
+
+def text_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The terms of all models, and what the training runs say together.
+
+    Args:
+      records: of all training seeds and latent sizes.
+
+    Returns:
+      Lines of text.
+    """
+    table = tables.text_table(records)
+    return over_runs.with_summary(table, csv_rows(records), _KEYS, tables.TERMS)
 
 
 def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each latent size and split.
+    """A row for each training seed, latent size and split.
 
     Args:
-      records: of all latent sizes.
+      records: of all training seeds and latent sizes.
 
     Returns:
       Rows with the same keys; what a split does not have is None.
     """
     return [
         {
+            "training_seed": record["training_seed"],
             "latent_size": record["latent_size"],
             "split": split,
             **{name: surgery[name] for name in _SIZES},

@@ -1,15 +1,16 @@
-r"""The ladder from the ELBO to the log evidence, on test images of a trained VAE.
+r"""The ladder from the ELBO to the log evidence, on test images of trained VAEs.
 
-Takes a VAE that `experiments.elbo_surgery` has trained, and bounds the log evidence of test images
-by importance weighting with more and more samples. Leaves a table, a figure, JSON and CSV in
---workdir:
+Takes the VAEs of one latent size that `experiments.elbo_surgery` has trained, and bounds the log
+evidence of test images by importance weighting with more and more samples. Leaves a table, figures,
+JSON and CSV in --workdir:
 
     python -m experiments.elbo_surgery --dataset=mnist --latent_sizes=10 --workdir=runs/mnist
     python -m experiments.importance_weighting --run=runs/mnist --latent_size=10 \
         --workdir=runs/mnist_ladder
 
-A run that was stopped goes on when the same command is given again; a finished one is shown again
-and left as it is.
+All training seeds of that run are measured on the same images, or those of --training_seeds; what
+they say together is in `summary.csv`. A run that was stopped goes on when the same command is given
+again; a finished one is shown again and left as it is.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.common import over_runs
 from experiments.common.command import Command
 from experiments.common.settings import setting
 from experiments.common.trained_model import (
     TrainedModel,
     TrainedModelSettings,
-    load_trained_model,
+    load_trained_models,
+    model_label,
+    training_folder,
 )
 from experiments.common.workdir import Run
 from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
 from tfp_surgery.measurement.result import aligned_rows
 from tfp_surgery.reporting.ladder_figures import ladder_figure
 from tfp_surgery.reporting.tables import format_estimate
+
+_KEYS = {"num_importance_samples": "m"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,26 +65,42 @@ def run(
       manual_dir: likewise.
 
     Returns:
-      The records of all rungs, in the order of the settings.
+      The records of all training seeds and rungs, in the order of the settings.
 
     Raises:
       OSError: if a folder, the checkpoint or the data cannot be used.
       ValueError: if a folder holds something else.
     """
-    fields = ("num_importance_samples", "num_samples", "importance_weighted_elbo", "data")
+    fields = (
+        "training_seed",
+        "num_importance_samples",
+        "num_samples",
+        "importance_weighted_elbo",
+        "data",
+    )
     work = Run(folder, "importance_weighting", config.to_dict(), fields)
     if work.is_finished:
         return work.show(table)
 
-    model = load_trained_model(config, data_dir, manual_dir)
-    work.begin(model.dataset, model.data)
-    records = [
-        work.part(f"importance_samples_{m:06d}", f"m = {m}", partial(rung, config, model, m))
-        for m in config.num_importance_samples
-    ]
-    title = f"VAE with latent size D = {config.latent_size}\n{model.data}"
-    work.write_figure("ladder", ladder_figure(records, title))
-    return work.finish(records, records, table, data=model.data)
+    models = load_trained_models(config, data_dir, manual_dir)
+    data = models[0].data
+    work.begin(models[0].dataset, data)
+    records: list[dict[str, Any]] = []
+    for model in models:
+        folder_name = training_folder(model.training_seed)
+        label = model_label(model.training_seed, config.latent_size)
+        own = [
+            work.part(
+                f"{folder_name}/importance_samples_{m:06d}",
+                f"{label}, m = {m}",
+                partial(rung, config, model, m),
+            )
+            for m in config.num_importance_samples
+        ]
+        work.write_figure(f"{folder_name}/ladder", ladder_figure(own, f"VAE, {label}\n{data}"))
+        records += own
+    summary = over_runs.summary_rows(records, _KEYS)
+    return work.finish(records, records, table, summary, data=data)
 
 
 def rung(config: Config, model: TrainedModel, num_importance_samples: int) -> dict[str, Any]:
@@ -100,8 +122,12 @@ def rung(config: Config, model: TrainedModel, num_importance_samples: int) -> di
         seed=config.seed,
     )
     seconds = time.monotonic() - start
-    print(f"m = {num_importance_samples}: {bound.estimate} nats, {seconds:.1f} s", flush=True)
+    label = model_label(model.training_seed, config.latent_size)
+    print(
+        f"{label}, m = {num_importance_samples}: {bound.estimate} nats, {seconds:.1f} s", flush=True
+    )
     return {
+        "training_seed": model.training_seed,
         "num_importance_samples": bound.num_importance_samples,
         "num_samples": bound.num_samples,
         "importance_weighted_elbo": bound.estimate.to_dict(),
@@ -119,13 +145,15 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     """The ladder as text.
 
     Args:
-      records: one a rung.
+      records: one a training seed and rung.
 
     Returns:
-      The data set, a row for each rung, how to read them.
+      The data set, a row for each record, how to read them, and what the training runs say
+      together.
     """
     rows = [
         (
+            record["training_seed"],
             record["num_importance_samples"],
             record["num_samples"],
             format_estimate(record["importance_weighted_elbo"]),
@@ -135,16 +163,19 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         )
         for record in records
     ]
-    return "\n".join(
+    text = "\n".join(
         [
             records[0]["data"],
             "",
-            *aligned_rows(rows, ("m", "k", "bound", "mean ESS", "least ESS", "seconds")),
+            *aligned_rows(
+                rows, ("training seed", "m", "k", "bound", "mean ESS", "least ESS", "seconds")
+            ),
             "",
             "Nats per image, ± the Monte Carlo standard error of the draws, given the images.",
             "MC_k-IW_m-ELBO; m = 1 is the ELBO. All are lower bounds on log p(x).",
         ]
     )
+    return over_runs.with_summary(text, records, _KEYS, {"importance_weighted_elbo": "bound"})
 
 
 COMMAND = Command(Config, run, "with the rung it was in")

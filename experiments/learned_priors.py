@@ -7,7 +7,11 @@ observation's own component left out, and the log evidence of the same test imag
 table, figures, JSON, CSV, and the models in --workdir:
 
     python -m experiments.learned_priors --priors=standard,mog_full,aggregate \
-        --mode=posthoc --workdir=runs/priors
+        --mode=posthoc --training_seeds=0,1,2 --workdir=runs/priors
+
+All of it is done for each of --training_seeds, which decides weights, order of batches and noise of
+VAEs and priors; gains are differences within a training seed, and `summary.csv` has their mean and
+spread. --seed decides all else: the data, the draws of what is measured, the choice of images.
 
 A prior is named `family` or `family:K`, with K components. Trained jointly, `aggregate` encodes the
 whole training set at every step: that is for small ones. A run that was stopped goes on when the
@@ -29,8 +33,16 @@ import keras
 import numpy as np
 import tensorflow_probability as tfp
 
+from experiments.common import over_runs
 from experiments.common.command import Command
-from experiments.common.trained_model import choose_images, latent_folder, load_dataset
+from experiments.common.trained_model import (
+    choose_images,
+    latent_folder,
+    load_dataset,
+    model_folder,
+    model_label,
+    training_folder,
+)
 from experiments.common.training import train
 from experiments.common.workdir import Record, Run
 from experiments.priors import audit, families
@@ -44,7 +56,7 @@ from experiments.priors.families import (
     Ingredients,
     PriorName,
 )
-from experiments.priors.table import csv_rows, text_table
+from experiments.priors.table import KEYS, csv_rows, text_table
 from tfp_surgery import seeds
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.files import replaced_when_whole
@@ -55,7 +67,7 @@ from tfp_surgery.training.fit_prior import fit_prior
 
 tfd = tfp.distributions
 
-_FIELDS = ("latent_size", "mode", "prior", "train", "test", "log_evidence")
+_FIELDS = ("training_seed", "latent_size", "mode", "prior", "train", "test", "log_evidence")
 _HELD_OUT_SHARE = 12  # one in so many training observations stops the fits early
 _TOLERANCE = 1e-4  # nats, of log q(z) in the report of a fit
 
@@ -75,7 +87,7 @@ def run(
       manual_dir: likewise.
 
     Returns:
-      The records of all latent sizes, modes and priors.
+      The records of all training seeds, latent sizes, modes and priors.
 
     Raises:
       OSError: if the folder or the data cannot be used.
@@ -106,9 +118,11 @@ def run(
         f"{train_set.describe()}; {test_set.describe()}",
     )
     records = []
-    for latent_size in config.latent_sizes:
-        records += _PriorsOfSize(config, latent_size, evaluation, work).records()
-    return work.finish(records, csv_rows(records), text_table)
+    for training_seed in config.training_seeds:
+        for latent_size in config.latent_sizes:
+            records += _PriorsOfSize(config, training_seed, latent_size, evaluation, work).records()
+    rows = csv_rows(records)
+    return work.finish(records, rows, text_table, over_runs.summary_rows(rows, KEYS))
 
 
 def _check_sizes(config: PriorsConfig, train_set: Dataset) -> None:
@@ -148,16 +162,23 @@ class _Fitted:
 
 
 class _PriorsOfSize:
-    """All priors of one latent size."""
+    """All priors of one training seed and latent size."""
 
     def __init__(
-        self, config: PriorsConfig, latent_size: int, evaluation: Evaluation, work: Run
+        self,
+        config: PriorsConfig,
+        training_seed: int,
+        latent_size: int,
+        evaluation: Evaluation,
+        work: Run,
     ) -> None:
         self._config = config
+        self._training_seed = training_seed
         self._latent_size = latent_size
         self._evaluation = evaluation
         self._work = work
-        self._folder = work.folder / latent_folder(latent_size)
+        self._name = model_folder(training_seed, latent_size)
+        self._folder = work.folder / self._name
         # The model that priors are fitted to stays, encoded, while they are.
         self._model = functools.lru_cache(maxsize=1)(self._trained)
 
@@ -165,8 +186,8 @@ class _PriorsOfSize:
         """Trains, fits and measures what is not done yet, and draws the figures."""
         records = []
         for mode, name in self._config.plan:
-            path = f"{latent_folder(self._latent_size)}/{_file_name(mode, name)}/record"
-            label = f"D = {self._latent_size}, {mode} {name}"
+            path = f"{self._name}/{_file_name(mode, name)}/record"
+            label = f"{model_label(self._training_seed, self._latent_size)}, {mode} {name}"
             records.append(self._work.part(path, label, partial(self._record, mode, name, label)))
         records = [
             {**record, "log_evidence_gain": audit.compare_evidence(record, records[0])}
@@ -198,6 +219,7 @@ class _PriorsOfSize:
         ):
             np.save(file, images)
         record = {
+            "training_seed": self._training_seed,
             "latent_size": self._latent_size,
             "mode": mode,
             "prior": str(name),
@@ -217,16 +239,23 @@ class _PriorsOfSize:
         def make_prior(encoder: Any) -> Prior:
             x = self._evaluation.train.observations()
             return families.build(
-                name, Ingredients(encoder, self._latent_size, x, self._config.seed)
+                name, Ingredients(encoder, self._latent_size, x, self._training_seed)
             )
 
         folder = self._folder / _file_name(JOINT, name)
-        trained = train(self._config, self._latent_size, self._evaluation.train, folder, make_prior)
+        trained = train(
+            self._config,
+            self._training_seed,
+            self._latent_size,
+            self._evaluation.train,
+            folder,
+            make_prior,
+        )
         return EncodedModel(trained.model, self._evaluation), trained.seconds
 
     def _fitted(self, name: PriorName, model: EncodedModel) -> _Fitted:
         """A prior fitted to the finished model."""
-        seed = self._config.seed
+        seed = self._training_seed
         num_observations = len(self._evaluation.train)
         if name.family == "aggregate":
             return _Fitted(model.train, 0, own_components=np.arange(num_observations))
@@ -265,18 +294,21 @@ class _PriorsOfSize:
 
     def _draw_figures(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Draws the figures from the records and the decoded images beside them."""
-        config, name = self._config, latent_folder(self._latent_size)
-        data = records[0]["train"]["data"]
-        title = f"VAEs with latent size D = {self._latent_size}, {config.epochs} epochs\n{data}"
+        config = self._config
+        folder, name = training_folder(self._training_seed), latent_folder(self._latent_size)
+        title = (
+            f"VAEs with latent size D = {self._latent_size}, {config.epochs} epochs, training seed "
+            f"{self._training_seed}\n{records[0]['train']['data']}"
+        )
         panels = {
             f"z from p(z): {prior}, {mode}": np.load(
                 self._folder / _file_name(mode, prior) / "samples.npy"
             )
             for mode, prior in config.plan
         }
-        self._work.write_figure(f"samples_{name}", figures.samples_figure(panels, title))
+        self._work.write_figure(f"{folder}/samples_{name}", figures.samples_figure(panels, title))
         self._work.write_figure(
-            f"marginal_kl_{name}", prior_figures.marginal_kl_figure(records, title)
+            f"{folder}/marginal_kl_{name}", prior_figures.marginal_kl_figure(records, title)
         )
 
 

@@ -1,4 +1,4 @@
-r"""Log evidence of a trained VAE, from the ELBO up to annealed importance sampling.
+r"""Log evidence of trained VAEs, from the ELBO up to annealed importance sampling.
 
 Reads a latent size of a finished run of `experiments.elbo_surgery` and measures on some of its
 test images: the ELBO, the importance-weighted bounds IW_5, IW_50 and IW_5000, annealed importance
@@ -8,29 +8,35 @@ model simulates:
 
     python -m experiments.log_evidence --run=runs/mnist --latent_size=10 --workdir=runs/evidence
 
-The bounds are measured by draws of their own: that they come out in order is not built in. A run
-that was stopped goes on when the same command is given again; a finished one is shown again and
-left as it is.
+All training seeds of that run are measured on the same images, or those of --training_seeds; what
+they say together is in `summary.csv`. The bounds are measured by draws of their own: that they come
+out in order is not built in. A run that was stopped goes on when the same command is given again; a
+finished one is shown again and left as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from experiments.common import over_runs
 from experiments.common.command import Command
 from experiments.common.settings import setting
 from experiments.common.trained_model import (
     TrainedModel,
     TrainedModelSettings,
-    load_trained_model,
+    load_trained_models,
+    model_label,
+    training_folder,
 )
 from experiments.common.workdir import Record, Run
 from tfp_surgery import seeds
@@ -93,28 +99,37 @@ def run(
       manual_dir: likewise.
 
     Returns:
-      The records of all measurements.
+      The records of all training seeds and measurements.
 
     Raises:
       OSError: if a folder or the data cannot be used.
       ValueError: if a folder holds something else.
     """
-    work = Run(
-        folder, "log_evidence", config.to_dict(), fields=("measurement", "images", "seconds")
-    )
+    fields = ("training_seed", "measurement", "images", "seconds")
+    work = Run(folder, "log_evidence", config.to_dict(), fields)
     table = partial(text_table, config)
     if work.is_finished:
         return work.show(table)
 
-    subject = load_trained_model(config, data_dir, manual_dir)
-    work.begin(subject.dataset, f"{config.run}, latent size {config.latent_size}; {subject.data}")
+    subjects = load_trained_models(config, data_dir, manual_dir)
+    data = subjects[0].data
+    work.begin(subjects[0].dataset, f"{config.run}, latent size {config.latent_size}; {data}")
     records: list[Record] = []
-    for name in _MEASUREMENTS:
-        make = partial(_measured, name, config, subject, by_name(records))
-        records.append(work.part(name, name.replace("_", " "), make))
-    found = estimates(records)
-    rows = [{"quantity": name, **entry} for name, entry in found.items()]
-    return work.finish(records, rows, table, data=subject.data, estimates=found)
+    for subject in subjects:
+        own: list[Record] = []
+        for name in _MEASUREMENTS:
+            make = partial(_measured, name, config, subject, by_name(own))
+            path = f"{training_folder(subject.training_seed)}/{name}"
+            own.append(work.part(path, _label(name, config, subject), make))
+        records += own
+    found = estimates_of_runs(records)
+    rows = [
+        {"training_seed": run["training_seed"], "quantity": name, **run[name]}
+        for run in found
+        for name in _LABELS
+    ]
+    summary = over_runs.summary_rows(found, {})
+    return work.finish(records, rows, table, summary, data=data, estimates=found)
 
 
 def measure_small_bounds(config: Config, subject: TrainedModel, _: Mapping[str, Record]) -> Record:
@@ -226,11 +241,12 @@ def _measured(
     name: str, config: Config, subject: TrainedModel, parts: Mapping[str, Record]
 ) -> Record:
     """A measurement, with its time and what it warned of; both are printed."""
-    print(f"{name.replace('_', ' ')} ...", end=" ", flush=True)
+    print(f"{_label(name, config, subject)} ...", end=" ", flush=True)
     start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         record = _MEASUREMENTS[name](config, subject, parts)
+    record["training_seed"] = subject.training_seed
     record["measurement"] = name
     record["images"] = subject.data
     record["seconds"] = round(time.monotonic() - start, 2)
@@ -241,16 +257,21 @@ def _measured(
     return record
 
 
+def _label(name: str, config: Config, subject: TrainedModel) -> str:
+    model = model_label(subject.training_seed, config.latent_size)
+    return f"{model}, {name.replace('_', ' ')}"
+
+
 def by_name(records: Sequence[Record]) -> dict[str, Record]:
-    """The records by the names of the measurements."""
+    """The records of one training seed by the names of the measurements."""
     return {record["measurement"]: record for record in records}
 
 
 def estimates(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """All estimates by name, in the order of the table.
+    """All estimates of one training seed by name, in the order of the table.
 
     Args:
-      records: of all measurements.
+      records: of all its measurements.
 
     Returns:
       `{"value", "standard_error"}` of each.
@@ -264,7 +285,7 @@ def estimates(records: Sequence[Record]) -> dict[str, dict[str, float]]:
             "standard_error": math.hypot(larger["standard_error"], smaller["standard_error"]),
         }
 
-    return {
+    found = {
         **{name: parts["small_bounds"][name] for name in _SMALL_BOUNDS},
         "iw": iw,
         "ais": ais,
@@ -275,6 +296,25 @@ def estimates(records: Sequence[Record]) -> dict[str, dict[str, float]]:
         **{name: parts["gaps"][name] for name in ("approximation_gap", "amortization_gap")},
         **{f"simulated_{name}": parts["both_sides"][name] for name in ("lower", "upper", "gap")},
     }
+    return {
+        name: {key: entry[key] for key in ("value", "standard_error")}
+        for name, entry in found.items()
+    }
+
+
+def estimates_of_runs(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The estimates of each training seed.
+
+    Args:
+      records: of all training seeds and measurements, those of a training seed one after another.
+
+    Returns:
+      `training_seed`, and `estimates` of its records.
+    """
+    return [
+        {"training_seed": training_seed, **estimates(list(own))}
+        for training_seed, own in itertools.groupby(records, lambda r: r["training_seed"])
+    ]
 
 
 def text_table(config: Config, records: Sequence[Record]) -> str:
@@ -282,12 +322,13 @@ def text_table(config: Config, records: Sequence[Record]) -> str:
 
     Args:
       config: settings of the run.
-      records: of all measurements.
+      records: of all training seeds and measurements.
 
     Returns:
       Lines of text.
     """
-    found, parts = estimates(records), by_name(records)
+    found = estimates_of_runs(records)
+    labels = {name: label.format(**config.to_dict()) for name, label in _LABELS.items()}
     lines = [
         f"Log evidence, VAE with latent size {config.latent_size} of {config.run}",
         records[0]["images"],
@@ -295,20 +336,24 @@ def text_table(config: Config, records: Sequence[Record]) -> str:
         "",
         *aligned_rows(
             [
-                (label.format(**config.to_dict()), format_estimate(found[name]))
-                for name, label in _LABELS.items()
-            ]
+                (label, *(format_estimate(run[name]) for run in found))
+                for name, label in labels.items()
+            ],
+            ("", *(f"training seed {run['training_seed']}" for run in found)),
         ),
     ]
-    for name in _LOG_EVIDENCE:
-        sizes = np.array(parts[name]["effective_sample_sizes"])
-        refined = ", q refined" if name == "refined" else ""
-        lines.append(
-            f"  {parts[name]['method']}{refined}: effective sample size {np.median(sizes):.1f} in "
-            f"the median, {sizes.min():.1f} at least"
-        )
-    lines.append(f"  acceptance rate of HMC {parts['annealed']['acceptance_rate']:.2f}")
-    return "\n".join(lines)
+    for record in records:
+        own = f"  training seed {record['training_seed']}, "
+        if record["measurement"] in _LOG_EVIDENCE:
+            sizes = np.array(record["effective_sample_sizes"])
+            refined = ", q refined" if record["measurement"] == "refined" else ""
+            lines.append(
+                f"{own}{record['method']}{refined}: effective sample size {np.median(sizes):.1f} "
+                f"in the median, {sizes.min():.1f} at least"
+            )
+        if record["measurement"] == "annealed":
+            lines.append(f"{own}acceptance rate of HMC {record['acceptance_rate']:.2f}")
+    return over_runs.with_summary("\n".join(lines), found, {}, labels)
 
 
 COMMAND = Command(Config, run, "from the last measurement")

@@ -7,8 +7,9 @@ and compares every estimator of `minibatch_log_prob` with the exact log q(z) at 
 
 Posterior n is N(sqrt(1 - scale^2) u_n, scale^2 I) with u_n drawn from N(0, I) in D dimensions, so
 that q(z) is N(0, I) up to the finite number of observations: at scale 1 all posteriors are the
-same, at scale 0 they do not overlap. A run that was stopped goes on when the same command is given
-again; a finished one is shown again and left as it is.
+same, at scale 0 they do not overlap. Nothing is trained: --seed is all that the numbers depend on.
+A run that was stopped goes on when the same command is given again; a finished one is shown again
+and left as it is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from experiments.common.settings import Settings, seed_setting, setting
+from experiments.common.settings import Settings, seed_setting, setting, training_seeds_setting
 from tfp_surgery.datasets import BINARIZATIONS
 
 # Enough for digits to show the three terms within a minute or two on two cores.
@@ -35,7 +35,10 @@ class Config(Settings):
         (500, 500), "units of the encoder's hidden layers; the decoder mirrors them"
     )
     num_samples: int = setting(4, "draws of the code an observation in the surgery", minimum=2)
-    seed: int = seed_setting("of data, weights, noise and surgery")
+    seed: int = seed_setting("of data, surgery and the choice of images")
+    training_seeds: tuple[int, ...] = training_seeds_setting(
+        (0,), "of weights, order of batches and noise, a training run each: 0,1,2"
+    )
 
     def __post_init__(self) -> None:
         """Completes and checks the settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -49,11 +50,17 @@ def seed_setting(text: str) -> Any:
     return setting(0, text, minimum=0, maximum=MAX_SEED)
 
 
+def training_seeds_setting(default: tuple[int, ...] | None, text: str) -> Any:
+    """The seeds of training runs."""
+    return setting(default, text, minimum=0, maximum=MAX_SEED, distinct=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All that the numbers of a run depend on.
 
-    Each field is made by `setting`: a string, an integer, a number, or a tuple of one of these.
+    Each field is made by `setting`: a string, an integer, a number, or a tuple of one of these;
+    one whose default is None may be None.
 
     Raises:
       TypeError: if a setting is not of its type.
@@ -92,7 +99,7 @@ class Settings:
             choices = field.metadata["checks"]["choices"]
             if is_list:
                 define: Any = flags.DEFINE_list
-                default = [str(value) for value in default]
+                default = None if default is None else [str(value) for value in default]
             elif choices:
                 define, options["enum_values"] = flags.DEFINE_enum, list(choices)
             else:
@@ -121,14 +128,18 @@ class Settings:
         for field in dataclasses.fields(cls):
             kind, is_list = _kind(kinds[field.name])
             value: Any = values[field.name].value
-            given[field.name] = _parsed(f"--{field.name}", value, kind) if is_list else value
+            if is_list and value is not None:
+                value = _parsed(f"--{field.name}", value, kind)
+            given[field.name] = value
         return cls(**given)
 
 
 def _kind(hint: Any) -> tuple[type, bool]:
     """The type of a setting, or of the values of a list, and whether it is a list."""
-    arguments = typing.get_args(hint)  # of `tuple[int, ...]` and of `int | None`
-    return (arguments[0] if arguments else hint), typing.get_origin(hint) is tuple
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # `int | None`
+        hint = typing.get_args(hint)[0]
+    is_list = typing.get_origin(hint) is tuple  # `tuple[int, ...]`
+    return (typing.get_args(hint)[0] if is_list else hint), is_list
 
 
 def _parsed(name: str, given: Sequence[str], kind: type) -> tuple[Any, ...]:

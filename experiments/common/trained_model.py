@@ -1,4 +1,4 @@
-"""A trained VAE of a finished run of `experiments.elbo_surgery`, and some of its test images."""
+"""The trained VAEs of a finished run of `experiments.elbo_surgery`, and some of its test images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow_probability as tfp
 
 import tfp_surgery.networks  # noqa: F401 - the classes that a checkpoint is made of
 from experiments.common import workdir
-from experiments.common.settings import Settings, seed_setting, setting
+from experiments.common.settings import Settings, seed_setting, setting, training_seeds_setting
 from tfp_surgery import datasets, seeds
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
@@ -25,12 +25,15 @@ tfd = tfp.distributions
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModelSettings(Settings):
-    """Which model is measured, and on which images."""
+    """Which models are measured, and on which images."""
 
     run: str = setting(dataclasses.MISSING, "folder of a run of experiments.elbo_surgery")
     latent_size: int = setting(10, "which VAE of that run")
     num_images: int = setting(100, "test images, drawn at random")
     seed: int = seed_setting("of the choice of images and of all draws")
+    training_seeds: tuple[int, ...] | None = training_seeds_setting(
+        None, "which training runs of that run; all of them if none"
+    )
 
     def __post_init__(self) -> None:
         """Checks the settings; the folder is named alike wherever the command is given."""
@@ -43,12 +46,14 @@ class TrainedModel:
     """What is measured: a trained VAE on test images.
 
     Attributes:
+      training_seed: of the model.
       vae: the model.
       x: images, `[num_images, *event_shape]`.
       data: what they are.
       dataset: the test set, in types that JSON knows.
     """
 
+    training_seed: int
     vae: VAE
     x: np.ndarray
     data: str
@@ -70,9 +75,24 @@ class TrainedModel:
         return self.x, self.posteriors, self.vae.decoder, self.prior
 
 
+def training_folder(training_seed: int) -> str:
+    """The folder of a training seed below that of a run."""
+    return f"training_seed_{training_seed}"
+
+
+def model_folder(training_seed: int, latent_size: int) -> str:
+    """The folder of a trained model below that of a run."""
+    return f"{training_folder(training_seed)}/{latent_folder(latent_size)}"
+
+
 def latent_folder(latent_size: int) -> str:
-    """The name of the folder of a latent size in a run."""
+    """The name of a latent size in files and folders of a run."""
     return f"latent_{latent_size:02d}"
+
+
+def model_label(training_seed: int, latent_size: int) -> str:
+    """What is printed of a model."""
+    return f"training seed {training_seed}, D = {latent_size}"
 
 
 def load_dataset(
@@ -125,44 +145,43 @@ def choose_images(dataset: Dataset, number: int, rng: np.random.Generator) -> np
     return np.sort(rng.choice(len(dataset), number, replace=False))
 
 
-def load_trained_model(
+def load_trained_models(
     config: TrainedModelSettings, data_dir: str | None = None, manual_dir: str | None = None
-) -> TrainedModel:
-    """Loads a trained VAE and draws test images of the data set it was trained on.
+) -> list[TrainedModel]:
+    """Loads the VAEs of some training seeds and draws test images of their data set.
 
     Args:
-      config: which VAE and how many images; the same seed and number give the same images.
+      config: which VAEs and how many images; the same seed and number give the same images.
       data_dir: see `tfp_surgery.datasets.load`, as for `manual_dir`.
       manual_dir: likewise.
 
     Returns:
-      The model and the images, in the order of the data set.
+      The models in the order of their training seeds, all with the same images, which are in the
+      order of the data set.
 
     Raises:
-      OSError: if the checkpoint or the data cannot be had.
-      ValueError: if the folder holds no such run, the VAE is missing or not trained to its end, or
+      OSError: if a checkpoint or the data cannot be had.
+      ValueError: if the folder holds no such run, a VAE is missing or not trained to its end, or
         there are too few images.
     """
     source = Path(config.run)
-    path = source / workdir.CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"--run={source} holds no run of experiments.elbo_surgery.")
-    description = workdir.read_json(path)
-    if not isinstance(description, dict) or description.get("experiment") != "elbo_surgery":
-        raise ValueError(f"--run={source} holds something other than a run of elbo_surgery.")
-    settings = description["config"]
+    settings = workdir.settings_of("run", source, "elbo_surgery")
     if config.latent_size not in settings["latent_sizes"]:
         raise ValueError(
             f"--run={source} has VAEs of latent size {settings['latent_sizes']}, none of "
             f"--latent_size={config.latent_size}."
         )
-    own_folder = source / latent_folder(config.latent_size)
-    checkpoint = load_checkpoint(own_folder / "checkpoint.keras")
-    if checkpoint.num_epochs != settings["epochs"]:
+    given = settings["training_seeds"] if config.training_seeds is None else config.training_seeds
+    missing = [str(k) for k in given if k not in settings["training_seeds"]]
+    if missing:
         raise ValueError(
-            f"the VAE in {own_folder} was trained for {checkpoint.num_epochs} of "
-            f"{settings['epochs']} epochs: finish that run first."
+            f"--run={source} has VAEs of training seeds {settings['training_seeds']}, none of "
+            f"--training_seeds={','.join(missing)}."
         )
+    vaes = [
+        _trained_vae(source / model_folder(training_seed, config.latent_size), settings["epochs"])
+        for training_seed in given
+    ]
     test_set = load_dataset(settings, "test", data_dir, manual_dir)
     chosen = choose_images(
         test_set,
@@ -170,9 +189,25 @@ def load_trained_model(
         seeds.generator(config.seed, "experiments/trained_model/images"),
     )
     draw_seed = settings["seed"] if test_set.binarization == "stochastic" else None
-    return TrainedModel(
-        vae=checkpoint.model,
-        x=test_set.observations(draw_seed=draw_seed)[chosen],
-        data=f"{len(chosen)} random images of {test_set.describe(draw_seed=draw_seed)}",
-        dataset=test_set.to_dict(),
-    )
+    x = test_set.observations(draw_seed=draw_seed)[chosen]
+    return [
+        TrainedModel(
+            training_seed=training_seed,
+            vae=vae,
+            x=x,
+            data=f"{len(chosen)} random images of {test_set.describe(draw_seed=draw_seed)}",
+            dataset=test_set.to_dict(),
+        )
+        for training_seed, vae in zip(given, vaes, strict=True)
+    ]
+
+
+def _trained_vae(folder: Path, num_epochs: int) -> VAE:
+    checkpoint = load_checkpoint(folder / "checkpoint.keras")
+    if checkpoint.num_epochs != num_epochs:
+        raise ValueError(
+            f"the VAE in {folder} was trained for {checkpoint.num_epochs} of {num_epochs} epochs: "
+            "finish that run first."
+        )
+    vae: VAE = checkpoint.model
+    return vae

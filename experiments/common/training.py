@@ -1,4 +1,4 @@
-"""Trains the VAE of one latent size, from its last checkpoint if there is one."""
+"""Trains the VAE of one seed and latent size, from its last checkpoint if there is one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from experiments.common.config import Config
+from experiments.common.trained_model import model_label
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.models.vae import VAE
 from tfp_surgery.networks.decoders import MLPDecoder
@@ -27,6 +28,7 @@ _SURGERIES = 5
 
 def build_vae(
     config: Config,
+    training_seed: int,
     latent_size: int,
     event_shape: tuple[int, ...],
     make_prior: Callable[[MLPEncoder], Prior] | None = None,
@@ -35,6 +37,7 @@ def build_vae(
 
     Args:
       config: settings of the run.
+      training_seed: of the noise.
       latent_size: D.
       event_shape: of one observation.
       make_prior: from the encoder to the prior; None for N(0, I).
@@ -47,21 +50,23 @@ def build_vae(
         encoder,
         MLPDecoder(event_shape, config.hidden_sizes[::-1]),
         StandardNormalPrior(latent_size) if make_prior is None else make_prior(encoder),
-        seed=config.seed,
+        seed=training_seed,
     )
 
 
 def train(
     config: Config,
+    training_seed: int,
     latent_size: int,
     dataset: Dataset,
     folder: Path,
     make_prior: Callable[[MLPEncoder], Prior] | None = None,
 ) -> Checkpoint:
-    """Trains the VAE of one latent size to the end, going on from the checkpoint in `folder`.
+    """Trains a VAE to the end, going on from the checkpoint in `folder`.
 
     Args:
       config: settings of the run.
+      training_seed: of weights, order of batches and noise.
       latent_size: D.
       dataset: the training set.
       folder: existing folder for `checkpoint.keras` and the TensorBoard events.
@@ -74,16 +79,16 @@ def train(
       OSError: if the checkpoint is damaged.
       ValueError: if it is not one of this run.
     """
-    path = folder / "checkpoint.keras"
+    path, label = folder / "checkpoint.keras", model_label(training_seed, latent_size)
     if path.exists():
         start = load_checkpoint(path)
-        _check_checkpoint(path, start, latent_size, dataset)
+        _check_checkpoint(path, start, training_seed, latent_size, dataset)
         if start.num_epochs < config.epochs:
-            print(f"D = {latent_size}: goes on after epoch {start.num_epochs}.", flush=True)
+            print(f"{label}: goes on after epoch {start.num_epochs}.", flush=True)
     else:
         # Keras initializes weights from its global seed; noise and data have seeds of their own.
-        keras.utils.set_random_seed(config.seed)
-        vae = build_vae(config, latent_size, dataset.event_shape, make_prior)
+        keras.utils.set_random_seed(training_seed)
+        vae = build_vae(config, training_seed, latent_size, dataset.event_shape, make_prior)
         num_steps = config.epochs * dataset.num_batches(config.batch_size)
         learning_rate = keras.optimizers.schedules.CosineDecay(
             config.learning_rate, num_steps, alpha=0.01
@@ -98,7 +103,7 @@ def train(
     vae.fit(
         dataset.batches(
             config.batch_size,
-            seed=config.seed,
+            seed=training_seed,
             initial_epoch=start.num_epochs,
             indexed=getattr(vae.prior, "leaves_one_out", False),
         ),
@@ -109,7 +114,7 @@ def train(
             TermsInTraining(
                 dataset, every=-(-config.epochs // _SURGERIES), num_query=1000, seed=config.seed
             ),
-            Progress(f"D = {latent_size}", -(-config.epochs // _PROGRESS_LINES), start.seconds),
+            Progress(label, -(-config.epochs // _PROGRESS_LINES), start.seconds),
             keras.callbacks.TensorBoard(folder / "events", write_graph=False),
             CheckpointCallback(
                 path,
@@ -167,7 +172,7 @@ class Progress(keras.callbacks.Callback):
 
 
 def _check_checkpoint(
-    path: Path, checkpoint: Checkpoint, latent_size: int, dataset: Dataset
+    path: Path, checkpoint: Checkpoint, training_seed: int, latent_size: int, dataset: Dataset
 ) -> None:
     model = checkpoint.model
     if (
@@ -178,4 +183,9 @@ def _check_checkpoint(
         raise ValueError(
             f"{path} holds another model than the VAE of latent size {latent_size} for "
             f"{dataset.name}: delete it to train that one anew."
+        )
+    if model.seed != training_seed:
+        raise ValueError(
+            f"{path} holds a VAE of training seed {model.seed} in the place of that of "
+            f"{training_seed}: delete it to train that one anew."
         )

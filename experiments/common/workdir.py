@@ -19,7 +19,7 @@ from tfp_surgery.files import UNFINISHED, replaced_when_whole
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 # Raised when parts that were made before do not go with those made now: other fields or draws.
-_FORMAT = 2
+_FORMAT = 3
 _PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy", "tfp-surgery")
 
 Record = dict[str, Any]
@@ -29,8 +29,8 @@ class Run:
     """A run of an experiment in a folder of its own, which goes on where it was stopped.
 
     The folder holds the settings (`config.json`), a JSON file for each finished part, and at the
-    end the records of all parts (`results.json`, `results.csv`). What is there is never written
-    over.
+    end the records of all parts (`results.json`, `results.csv`) and, of several training runs, what
+    they say together (`summary.csv`). What is there is never written over.
 
     Attributes:
       folder: the folder.
@@ -161,7 +161,8 @@ class Run:
         records: list[Record],
         rows: Sequence[Mapping[str, Any]],
         table: Callable[[list[Record]], str],
-        **summary: Any,
+        summary: Sequence[Mapping[str, Any]] = (),
+        **content: Any,
     ) -> list[Record]:
         """Writes the results of all parts and prints them.
 
@@ -169,12 +170,16 @@ class Run:
           records: of all parts.
           rows: of `results.csv`; see `write_csv`.
           table: makes the table of the records.
-          **summary: what else `results.json` has, in types that JSON knows.
+          summary: rows of `summary.csv`, over training runs; there is no such file without any.
+          **content: what else `results.json` has, in types that JSON knows.
 
         Returns:
           The records.
         """
         write_csv(self.folder / "results.csv", rows)
+        if summary:
+            write_csv(self.folder / "summary.csv", summary)
+            content["summary"] = list(summary)
         # Written last: where it is, the run is finished.
         write_json(
             self.folder / RESULTS_FILE,
@@ -182,7 +187,7 @@ class Run:
                 "dataset": self._dataset,
                 "config": self._config,
                 "versions": versions(),
-                **summary,
+                **content,
                 "results": records,
             },
         )
@@ -193,11 +198,11 @@ class Run:
         """Writes a figure into the folder of figures, whole or not at all.
 
         Args:
-          name: of its file, without the ending.
+          name: of its file, without the ending, below the folder of figures.
           figure: the figure.
         """
         path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_when_whole(path) as unfinished:
             figure.savefig(unfinished, dpi=150, format="png")
 
@@ -235,6 +240,37 @@ class Run:
                 f"{where} holds a run with other settings ({'; '.join(differing)}): give the same "
                 "settings to go on with it, or name another folder. Nothing was changed."
             )
+
+
+def settings_of(flag: str, folder: Path, experiment: str) -> dict[str, Any]:
+    """The settings of a run that another one reads.
+
+    Args:
+      flag: which names the folder.
+      folder: of the run.
+      experiment: whose run it must be.
+
+    Returns:
+      The settings, in types that JSON knows.
+
+    Raises:
+      ValueError: if the folder holds no such run, or one of another version.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"--{flag}={folder} holds no run of experiments.{experiment}.")
+    description = read_json(path)
+    if not isinstance(description, dict) or description.get("experiment") != experiment:
+        raise ValueError(f"--{flag}={folder} holds something other than a run of {experiment}.")
+    if description.get("format") != _FORMAT:
+        raise ValueError(
+            f"--{flag}={folder} holds a run of another version of {experiment}, whose files this "
+            "one does not read: make that run anew in an empty folder."
+        )
+    settings = description.get("config")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings.")
+    return settings
 
 
 def versions() -> dict[str, str]:

@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.common import over_runs
+from experiments.common.trained_model import model_label
 from experiments.priors.families import POSTHOC
 from tfp_surgery.measurement.result import aligned_rows
 from tfp_surgery.reporting.tables import format_estimate
 
+KEYS = {"latent_size": "D", "mode": "mode", "prior": "prior"}
 _TERMS = {
     "elbo": "ELBO",
     "average_reconstruction": "(1) reconstruction",
     "index_code_mutual_information": "(2) index-code MI",
     "marginal_kl": "(3) marginal KL",
 }
+_SUMMARIZED = {
+    "train_elbo": "ELBO, train",
+    "test_elbo": "ELBO, test",
+    "train_marginal_kl": "(3), train",
+    "test_marginal_kl": "(3), test",
+    "train_gain": "gain, train",
+    "test_gain": "gain, test",
+    "memorisation_gap": "gap",
+    "log_evidence": "log evidence",
+    "log_evidence_gain": "against standard",
+}
 _OF_TEST_DATA = ("memorisation_gap", "log_evidence", "log_evidence_gain")
 _MODEL = (
-    *("latent_size", "mode", "prior", "family", "num_components", "num_parameters", "seconds"),
+    *("training_seed", *KEYS, "family", "num_components", "num_parameters", "seconds"),
     *("num_importance_samples", "normalizer_error"),
 )
 _READING = """\
@@ -34,12 +48,16 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     """All priors in one table, for a terminal.
 
     Args:
-      records: of all latent sizes, modes and priors.
+      records: of all training seeds, latent sizes, modes and priors.
 
     Returns:
-      The data sets, two rows for each record, how to read them.
+      The data sets, two rows for each record, how to read them, and what the training runs say
+      together.
     """
+    several = len({record["training_seed"] for record in records}) > 1
+    first_columns = [*(["training_seed"] if several else []), *KEYS]
     header = (
+        *(["training seed"] if several else []),
         *("D", "mode", "prior", "split", *_TERMS.values(), "gain", "(3) left out", "gap"),
         *("log evidence", "against standard", "parameters", "seconds"),
     )
@@ -47,7 +65,7 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         for split in ("train", "test"):
             is_train, is_fitted = split == "train", record["mode"] == POSTHOC
-            row = [record[name] for name in ("latent_size", "mode", "prior")]
+            row = [record[name] for name in first_columns]
             row += [split, *(format_estimate(record[split][name]) for name in _TERMS)]
             row.append(format_estimate(record[f"{split}_gain"] if is_fitted else None))
             if is_train:
@@ -63,19 +81,25 @@ def text_table(records: Sequence[Mapping[str, Any]]) -> str:
         num_importance_samples=first["num_importance_samples"],
     )
     estimated = [
-        f"{record['prior']} at D = {record['latent_size']}: the estimate of the normaliser of p(z) "
-        f"adds a standard error of {record['normalizer_error']:.2g} to all that holds log p(z)."
+        f"{record['prior']}, {model_label(record['training_seed'], record['latent_size'])}: the "
+        "estimate of the normaliser of p(z) adds a standard error of "
+        f"{record['normalizer_error']:.2g} to all that holds log p(z)."
         for record in records
         if record["normalizer_error"] > 0
     ]
-    return "\n".join([*data, "", *aligned_rows(rows, header), "", reading, *estimated])
+    table = "\n".join([*data, "", *aligned_rows(rows, header), "", reading, *estimated])
+    shown = [
+        row if row["mode"] == POSTHOC else {**row, "train_gain": None, "test_gain": None}
+        for row in csv_rows(records)
+    ]
+    return over_runs.with_summary(table, shown, KEYS, _SUMMARIZED)
 
 
 def csv_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each record.
 
     Args:
-      records: of all latent sizes, modes and priors.
+      records: of all training seeds, latent sizes, modes and priors.
 
     Returns:
       Rows with the same keys; what a record does not have is None.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -13,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -45,6 +48,7 @@ CONFIG = Config(
     num_samples=2,
     seed=1,
 )
+TWO_SEEDS = dataclasses.replace(CONFIG, latent_sizes=(2,), training_seeds=(0, 1))
 TIMES = ("training_seconds", "surgery_seconds")
 
 
@@ -53,6 +57,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     elbo_surgery.run(CONFIG, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def of_two_seeds(
+    finished: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, str]:
+    """A run that was stopped in its second seed and went on, and what it printed then.
+
+    The VAE of the first seed is trained already, by another run: its checkpoint was put there.
+    """
+    folder = tmp_path_factory.mktemp("runs") / "two_seeds"
+    checkpoint = finished / "training_seed_0" / "latent_02" / "checkpoint.keras"
+    with_checkpoint(folder, "elbo_surgery", TWO_SEEDS, checkpoint)
+    carve, calls = elbo_surgery.carve, []
+
+    def stop_in_the_second_seed(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:  # training and test set of the first
+            raise KeyboardInterrupt
+        return carve(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(elbo_surgery, "carve", stop_in_the_second_seed)
+        with pytest.raises(KeyboardInterrupt):
+            elbo_surgery.run(TWO_SEEDS, folder)
+    assert not (folder / "results.json").exists()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        elbo_surgery.run(TWO_SEEDS, folder)
+    return folder, printed.getvalue()
 
 
 def estimates(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -71,19 +105,21 @@ def test_leaves_all_its_files(finished: pathlib.Path) -> None:
         "results.json",
         "results.csv",
         "figures/terms.png",
-        "figures/codes_latent_02.png",
+        "figures/training_seed_0/codes_latent_02.png",
         *(
             f"{folder}latent_{latent_size}{ending}"
             for latent_size in ("02", "03")
             for folder, ending in (
-                ("figures/reconstructions_", ".png"),
-                ("figures/samples_", ".png"),
-                ("", "/checkpoint.keras"),
-                ("", "/record.json"),
+                ("figures/training_seed_0/reconstructions_", ".png"),
+                ("figures/training_seed_0/samples_", ".png"),
+                ("training_seed_0/", "/checkpoint.keras"),
+                ("training_seed_0/", "/record.json"),
             )
         ),
     }
-    assert {name.split("/")[0] for name in events} == {"latent_02", "latent_03"}
+    assert {tuple(name.split("/")[:2]) for name in events} == {
+        ("training_seed_0", "latent_02"), ("training_seed_0", "latent_03")
+    }  # fmt: skip
     for name in files:
         if name.endswith(".png"):
             assert (finished / name).read_bytes().startswith(b"\x89PNG")
@@ -123,7 +159,7 @@ def test_results_have_a_record_for_each_latent_size(finished: pathlib.Path) -> N
 
 def test_results_are_the_surgery_of_the_checkpoint(finished: pathlib.Path) -> None:
     record = strict_json(finished / "results.json")["results"][1]
-    vae = load_checkpoint(finished / "latent_03" / "checkpoint.keras").model
+    vae = load_checkpoint(finished / "training_seed_0" / "latent_03" / "checkpoint.keras").model
     train = datasets.load("digits", "train", binarization="fixed", seed=CONFIG.seed)
     surgery = surgery_of(
         train, vae.encoder, vae.decoder, vae.prior, num_samples=2, seed=CONFIG.seed
@@ -151,7 +187,7 @@ def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
 
 
 def test_events_hold_objective_and_terms_of_the_epochs(finished: pathlib.Path) -> None:
-    (path,) = (finished / "latent_02" / "events" / "train").iterdir()
+    (path,) = (finished / "training_seed_0" / "latent_02" / "events" / "train").iterdir()
     steps: dict[str, list[int]] = {}
     for record in tf.data.TFRecordDataset(str(path)):
         event = tf.compat.v1.Event.FromString(record.numpy())
@@ -202,7 +238,7 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
 
     def stop_in_the_middle_of_the_second(self: Any, epoch: int, logs: Any = None) -> None:
         on_epoch_end(self, epoch, logs)
-        if (folder / "latent_03").exists() and epoch == 2:
+        if (folder / "training_seed_0" / "latent_03").exists() and epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -210,12 +246,15 @@ def test_a_stopped_run_goes_on_and_equals_the_uninterrupted_one(
         with pytest.raises(KeyboardInterrupt):
             elbo_surgery.run(config, folder)
     assert not (folder / "results.json").exists()
-    assert load_checkpoint(folder / "latent_03" / "checkpoint.keras").num_epochs == 2
-    before = snapshot(folder / "latent_02")
+    assert (
+        load_checkpoint(folder / "training_seed_0" / "latent_03" / "checkpoint.keras").num_epochs
+        == 2
+    )
+    before = snapshot(folder / "training_seed_0" / "latent_02")
     capsys.readouterr()
 
     elbo_surgery.run(config, folder)
-    assert snapshot(folder / "latent_02") == before
+    assert snapshot(folder / "training_seed_0" / "latent_02") == before
     printed = capsys.readouterr().out
     assert "D = 2: done before" in printed
     assert "D = 3: goes on after epoch 2" in printed
@@ -234,7 +273,7 @@ def test_a_run_stopped_after_its_training_is_not_trained_again(
         patched.setattr(elbo_surgery, "carve", stop)
         with pytest.raises(KeyboardInterrupt):
             elbo_surgery.run(config, folder)
-    checkpoint = folder / "latent_02" / "checkpoint.keras"
+    checkpoint = folder / "training_seed_0" / "latent_02" / "checkpoint.keras"
     before = checkpoint.stat().st_mtime_ns
     elbo_surgery.run(config, folder)
     assert checkpoint.stat().st_mtime_ns == before
@@ -245,7 +284,7 @@ def test_every_observation_is_encoded_once_and_the_prior_built_once(
     finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, latent_sizes=(2,))
-    checkpoint = finished / "latent_02" / "checkpoint.keras"
+    checkpoint = finished / "training_seed_0" / "latent_02" / "checkpoint.keras"
     with_checkpoint(tmp_path, "elbo_surgery", config, checkpoint)
     counts = Counts(monkeypatch, StandardNormalPrior)
     counts.start_after(elbo_surgery, "train")
@@ -256,15 +295,96 @@ def test_every_observation_is_encoded_once_and_the_prior_built_once(
     assert estimates(tmp_path) == estimates(finished)[:1]
 
 
+def test_a_run_of_two_seeds_goes_on_with_the_one_it_was_at(
+    finished: pathlib.Path, of_two_seeds: tuple[pathlib.Path, str]
+) -> None:
+    folder, printed = of_two_seeds
+    assert "training seed 0, D = 2: done before" in printed
+    assert "training seed 1, D = 2: epoch" not in printed  # trained before it was stopped
+    first, second = estimates(folder)
+    assert [first["training_seed"], second["training_seed"]] == [0, 1]
+    assert first == estimates(finished)[0]
+
+
+def test_the_training_seed_decides_the_model_and_not_the_data(
+    finished: pathlib.Path, of_two_seeds: tuple[pathlib.Path, str]
+) -> None:
+    folder, _ = of_two_seeds
+    first, second = estimates(folder)
+    assert first["data"] == second["data"] == estimates(finished)[0]["data"]
+    assert first["seed"] == second["seed"] == CONFIG.seed
+    # Trained anew in the way of a model's own seed, on the same data.
+    train_set = datasets.load("digits", "train", binarization="fixed", seed=CONFIG.seed)
+    keras.utils.set_random_seed(1)
+    vae = training.build_vae(CONFIG, 1, 2, train_set.event_shape)
+    steps = CONFIG.epochs * train_set.num_batches(CONFIG.batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(CONFIG.learning_rate, steps, alpha=0.01)
+    vae.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=True)
+    vae.fit(train_set.batches(CONFIG.batch_size, seed=1), epochs=CONFIG.epochs, verbose=0)
+    trained, other = (
+        load_checkpoint(
+            folder / f"training_seed_{training_seed}" / "latent_02" / "checkpoint.keras"
+        ).model
+        for training_seed in (1, 0)
+    )
+    for weights, expected, different in zip(
+        trained.trainable_variables, vae.trainable_variables, other.trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(weights, expected)
+        assert not np.array_equal(weights, different)
+
+
+def test_the_summary_is_of_the_runs(
+    finished: pathlib.Path, of_two_seeds: tuple[pathlib.Path, str]
+) -> None:
+    folder, printed = of_two_seeds
+    records = strict_json(folder / "results.json")["results"]
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "latent_size", "split", "quantity", "num_runs", "mean", "spread", "standard_error"
+    ]  # fmt: skip
+    found = {(row["split"], row["quantity"]): row for row in rows}
+    assert len(found) == len(rows)
+    assert ("test", "cross_term") in found
+    assert ("train", "cross_term") not in found
+    for split, quantity in (("train", "elbo"), ("test", "marginal_kl"), ("test", "cross_term")):
+        row = found[split, quantity]
+        a, b = ((r if split == "train" else r["test"])[quantity] for r in records)
+        assert row["latent_size"] == "2"
+        assert row["num_runs"] == "2"
+        assert float(row["mean"]) == pytest.approx((a["value"] + b["value"]) / 2)
+        # Of two numbers: their distance over the square root of 2.
+        assert float(row["spread"]) == pytest.approx(abs(a["value"] - b["value"]) / math.sqrt(2))
+        error = math.hypot(a["standard_error"], b["standard_error"]) / math.sqrt(2)
+        assert float(row["standard_error"]) == pytest.approx(error)
+    summary = strict_json(folder / "results.json")["summary"]
+    assert [str(row["mean"]) for row in summary] == [row["mean"] for row in rows]
+    header = next(line for line in printed.splitlines() if "spread" in line)
+    assert header.split()[:5] == ["D", "split", "term", "mean", "spread"]
+    assert "standard error of one run" in header
+    assert "training seed" in printed
+
+    assert not (finished / "summary.csv").exists()
+    assert "summary" not in strict_json(finished / "results.json")
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["training_seed"], row["split"]) for row in table] == [
+        ("0", "train"), ("0", "test"), ("1", "train"), ("1", "test")
+    ]  # fmt: skip
+
+
 def test_a_foreign_checkpoint_is_not_gone_on_with(
     finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "checkpoint.keras").write_bytes(
-        (finished / "latent_03" / "checkpoint.keras").read_bytes()
+        (finished / "training_seed_0" / "latent_03" / "checkpoint.keras").read_bytes()
     )
     train = datasets.load("digits", "train", binarization="fixed")
     with pytest.raises(ValueError, match="another model than the VAE of latent size 2"):
-        training.train(CONFIG, 2, train, tmp_path)
+        training.train(CONFIG, 0, 2, train, tmp_path)
+    with pytest.raises(ValueError, match="training seed 0 in the place of that of 1"):
+        training.train(CONFIG, 1, 3, train, tmp_path)
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -277,6 +397,8 @@ def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["--binarization=none"], "Bernoulli"),
         (["--latent_sizes=2,x"], "takes integers"),
+        (["--training_seeds=0,0"], "--training_seeds names one twice: 0,0"),
+        (["--training_seeds=-1"], "--training_seeds must be at least 0"),
         (["--epochs=0"], "--epochs must be at least 1"),
         (["--dataset=mnits"], "did you mean mnist"),
         (["--dataset=mnist", "--manual_dir=/no/such/folder"], "/no/such/folder"),
@@ -346,7 +468,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: pathlib.Path) -> None:
     output, _ = process.communicate()
     assert process.returncode == 0, output
 
-    checkpoint = killed / "latent_02" / "checkpoint.keras"
+    checkpoint = killed / "training_seed_0" / "latent_02" / "checkpoint.keras"
     process = start(killed)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 
 from experiments import importance_weighting
 from experiments.common.config import Config as TrainingConfig
-from experiments.common.trained_model import load_trained_model
+from experiments.common.trained_model import load_trained_models
 from experiments.importance_weighting import Config
 from tests.testing.runs import error_line, run_command, snapshot, trained_run
 from tfp_surgery.evidence.importance_weighted_elbo import importance_weighted_elbo
@@ -29,6 +29,7 @@ TRAINING = TrainingConfig(
     hidden_sizes=(16,),
     num_samples=2,
     seed=1,
+    training_seeds=(0, 3),
 )
 STANDARD_ERRORS = 4.5
 
@@ -70,10 +71,16 @@ def test_leaves_its_files(finished: pathlib.Path, config: Config) -> None:
         "config.json",
         "results.json",
         "results.csv",
-        "figures/ladder.png",
-        *(f"importance_samples_{m:06d}.json" for m in config.num_importance_samples),
+        "summary.csv",
+        *(f"figures/training_seed_{k}/ladder.png" for k in (0, 3)),
+        *(
+            f"training_seed_{k}/importance_samples_{m:06d}.json"
+            for k in (0, 3)
+            for m in config.num_importance_samples
+        ),
     }
-    assert (finished / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    figure = finished / "figures" / "training_seed_3" / "ladder.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
     results = json.loads((finished / "results.json").read_text())
     assert results["config"] == config.to_dict()
     assert results["versions"]["keras"]
@@ -82,16 +89,41 @@ def test_leaves_its_files(finished: pathlib.Path, config: Config) -> None:
 
 def test_the_rungs_rise(finished: pathlib.Path) -> None:
     records = records_of(finished)
-    assert [record["num_importance_samples"] for record in records] == [1, 5, 50]
-    assert [record["num_samples"] for record in records] == [500, 100, 10]
-    estimates = [record["importance_weighted_elbo"] for record in records]
-    for lower, upper in itertools.pairwise(estimates):
-        error = math.hypot(lower["standard_error"], upper["standard_error"])
-        assert upper["value"] - lower["value"] > STANDARD_ERRORS * error
+    assert [record["training_seed"] for record in records] == [0, 0, 0, 3, 3, 3]
+    for own in (records[:3], records[3:]):
+        assert [record["num_importance_samples"] for record in own] == [1, 5, 50]
+        assert [record["num_samples"] for record in own] == [500, 100, 10]
+        estimates = [record["importance_weighted_elbo"] for record in own]
+        for lower, upper in itertools.pairwise(estimates):
+            error = math.hypot(lower["standard_error"], upper["standard_error"])
+            assert upper["value"] - lower["value"] > STANDARD_ERRORS * error
+
+
+def test_the_summary_is_of_both_training_runs(finished: pathlib.Path) -> None:
+    records = records_of(finished)
+    with (finished / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["num_importance_samples"] for row in rows] == ["1", "5", "50"]
+    for number, row in enumerate(rows):
+        a, b = (records[place]["importance_weighted_elbo"] for place in (number, number + 3))
+        assert row["quantity"] == "importance_weighted_elbo"
+        assert float(row["mean"]) == pytest.approx((a["value"] + b["value"]) / 2)
+        assert float(row["spread"]) == pytest.approx(abs(a["value"] - b["value"]) / math.sqrt(2))
+        error = math.hypot(a["standard_error"], b["standard_error"]) / math.sqrt(2)
+        assert float(row["standard_error"]) == pytest.approx(error)
+
+
+def test_one_of_the_training_runs_alone(
+    finished: pathlib.Path, config: Config, tmp_path: pathlib.Path
+) -> None:
+    one = dataclasses.replace(config, training_seeds=(3,), num_importance_samples=(5,))
+    importance_weighting.run(one, tmp_path / "one")
+    assert records_of(tmp_path / "one") == records_of(finished)[4:5]
+    assert not (tmp_path / "one" / "summary.csv").exists()
 
 
 def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, config: Config) -> None:
-    model = load_trained_model(config)
+    _, model = load_trained_models(config)
     bound = importance_weighted_elbo(
         model.x,
         model.vae.encoder,
@@ -101,7 +133,7 @@ def test_results_are_those_of_the_checkpoint(finished: pathlib.Path, config: Con
         num_samples=100,
         seed=2,
     )
-    record = records_of(finished)[1]
+    record = records_of(finished)[4]
     assert record["importance_weighted_elbo"] == bound.estimate.to_dict()
     assert record["least_effective_sample_size"] == bound.effective_sample_sizes.min()
 
@@ -141,7 +173,7 @@ def test_a_stopped_run_goes_on_with_the_rung_it_was_in(
     folder, rung = tmp_path / "stopped", importance_weighting.rung
 
     def stop_in_the_last(*arguments: Any) -> Any:
-        if arguments[-1] == 50:
+        if arguments[1].training_seed == 3 and arguments[-1] == 50:
             raise KeyboardInterrupt
         return rung(*arguments)
 
@@ -151,7 +183,7 @@ def test_a_stopped_run_goes_on_with_the_rung_it_was_in(
             importance_weighting.run(config, folder)
     assert not (folder / "results.json").exists()
     importance_weighting.run(config, folder)
-    assert "m = 5: done before" in capsys.readouterr().out
+    assert "training seed 3, D = 2, m = 5: done before" in capsys.readouterr().out
     assert records_of(folder) == records_of(finished)
 
 
@@ -169,6 +201,7 @@ def main_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--num_images=298"], "exceeds the 297 images of digits/test"),
         (["--seed=-1"], "--seed must be at least 0"),
         (["--seed=2147483648"], "--seed must be at least 0 and at most 2147483647"),
+        (["--training_seeds=3,4"], "training seeds [0, 3], none of --training_seeds=4"),
         (["--run=/no/such/folder"], "holds no run of experiments.elbo_surgery"),
         (["5"], "unexpected arguments: 5"),
     ],

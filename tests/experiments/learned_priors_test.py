@@ -47,6 +47,7 @@ CONFIG = PriorsConfig(
     num_images=10,
     num_importance_samples=20,
     seed=2,
+    training_seeds=(2,),
 )
 POSTHOC = dataclasses.replace(CONFIG, mode=("posthoc",))
 
@@ -81,11 +82,15 @@ def test_leaves_its_files(finished: pathlib.Path) -> None:
         "config.json",
         "results.json",
         "results.csv",
-        "figures/samples_latent_02.png",
-        "figures/marginal_kl_latent_02.png",
-        "latent_02/joint_standard/checkpoint.keras",
-        "latent_02/posthoc_mog_full_10/model.keras",
-        *(f"latent_02/{name}/{file}" for name in names for file in ("record.json", "samples.npy")),
+        "figures/training_seed_2/samples_latent_02.png",
+        "figures/training_seed_2/marginal_kl_latent_02.png",
+        "training_seed_2/latent_02/joint_standard/checkpoint.keras",
+        "training_seed_2/latent_02/posthoc_mog_full_10/model.keras",
+        *(
+            f"training_seed_2/latent_02/{name}/{file}"
+            for name in names
+            for file in ("record.json", "samples.npy")
+        ),
     }
     left = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert expected <= left
@@ -155,7 +160,7 @@ def test_csv_holds_the_same_numbers(finished: pathlib.Path) -> None:
 
 
 def test_the_saved_model_has_the_fitted_prior(finished: pathlib.Path) -> None:
-    folder = finished / "latent_02"
+    folder = finished / "training_seed_2" / "latent_02"
     model = keras.saving.load_model(folder / "posthoc_mog_full_10" / "model.keras", compile=False)
     standard = load_checkpoint(folder / "joint_standard" / "checkpoint.keras").model
     test_set = datasets.load("digits", "test", binarization="fixed", seed=CONFIG.seed)
@@ -206,11 +211,56 @@ def test_a_stopped_run_goes_on_with_the_prior_it_was_at(
     assert all(records[name] == whole[name] for name in records)
 
 
+@pytest.mark.slow
+def test_a_run_of_two_seeds_goes_on_and_pairs_gains_within_a_seed(
+    finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, audit_model = tmp_path / "run", audit.audit
+    config = dataclasses.replace(POSTHOC, priors=("mog_full:10",), training_seeds=(2, 3))
+    checkpoint = finished / "training_seed_2" / "latent_02" / "joint_standard" / "checkpoint.keras"
+    with_checkpoint(folder, "learned_priors", config, checkpoint)
+    calls = []
+
+    def stop_in_the_second_seed(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 4:  # N(0, I) and the mixture, of each seed
+            raise KeyboardInterrupt
+        return audit_model(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "audit", stop_in_the_second_seed)
+        with pytest.raises(KeyboardInterrupt):
+            learned_priors.run(config, folder)
+    learned_priors.run(config, folder)
+    results = strict_json(folder / "results.json")
+    records = results["results"]
+    assert [(record["training_seed"], record["prior"]) for record in records] == [
+        (2, "standard"), (2, "mog_full:10"), (3, "standard"), (3, "mog_full:10")
+    ]  # fmt: skip
+    assert records[1]["test_gain"] == records_of(finished)["posthoc mog_full:10"]["test_gain"]
+    values = [np.array(record["log_evidence"]["per_observation"]) for record in records]
+    gains = [np.mean(values[1] - values[0]), np.mean(values[3] - values[2])]
+    expected = {
+        "log_evidence_gain": gains,
+        "test_gain": [records[number]["test_gain"]["value"] for number in (1, 3)],
+        "train_marginal_kl": [value(records[number], "train", "marginal_kl") for number in (1, 3)],
+    }
+    with (folder / "summary.csv").open() as file:
+        rows = {
+            row["quantity"]: row for row in csv.DictReader(file) if row["prior"] == "mog_full:10"
+        }
+    for name, numbers in expected.items():
+        assert float(rows[name]["mean"]) == pytest.approx(np.mean(numbers))
+        assert float(rows[name]["spread"]) == pytest.approx(np.std(numbers, ddof=1))
+        assert rows[name]["mode"] == "posthoc"
+        assert rows[name]["num_runs"] == "2"
+
+
 def test_a_model_is_encoded_once_and_each_prior_built_once(
     finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(POSTHOC, priors=("mog_full:10",))
-    checkpoint = finished / "latent_02" / "joint_standard" / "checkpoint.keras"
+    checkpoint = finished / "training_seed_2" / "latent_02" / "joint_standard" / "checkpoint.keras"
     with_checkpoint(tmp_path, "learned_priors", config, checkpoint)
     counts = Counts(monkeypatch, StandardNormalPrior, MixturePrior)
     counts.start_after(learned_priors, "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import pathlib
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import elbo_surgery, log_evidence
+from experiments import log_evidence
 from experiments.common.config import Config as TrainingConfig
-from experiments.common.trained_model import load_trained_model
+from experiments.common.trained_model import load_trained_models
 from experiments.log_evidence import Config
-from tests.testing.runs import error_line, run_command, snapshot, strict_json
+from tests.testing.runs import error_line, run_command, snapshot, strict_json, trained_run
 from tfp_surgery.evidence.importance_sampling import log_evidence_by_importance_sampling
 from tfp_surgery.training.checkpoint import load_checkpoint
 
@@ -27,7 +28,6 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("runs") / "trained"
     config = TrainingConfig(
         dataset="digits",
         latent_sizes=(2,),
@@ -38,9 +38,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         hidden_sizes=(32,),
         num_samples=2,
         seed=1,
+        training_seeds=(1,),
     )
-    elbo_surgery.run(config, folder)
-    return folder
+    return trained_run(tmp_path_factory.mktemp("runs") / "trained", config)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> pathli
 
 def test_bounds_are_in_order(finished: pathlib.Path) -> None:
     """ELBO < IW_5 < IW_50 <= IW_1000, and AIS beside the last, each by draws of its own."""
-    found = strict_json(finished / "results.json")["estimates"]
-    assert list(found) == NAMES
+    (found,) = strict_json(finished / "results.json")["estimates"]
+    assert list(found) == ["training_seed", *NAMES]
 
     def difference(larger: str, smaller: str) -> tuple[float, float]:
         errors = [found[name]["standard_error"] for name in (larger, smaller)]
@@ -96,7 +96,10 @@ def test_results_name_settings_data_and_software(finished: pathlib.Path, config:
     with (finished / "results.csv").open() as file:
         rows = {row["quantity"]: row for row in csv.DictReader(file)}
     assert list(rows) == NAMES
-    for name, entry in results["estimates"].items():
+    (found,) = results["estimates"]
+    for name in NAMES:
+        entry = found[name]
+        assert rows[name]["training_seed"] == "1"
         assert float(rows[name]["value"]) == entry["value"]
         assert float(rows[name]["standard_error"]) == entry["standard_error"]
 
@@ -104,9 +107,9 @@ def test_results_name_settings_data_and_software(finished: pathlib.Path, config:
 def test_the_bound_is_that_of_the_checkpoint(
     finished: pathlib.Path, config: Config, trained: pathlib.Path
 ) -> None:
-    vae = load_checkpoint(trained / "latent_02" / "checkpoint.keras").model
+    vae = load_checkpoint(trained / "training_seed_1" / "latent_02" / "checkpoint.keras").model
     bound = log_evidence_by_importance_sampling(
-        load_trained_model(config).x,
+        load_trained_models(config)[0].x,
         vae.encoder,
         vae.decoder,
         vae.prior,
@@ -132,6 +135,31 @@ def test_a_finished_run_is_shown_and_left_alone(
     assert snapshot(finished) == before
 
 
+def test_several_training_runs_stand_side_by_side(finished: pathlib.Path, config: Config) -> None:
+    """The records of a run twice, the second time with other bounds, as of another seed."""
+    first = strict_json(finished / "results.json")["results"]
+    second = [{**record, "training_seed": 4} for record in copy.deepcopy(first)]
+    for name in ("elbo", "iw_5"):
+        log_evidence.by_name(second)["small_bounds"][name]["value"] += 2.0
+    found = log_evidence.estimates_of_runs([*first, *second])
+    assert [run["training_seed"] for run in found] == [1, 4]
+    assert found[1]["elbo"]["value"] == found[0]["elbo"]["value"] + 2.0
+    text = log_evidence.text_table(config, [*first, *second])
+    header, _, elbo = next(
+        text.splitlines()[n : n + 3]
+        for n, line in enumerate(text.splitlines())
+        if "training seed 1" in line
+    )
+    assert header.split() == ["training", "seed", "1", "training", "seed", "4"]
+    assert elbo.split()[0] == "ELBO"
+    assert elbo.count("±") == 2
+    summary = text[text.index("spread") :].splitlines()
+    row = next(line.split() for line in summary if line.split()[0] == "ELBO")
+    assert float(row[1]) == pytest.approx(found[0]["elbo"]["value"] + 1.0, abs=0.05)
+    assert row[2] == "1.4"  # two numbers 2 apart: sqrt(2)
+    assert "spread" not in log_evidence.text_table(config, first)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(
     finished: pathlib.Path,
@@ -148,10 +176,10 @@ def test_a_stopped_run_goes_on(
         with pytest.raises(KeyboardInterrupt):
             log_evidence.run(config, tmp_path)
     assert not (tmp_path / "results.json").exists()
-    before = snapshot(tmp_path / "small_bounds.json")
+    before = snapshot(tmp_path / "training_seed_1" / "small_bounds.json")
     log_evidence.run(config, tmp_path)
-    assert snapshot(tmp_path / "small_bounds.json") == before
-    assert "small bounds: done before" in capsys.readouterr().out
+    assert snapshot(tmp_path / "training_seed_1" / "small_bounds.json") == before
+    assert "training seed 1, D = 2, small bounds: done before" in capsys.readouterr().out
     resumed, uninterrupted = (strict_json(path / "results.json") for path in (tmp_path, finished))
     assert resumed["estimates"] == uninterrupted["estimates"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -64,6 +65,24 @@ def test_terms_of_different_data_sets_are_not_drawn_together() -> None:
         figures.terms_figure([terms(2, 1, 1), {**terms(2, 1, 1), "log_num_observations": 2.0}], "")
     with pytest.raises(ValueError, match="one data set"):
         figures.terms_figure([], "")
+
+
+def test_of_several_training_runs_mean_and_spread_are_drawn() -> None:
+    records = [terms(2, 7.0, 0.2), terms(10, 10.0, 8.0), terms(2, 7.4, 0.4), terms(10, 10.6, 8.2)]
+    figure = figures.terms_figure(records, "two runs")
+    (axes,) = figure.axes
+    bars = [(bar.get_y(), bar.get_height()) for bar in axes.patches if isinstance(bar, Rectangle)]
+    np.testing.assert_allclose(bars, [(0, 7.2), (0, 10.3), (7.2, 0.3), (10.3, 8.1)])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "10"]
+    (bars_of_error,) = (c.lines[2] for c in axes.containers if isinstance(c, ErrorbarContainer))
+    ends = [segment[:, 1] for segment in bars_of_error[0].get_segments()]
+    # Average KL of 7.2 and 7.8, and of 18 and 18.8: the distance over sqrt(2) to either side.
+    expected = [(7.5, 0.6), (18.4, 0.8)]
+    for found, (mean, distance) in zip(ends, expected, strict=True):
+        np.testing.assert_allclose(found, mean + np.array([-1, 1]) * distance / math.sqrt(2))
+    assert "spread of 2 runs" in texts(figure)
+    with pytest.raises(ValueError, match=r"as many records each, got \{2: 2, 10: 1\}"):
+        figures.terms_figure(records[:3], "")
 
 
 def plane(size: int = 121) -> dict[str, np.ndarray]:

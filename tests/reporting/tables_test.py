@@ -100,3 +100,14 @@ def test_what_a_surgery_warned_of_stands_below_the_table() -> None:
     old = record(2)
     del old["warnings"], old["test"]["warnings"]  # of a run that was made before
     assert "WARNING" not in tables.text_table([old])
+
+
+def test_several_training_runs_have_a_column_and_are_named_in_warnings() -> None:
+    first, second = ({**record(2), "training_seed": seed} for seed in (0, 1))
+    second["test"] = {**second["test"], "warnings": ["Doubtful."]}
+    text = tables.text_table([first, second])
+    assert [line.split()[:3] for line in text.splitlines()[5:9]] == [
+        ["0", "2", "train"], ["0", "2", "test"], ["1", "2", "train"], ["1", "2", "test"]
+    ]  # fmt: skip
+    assert text.endswith("WARNING, training seed 1, D = 2, test: Doubtful.")
+    assert "training seed" not in tables.text_table([first])

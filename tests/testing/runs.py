@@ -56,15 +56,16 @@ def run_command(experiment: ModuleType, *arguments: str) -> int:
 
 
 def trained_run(folder: pathlib.Path, config: Config) -> pathlib.Path:
-    """A run of the main job as far as others read it: settings and first checkpoint."""
+    """A run of the main job as far as others read it: settings, checkpoints of the first size."""
     train_set = datasets.load(
         config.dataset, "train", binarization=config.binarization, seed=config.seed
     )
     Run(folder, "elbo_surgery", config.to_dict()).begin({}, "a run for tests")
     latent_size = config.latent_sizes[0]
-    own_folder = folder / f"latent_{latent_size:02d}"
-    own_folder.mkdir()
-    training.train(config, latent_size, train_set, own_folder)
+    for training_seed in config.training_seeds:
+        own_folder = folder / f"training_seed_{training_seed}" / f"latent_{latent_size:02d}"
+        own_folder.mkdir(parents=True)
+        training.train(config, training_seed, latent_size, train_set, own_folder)
     return folder
 
 
@@ -73,7 +74,8 @@ def with_checkpoint(
 ) -> None:
     """Begins a run of which a model is trained already: its checkpoint, below another run."""
     Run(folder, experiment, config.to_dict()).begin({}, "a run for tests")
-    target = folder.joinpath(*path.parts[path.parts.index("latent_02") :])
+    start = next(n for n, part in enumerate(path.parts) if part.startswith("training_seed_"))
+    target = folder.joinpath(*path.parts[start:])
     target.parent.mkdir(parents=True)
     shutil.copy(path, target)
 

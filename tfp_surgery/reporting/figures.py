@@ -25,28 +25,48 @@ def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Plots index-code mutual information and marginal KL, stacked to the average KL, and log N.
 
     Args:
-      records: One `ElboSurgery.to_dict()` with the entry `"latent_size"` per latent size, all of
-        one data set.
+      records: One `ElboSurgery.to_dict()` with the entry `"latent_size"` per model, all of one data
+        set. Several of one latent size are training runs, as many of each.
       title: Title of the figure.
 
     Returns:
-      The figure.
+      The figure. Error bars of the average KL are 2 standard errors; of several training runs,
+      whose means are shown, the sample standard deviation over the runs.
 
     Raises:
-      ValueError: If there are no records, or they differ in N.
+      ValueError: If there are no records, they differ in N, or latent sizes differ in the number of
+        records.
     """
     ceilings = {record["log_num_observations"] for record in records}
     if len(ceilings) != 1:
         raise ValueError(f"the records must be of one data set, but log N is {sorted(ceilings)}.")
     (ceiling,) = ceilings
-    figure = Figure(figsize=(max(6.0, 2.6 + 1.3 * len(records)), 4.8), layout="constrained")
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["latent_size"], []).append(record)
+    counts = {size: len(group) for size, group in groups.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"latent sizes must have as many records each, got {counts}.")
+    num_runs = len(records) // len(groups)
+    figure = Figure(figsize=(max(6.0, 2.6 + 1.3 * len(groups)), 4.8), layout="constrained")
     axes = figure.subplots()
-    positions = range(len(records))
+    positions = range(len(groups))
 
     def values(name: str, key: str = "value") -> np.ndarray:
-        return np.array([record[name][key] for record in records], np.float64)
+        """Returns the numbers of all runs, shape `[latent sizes, runs]`."""
+        return np.array(
+            [[record[name][key] for record in group] for group in groups.values()], np.float64
+        )
 
-    information, marginal = values("index_code_mutual_information"), values("marginal_kl")
+    information = values("index_code_mutual_information").mean(axis=1)
+    marginal = values("marginal_kl").mean(axis=1)
+    total = values("average_kl").mean(axis=1)
+    if num_runs == 1:
+        errors = 2 * values("average_kl", "standard_error")[:, 0]
+        error_label = "average KL ± 2 standard errors"
+    else:
+        errors = values("average_kl").std(axis=1, ddof=1)
+        error_label = f"average KL ± spread of {num_runs} runs"
     axes.bar(
         positions,
         information,
@@ -62,15 +82,14 @@ def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
         color=_MARGINAL_KL_COLOR,
         label="marginal KL(q(z) || p(z))",
     )
-    total = values("average_kl")
     axes.errorbar(
         positions,
         total,
-        2 * values("average_kl", "standard_error"),
+        errors,
         fmt="none",
         ecolor="black",
         capsize=4,
-        label="average KL ± 2 standard errors",
+        label=error_label,
     )
     axes.axhline(ceiling, color="black", linestyle="--", label=f"log N = {ceiling:.3f}")
     highest = max(total.max(), ceiling)
@@ -85,8 +104,8 @@ def terms_figure(records: Sequence[Mapping[str, Any]], title: str) -> Figure:
             color=_MARGINAL_KL_COLOR,
         )
         axes.text(position, rate + 0.02 * highest, f"{rate:.2f}", ha="center", va="bottom")
-    axes.set_xticks(positions, [str(record["latent_size"]) for record in records])
-    axes.set_xlim(-0.6, len(records) - 0.2)
+    axes.set_xticks(positions, [str(size) for size in groups])
+    axes.set_xlim(-0.6, len(groups) - 0.2)
     axes.set_ylim(min(0.0, 1.1 * marginal.min()), 1.12 * highest)
     axes.set_xlabel("latent size D")
     axes.set_ylabel("nats per observation")

@@ -9,7 +9,7 @@ from typing import Any
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.result import aligned_rows
 
-_TERMS = {
+TERMS = {
     "elbo": "ELBO",
     "average_reconstruction": "(1) reconstruction",
     "index_code_mutual_information": "(2) index-code MI",
@@ -28,14 +28,15 @@ _READING_CROSS_TERM = (
 
 
 def text_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the terms of all latent sizes as a plain text table.
+    """Returns the terms of all models as a plain text table.
 
     Args:
       records: One `ElboSurgery.to_dict()` of the training set with the entry `"latent_size"` per
-        latent size. `ElboSurgery.to_dict()` of a held-out set, if any, is under `"test"`.
+        model. `ElboSurgery.to_dict()` of a held-out set, if any, is under `"test"`. Models of
+        several training runs have the entry `"training_seed"` too.
 
     Returns:
-      Text: the data sets, one row per latent size and split, a legend and warnings.
+      Text: the data sets, one row per model and split, a legend and warnings.
 
     Raises:
       ValueError: If there are no records.
@@ -65,9 +66,10 @@ def format_estimate(entry: Mapping[str, Any] | None) -> str:
 
 
 def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the warnings of all records, one line each, with latent size and split."""
+    """Returns the warnings of all records, one line each, with model and split."""
+    several = _has_several_runs(records)
     return [
-        f"WARNING, D = {record['latent_size']}, {split}: {sentence}"
+        f"WARNING, {_model(record, several)}, {split}: {sentence}"
         for record in records
         for split, surgery in _splits(record).items()
         for sentence in surgery.get("warnings", ())
@@ -81,17 +83,29 @@ def _splits(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return splits
 
 
+def _has_several_runs(records: Sequence[Mapping[str, Any]]) -> bool:
+    return len({record.get("training_seed") for record in records}) > 1
+
+
+def _model(record: Mapping[str, Any], several: bool) -> str:
+    run = f"training seed {record['training_seed']}, " if several else ""
+    return f"{run}D = {record['latent_size']}"
+
+
 def _rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the header and one row per latent size and split."""
+    """Returns the header and one row per model and split."""
     if not records:
         raise ValueError("a table needs at least one record.")
     held_out = any("test" in _splits(record) for record in records)
-    terms = {name: label for name, label in _TERMS.items() if held_out or name != "cross_term"}
-    rows = [["D", *(["split"] if held_out else []), *terms.values(), "log N"]]
+    terms = {name: label for name, label in TERMS.items() if held_out or name != "cross_term"}
+    several = _has_several_runs(records)
+    first = [*(["training seed"] if several else []), "D"]
+    rows = [[*first, *(["split"] if held_out else []), *terms.values(), "log N"]]
     for record in records:
         for split, surgery in _splits(record).items():
             rows.append(
                 [
+                    *([str(record["training_seed"])] if several else []),
                     str(record["latent_size"]),
                     *([split] if held_out else []),
                     *(format_estimate(surgery.get(name)) for name in terms),

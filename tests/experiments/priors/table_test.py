@@ -26,6 +26,7 @@ def surgery(split: str, marginal_kl: float) -> dict[str, Any]:
 
 def record(prior: str, left_out: float | None) -> dict[str, Any]:
     return {
+        "training_seed": 0,
         "latent_size": 2,
         "mode": "posthoc",
         "prior": prior,
@@ -68,7 +69,7 @@ def test_two_rows_a_prior_and_how_to_read_them() -> None:
 def test_an_estimated_normaliser_is_told() -> None:
     resampled = {**record("resampled", None), "normalizer_error": 0.0123}
     text = text_table([*RECORDS, resampled])
-    assert text.splitlines()[-1].startswith("resampled at D = 2: the estimate of the normaliser")
+    assert text.splitlines()[-1].startswith("resampled, training seed 0, D = 2: the estimate")
     assert "standard error of 0.012 to" in text
     assert "normaliser" not in text_table(RECORDS)
 
@@ -77,6 +78,22 @@ def test_gain_is_of_priors_fitted_afterwards() -> None:
     joint = {**record("vamp", None), "mode": "joint"}
     assert "0.500 ± 0.010" in text_table(RECORDS)
     assert "0.500 ± 0.010" not in text_table([joint])
+
+
+def test_gains_are_summarized_over_training_runs() -> None:
+    other = {**record("mog", None), "training_seed": 1, "test_gain": estimate(0.75)}
+    joint = [
+        {**record("vamp", None), "training_seed": seed, "mode": "joint", "test_gain": estimate(9.0)}
+        for seed in (0, 1)
+    ]
+    text = text_table([RECORDS[0], joint[0], other, joint[1]])
+    assert "training seed" in text.splitlines()[3]
+    summary = text[text.index("spread") :].splitlines()
+    gains = [line.split() for line in summary if "gain, test" in line]
+    # Of 0.25 and 0.75: the distance over sqrt(2).
+    assert [cells[-3:] for cells in gains] == [["0.50", "0.35", "0.010"]]
+    assert any("vamp" in line and "(3), test" in line for line in summary)
+    assert "spread" not in text_table(RECORDS)
 
 
 def test_rows_of_csv_have_the_same_keys() -> None:
