@@ -9,6 +9,8 @@ import pytest
 import tfp_surgery as tfs
 from benchmarks import codes
 from benchmarks.codes import Source
+from experiments.common.config import Config
+from experiments.common.workdir import Run
 from tfp_surgery.training.checkpoint import CheckpointCallback
 
 
@@ -79,3 +81,12 @@ def test_dimensions_can_be_left_out(source: Source) -> None:
     one = dataclasses.replace(source, dimensions=1).load()
     for array, whole in zip(one, source.load(), strict=True):
         np.testing.assert_array_equal(array, whole[:, :1])
+
+
+def test_codes_are_those_of_the_first_training_seed_of_a_run(tmp_path: Path) -> None:
+    config = Config(latent_sizes=(2,), training_seeds=(4, 0))
+    Run(tmp_path / "run", "elbo_surgery", config.to_dict()).begin({}, "a run for tests")
+    expected = tmp_path / "run" / "training_seed_4" / "latent_02" / "checkpoint.keras"
+    assert codes.checkpoint_of(tmp_path / "run", 2) == expected
+    with pytest.raises(ValueError, match="--codes_run=.* holds no run of experiments.elbo_surgery"):
+        codes.checkpoint_of(tmp_path, 2)

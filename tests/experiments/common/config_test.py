@@ -20,6 +20,7 @@ VALID: dict[str, Any] = {
     "hidden_sizes": (500, 500),
     "num_samples": 4,
     "seed": 0,
+    "training_seeds": (0, 1, 2),
 }
 
 
@@ -31,7 +32,7 @@ def test_survives_json() -> None:
 
 def test_defaults_serve_the_bundled_digits() -> None:
     config = Config()
-    assert config == Config("digits", (2, 10, 20), "fixed", 100, 128, 1e-3, (500, 500), 4, 0)
+    assert config == Config("digits", (2, 10, 20), "fixed", 100, 128, 1e-3, (500, 500), 4, 0, (0,))
 
 
 def test_the_number_of_epochs_goes_with_the_data_set() -> None:
@@ -54,6 +55,9 @@ def test_the_number_of_epochs_goes_with_the_data_set() -> None:
         ("epochs", 0, "--epochs must be at least 1, got 0"),
         ("batch_size", 0, "--batch_size must be at least 1"),
         ("num_samples", 1, "--num_samples must be at least 2"),
+        ("training_seeds", (), "--training_seeds must name at least one"),
+        ("training_seeds", (1, 1), "--training_seeds names one twice"),
+        ("training_seeds", (0, 2**31), "at most 2147483647"),
         ("seed", -1, "--seed must be at least 0"),
         ("seed", 2**31, "at most 2147483647"),
         ("learning_rate", 0.0, "--learning_rate must be positive"),

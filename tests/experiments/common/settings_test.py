@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from absl import flags
 
-from experiments.common.settings import Settings, seed_setting, setting
+from experiments.common.settings import Settings, seed_setting, setting, training_seeds_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Walk(Settings):
     steps: int = setting(10, "how far", minimum=2, maximum=20)
     slope: float = setting(0.1, "how steep")
     seed: int = seed_setting("of all of it")
+    again: tuple[int, ...] | None = training_seeds_setting(None, "with other seeds")
 
 
 def parsed(*arguments: str) -> Walk:
@@ -43,11 +44,13 @@ def test_a_flag_that_is_not_given_has_its_default() -> None:
 def test_flags_set_every_setting() -> None:
     given = parsed(
         "--path=there", "--pace=fast", "--days=3,4", "--loads=1,2.5", "--dogs=a,b", "--rests=7",
-        "--steps=8", "--slope=9", "--seed=10",
+        "--steps=8", "--slope=9", "--seed=10", "--again=0,2",
     )  # fmt: skip
-    assert given == Walk("there", "fast", (3, 4), (1.0, 2.5), ("a", "b"), 7, 8, 9.0, 10)
+    assert given == Walk("there", "fast", (3, 4), (1.0, 2.5), ("a", "b"), 7, 8, 9.0, 10, (0, 2))
     assert json.loads(json.dumps(given.to_dict())) == given.to_dict()
     assert given.to_dict()["days"] == [3, 4]
+    assert given.to_dict()["again"] == [0, 2]
+    assert Walk("here").to_dict()["again"] is None
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,9 @@ def test_flags_set_every_setting() -> None:
     [
         ("--days=2,x", "--days takes integers with commas between them, got 2,x"),
         ("--days=2.5", "--days takes integers"),
+        ("--again=2,2", "--again names one twice: 2,2"),
+        ("--again=", "--again must name at least one"),
+        ("--again=-1", "--again must be at least 0"),
         ("--days=2,2", "--days names one twice: 2,2"),
         ("--days=2,0", "--days must be at least 1, got 0"),
         ("--days=", "--days must name at least one"),

@@ -232,6 +232,36 @@ def test_an_estimate_has_two_columns_of_csv(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_what_training_runs_say_together_has_a_file(tmp_path: pathlib.Path) -> None:
+    summary = [{"quantity": "term", "mean": 0.15}]
+    begun(tmp_path).finish(RECORDS, RECORDS, table, summary)
+    assert (tmp_path / "summary.csv").read_text() == "quantity,mean\nterm,0.15\n"
+    assert workdir.read_json(tmp_path / "results.json")["summary"] == summary
+
+
+def test_settings_of_a_run_that_another_one_reads(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="--run=.* holds no run of experiments.surgery"):
+        workdir.settings_of("run", tmp_path, "surgery")
+    begun(tmp_path)
+    assert workdir.settings_of("run", tmp_path, "surgery") == CONFIG
+    with pytest.raises(ValueError, match="something other than a run of priors"):
+        workdir.settings_of("run", tmp_path, "priors")
+    description = workdir.read_json(tmp_path / "config.json")
+    for damage, message in (
+        ({"format": 2}, "a run of another version of surgery"),
+        ({"config": None}, r"config\.json is damaged"),
+    ):
+        workdir.write_json(tmp_path / "config.json", {**description, **damage})
+        with pytest.raises(ValueError, match=message):
+            workdir.settings_of("run", tmp_path, "surgery")
+
+
+def test_figures_have_folders(tmp_path: pathlib.Path) -> None:
+    begun(tmp_path).write_figure("training_seed_1/terms", Figure())
+    path = tmp_path / "figures" / "training_seed_1" / "terms.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_figure_that_cannot_be_drawn_leaves_the_earlier_one(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
