@@ -84,7 +84,7 @@ def test_continuous_integration_runs_the_commands() -> None:
 
 # In place of hours; what a command says last counts.
 SMALL = {
-    "experiments.elbo_surgery": ("--epochs=1", "--latent_sizes=2"),
+    "experiments.elbo_surgery": ("--epochs=1", "--latent_sizes=2", "--training_seeds=0,1"),
     "experiments.log_evidence": (
         "--latent_size=2",
         "--num_images=3",

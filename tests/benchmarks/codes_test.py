@@ -88,5 +88,5 @@ def test_codes_are_those_of_the_first_training_seed_of_a_run(tmp_path: Path) -> 
     Run(tmp_path / "run", "elbo_surgery", config.to_dict()).begin({}, "a run for tests")
     expected = tmp_path / "run" / "training_seed_4" / "latent_02" / "checkpoint.keras"
     assert codes.checkpoint_of(tmp_path / "run", 2) == expected
-    with pytest.raises(ValueError, match="--codes_run=.* holds no run of experiments.elbo_surgery"):
+    with pytest.raises(ValueError, match="holds no run of experiments"):
         codes.checkpoint_of(tmp_path, 2)

@@ -240,7 +240,7 @@ def test_what_training_runs_say_together_has_a_file(tmp_path: pathlib.Path) -> N
 
 
 def test_settings_of_a_run_that_another_one_reads(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match="--run=.* holds no run of experiments.surgery"):
+    with pytest.raises(ValueError, match=r"--run=.* holds no run of experiments\.surgery"):
         workdir.settings_of("run", tmp_path, "surgery")
     begun(tmp_path)
     assert workdir.settings_of("run", tmp_path, "surgery") == CONFIG
