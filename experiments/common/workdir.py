@@ -312,7 +312,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Args:
       path: the file.
       rows: with the same keys. `{"value", "standard_error"}` of an estimate becomes two columns,
-        a list one text, None an empty cell.
+        three with a population standard error, a list one text, None an empty cell.
     """
     estimates = {name for row in rows for name, value in row.items() if isinstance(value, Mapping)}
     buffer = io.StringIO()
@@ -323,7 +323,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             if name in estimates:
                 entry = value or {}
                 cells[name] = entry.get("value")
-                cells[f"{name}_standard_error"] = entry.get("standard_error")
+                for key in ("standard_error", "population_standard_error"):
+                    if any(key in (other[name] or {}) for other in rows):
+                        cells[f"{name}_{key}"] = entry.get(key)
             else:
                 cells[name] = " ".join(map(str, value)) if isinstance(value, list) else value
         if writer is None:

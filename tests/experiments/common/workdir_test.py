@@ -224,11 +224,16 @@ def test_an_estimate_has_two_columns_of_csv(tmp_path: pathlib.Path) -> None:
     rows: list[dict[str, Any]] = [
         {"D": 2, "term": None, "warnings": []},
         {"D": 3, "term": estimate, "warnings": ["One.", "Two."]},
-        {"D": 4, "term": {"value": 2.5, "standard_error": None}, "warnings": []},
+        {
+            "D": 4,
+            "term": {"value": 2.5, "standard_error": None, "population_standard_error": 0.2},
+            "warnings": [],
+        },
     ]
     workdir.write_csv(path, rows)
     assert path.read_text() == (
-        "D,term,term_standard_error,warnings\n2,,,\n3,1.5,0.1,One. Two.\n4,2.5,,\n"
+        "D,term,term_standard_error,term_population_standard_error,warnings\n"
+        "2,,,,\n3,1.5,0.1,,One. Two.\n4,2.5,,0.2,\n"
     )
 
 
