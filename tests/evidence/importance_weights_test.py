@@ -31,14 +31,13 @@ def test_every_draw_of_every_observation_comes_once(
         return MODEL.decoder(z)
 
     encoder = MODEL.perturbed_encoder(0.5, 1.5)
-    model = prepared_model(x, encoder, decoder, MODEL.prior, 0, 100)
+    model = prepared_model(x, encoder, decoder, MODEL.prior, 0, batch_size)
     posteriors = model.posteriors
     decoded.clear()  # what was decoded to look at the model
     found = np.full([num_samples, num_observations], np.nan)
     stops = np.zeros(num_observations, int)
-    for draws, rows, log_weights in log_weight_chunks(
-        model, posteriors, num_samples, tf.constant([1, 2]), batch_size
-    ):
+    chunks = log_weight_chunks(model, posteriors, num_samples, tf.constant([1, 2]))
+    for draws, rows, log_weights in chunks:
         assert log_weights.dtype == np.float64
         assert log_weights.shape == (draws.stop - draws.start, rows.stop - rows.start)
         assert np.all(stops[rows] == draws.start)
@@ -46,6 +45,7 @@ def test_every_draw_of_every_observation_comes_once(
         found[draws, rows] = log_weights
         stops[rows] = draws.stop
     assert np.all(stops == num_samples)
+    assert chunks.decoding == "eagerly"  # the decoder reads its codes in Python
     assert len(decoded) == steps
     assert len({len(codes) for codes in decoded}) == 1
     assert len(decoded[0]) <= batch_size

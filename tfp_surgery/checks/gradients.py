@@ -38,7 +38,7 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
     except Exception as error:
         failure = error
     # Python code is looked for first: it often is why a shape was missing and tracing failed.
-    found = sorted({name for graph in graphs for name in _operations(graph)} & _PYTHON_OPERATIONS)
+    found = sorted({name for graph in graphs for name in python_operations(graph)})
     if found:
         raise TypeError(
             f"{message}. It runs Python code ({', '.join(found)}: tf.numpy_function, "
@@ -50,11 +50,11 @@ def check_graph(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.
         ) from failure
 
 
-def _operations(graph: tf.Graph) -> set[str]:
-    """Returns the types of the operations in a graph and in the functions that it calls."""
+def python_operations(graph: tf.Graph) -> set[str]:
+    """Returns the types of the operations that run Python code in a graph and in what it calls."""
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    return {node.op for node in nodes}
+    return {node.op for node in nodes} & _PYTHON_OPERATIONS
 
 
 def check_gradient(message: str, log_prob: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> None:

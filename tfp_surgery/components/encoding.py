@@ -8,12 +8,16 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.networks import check_encoder_output
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken
 from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import fidelity
+from tfp_surgery.components.batch_size import (
+    bytes_of_row,
+    checked_batch_size,
+    rows_of_a_step,
+)
 from tfp_surgery.components.flat_joint import flattened
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.observations import Observations, read_observations
@@ -25,14 +29,19 @@ RowsEncoder = Callable[[Any], tfd.Distribution]
 
 
 def encode(
-    encoder: Network, x: Any, batch_size: int, condition: Any = None, reencode: bool = False
+    encoder: Network,
+    x: Any,
+    batch_size: int | None = None,
+    condition: Any = None,
+    reencode: bool = False,
 ) -> tfd.Distribution:
     """Encodes a data set batch by batch and joins the N posteriors.
 
     Args:
       encoder: Callable from observations `[B, ...]` to a `tfd.Distribution` with batch shape `[B]`.
       x: The observations; see `read_observations`.
-      batch_size: Number of observations encoded at a time.
+      batch_size: Number of observations encoded at a time; None for as many as fit in memory (see
+        `rows_encoded_at_a_time`).
       condition: Conditions of the observations, likewise; None for none.
       reencode: Whether to call the encoder again whenever a posterior is needed, in place of
         joining parameters.
@@ -48,12 +57,27 @@ def encode(
     """
     if not callable(encoder):
         raise TypeError(f"encoder must be callable; got {type(encoder).__name__}.")
-    checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_batch_size(batch_size)
     observations = read_observations(x)
     conditions = read_condition(condition, len(observations))
     check_condition_is_taken(conditions, encoder=encoder)
+    batch_size = batch_size or rows_encoded_at_a_time(observations, conditions)
     encode_rows = rows_encoder(encoder, observations, conditions, reencode)
     return encode_observations(encode_rows, observations, batch_size, reencode)
+
+
+def rows_encoded_at_a_time(observations: Observations, conditions: Observations | None) -> int:
+    """Returns how many observations a step encodes, by their size in memory.
+
+    Args:
+      observations: x.
+      conditions: Their conditions, or None.
+
+    Returns:
+      The number; see `batch_size.rows_of_a_step`.
+    """
+    given = () if conditions is None else conditions.parts
+    return rows_of_a_step(bytes_of_row((observations.parts, given)))
 
 
 def read_condition(condition: Any, num_observations: int) -> Observations | None:

@@ -145,7 +145,7 @@ class AggregatePosterior(StreamedMixture):
         cls,
         encoder: Callable[[Any], tfd.Distribution],
         x: Any,
-        batch_size: int = 1000,
+        batch_size: int | None = None,
         *,
         condition: Any = None,
         reencode: bool = False,
@@ -162,7 +162,8 @@ class AggregatePosterior(StreamedMixture):
           encoder: Callable from `[B, ...]` observations to a `tfd.Distribution` with batch `[B]`.
           x: The observations, N known statically; see `read_observations`. Gradients flow to a
             `Tensor` or `tf.Variable`; inside a `tf.function` its values are not checked.
-          batch_size: Number of observations encoded at a time.
+          batch_size: Number of observations encoded at a time; None for as many as fit in 32 MiB by
+            their shape.
           condition: Conditions of the observations, which the encoder takes by keyword, or None.
           reencode: Whether to call the encoder again, in place of joining its posteriors.
           **kwargs: Passed to the constructor.

@@ -25,6 +25,8 @@ class StreamedMixture(tfd.Distribution):
     in `_components_distribution` and `_weights`, declares them, and defines `_log_prob`.
     """
 
+    is_streamed = True  # over its components, which are never scored all at once
+
     _components_distribution: tfd.Distribution
     _weights: tf.Tensor | None
 

@@ -14,6 +14,12 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.gradients import compiled
+from tfp_surgery.components.batch_size import (
+    GRADIENT_PASSES,
+    checked_batch_size,
+    equal_steps,
+    rows_of_a_step,
+)
 from tfp_surgery.evidence.annealed_model import AnnealedModel, needs
 from tfp_surgery.measurement.event_space import event_space_bijector
 from tfp_surgery.measurement.log_likelihood import log_likelihood
@@ -41,7 +47,8 @@ class Annealing:
       num_chains: C, at least 1.
       num_leapfrog_steps: Number of leapfrog steps per HMC step, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32.
-      batch_size: Number of codes, over chains and observations, moved at a time.
+      batch_size: Number of codes, over chains and observations, moved at a time; None until
+        `for_codes` chooses it.
 
     Raises:
       TypeError: If a setting is not an integer.
@@ -52,13 +59,26 @@ class Annealing:
     num_chains: int
     num_leapfrog_steps: int
     seed: Seed
-    batch_size: int
+    batch_size: int | None
 
     def __post_init__(self) -> None:
         """Checks the settings."""
         object.__setattr__(self, "seed", seeds.checked_seed(self.seed))
-        for name in ("num_temperatures", "num_chains", "num_leapfrog_steps", "batch_size"):
+        for name in ("num_temperatures", "num_chains", "num_leapfrog_steps"):
             object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
+        object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size))
+
+    def for_codes(self, num_bytes: float) -> Annealing:
+        """Returns the settings with a batch size: their own, or one by what a code costs.
+
+        Args:
+          num_bytes: See `check_densities`.
+
+        Returns:
+          The settings.
+        """
+        chosen = self.batch_size or rows_of_a_step(num_bytes, passes=GRADIENT_PASSES)
+        return dataclasses.replace(self, batch_size=chosen)
 
     def describe(self) -> str:
         """Returns the method and its settings in words."""
@@ -134,7 +154,10 @@ class AnnealedChains:
     def batches(self, observations: Observations) -> Iterator[tuple[Step, Batch]]:
         """Splits the observations into batches of one size; see `steps`."""
         settings = self._settings
-        for step in steps(len(observations), settings.batch_size // settings.num_chains or 1):
+        if settings.batch_size is None:
+            raise ValueError("these settings have no batch size yet; see Annealing.for_codes.")
+        limit = settings.batch_size // settings.num_chains or 1
+        for step in steps(len(observations), equal_steps(len(observations), limit)):
             yield (
                 step,
                 Batch(

@@ -30,7 +30,7 @@ def log_evidence_by_annealed_importance_sampling(
     num_chains: int = 16,
     num_leapfrog_steps: int = 10,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
 ) -> LogEvidence:
     r"""Estimates log p(x_n) of every observation by annealed importance sampling.
@@ -77,7 +77,8 @@ def log_evidence_by_annealed_importance_sampling(
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same draws.
       batch_size: Number of codes, over chains and observations, moved at a time (at least the C
-        of one observation).
+        of one observation); None for as many as fit, four times over, in 32 MiB by their shapes,
+        whatever the machine is.
       condition: What decoder and prior may depend on beside z: array-like of shape `[N, ...]`, or a
         structure of these. Those of them that have a keyword argument `condition` get the
         conditions of their batch, repeated in step with the codes. The evidence is then p(x_n|c_n).
@@ -112,7 +113,7 @@ def log_evidence_by_annealed_importance_sampling(
     observations = read_observations(x, settings.seed)
     num_observations = len(observations)
     model = annealed_model(decoder, prior, read_condition(condition, num_observations))
-    check_densities(observations, model, settings.num_chains)
+    settings = settings.for_codes(check_densities(observations, model, settings.num_chains))
     chains = AnnealedChains(model, settings)
     weights = RunningWeights(num_observations, settings.num_chains, 1, model.prior.dtype)
     rates = np.empty([settings.num_temperatures, num_observations])

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 from tfp_surgery.checks.gradients import check_graph
 from tfp_surgery.checks.networks import build_prior, check_prior, unwrap_output
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, joined
+from tfp_surgery.components.batch_size import bytes_of_parameters, bytes_of_row
 from tfp_surgery.components.flat_joint import CodeLayout, FlatJoint, flattened, layout_of
 from tfp_surgery.components.one_by_one import needs_one_by_one
 from tfp_surgery.evidence.code_space import check_code_space
@@ -134,13 +135,16 @@ def annealed_model(
     )
 
 
-def check_densities(observations: Observations, model: AnnealedModel, num_chains: int) -> None:
+def check_densities(observations: Observations, model: AnnealedModel, num_chains: int) -> float:
     """Checks decoder and prior on a few codes, before the actual work.
 
     Args:
       observations: The observations.
       model: The model.
       num_chains: Number of codes of each observation.
+
+    Returns:
+      The bytes of a code, with its observation and the parameters of likelihood and prior.
 
     Raises:
       TypeError: If the decoder does not return a distribution, a density does not consist of
@@ -151,7 +155,7 @@ def check_densities(observations: Observations, model: AnnealedModel, num_chains
     condition, first = model.condition(one), observations.rows(one)
     code = model.sample_codes([1], condition, tf.constant([0, 0], tf.int32))
     of_decoder = model.conditions if model.is_decoder_conditional else None
-    check_decoder(model.decoder, code, observations, of_decoder)
+    likelihood, _ = check_decoder(model.decoder, code, observations, of_decoder)
     check_graph(
         needs("the decoder"),
         lambda z: log_likelihood(model.decoder, z[tf.newaxis], first, condition),
@@ -160,6 +164,9 @@ def check_densities(observations: Observations, model: AnnealedModel, num_chains
     check_graph(needs("the prior"), lambda z: model.prior_at(condition).log_prob(z), code)
     if model.prior_given is not None:
         _check_samples(model, num_chains)
+    given = bytes_of_row((observations.parts, condition)) + bytes_of_row(code)
+    densities = (likelihood, model.prior_at(condition))
+    return given + sum(map(bytes_of_parameters, densities))
 
 
 def _check_samples(model: AnnealedModel, num_chains: int) -> None:

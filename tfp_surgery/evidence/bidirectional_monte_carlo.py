@@ -88,7 +88,7 @@ def bidirectional_monte_carlo(
     num_chains: int = 16,
     num_leapfrog_steps: int = 10,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
 ) -> BidirectionalMonteCarlo:
     r"""Bounds the log evidence of simulated data from both sides by annealed importance sampling.
@@ -138,7 +138,8 @@ def bidirectional_monte_carlo(
     settings = Annealing(num_temperatures, num_chains, num_leapfrog_steps, seed, batch_size)
     num_observations, conditions = _number_and_conditions(num_observations, condition)
     model = annealed_model(decoder, prior, conditions)
-    check_densities(_simulate(model, 1, settings)[0], model, settings.num_chains)
+    one, _ = _simulate(model, 1, settings)
+    settings = settings.for_codes(check_densities(one, model, settings.num_chains))
     observations, z = _simulate(model, num_observations, settings)
     chains = AnnealedChains(model, settings)
     weights = {
@@ -225,8 +226,9 @@ def _simulate(
     every = model.condition(slice(0, num_observations))
     z = model.sample_codes([num_observations], every, seeds.fold_in(key, 0))
     parts = []
-    for number, start in enumerate(range(0, num_observations, settings.batch_size), start=1):
-        rows = slice(start, min(start + settings.batch_size, num_observations))
+    size = settings.batch_size or num_observations
+    for number, start in enumerate(range(0, num_observations, size), start=1):
+        rows = slice(start, min(start + size, num_observations))
         condition = model.condition(rows)
 
         def decode(codes: tf.Tensor, condition: Any = condition) -> Any:

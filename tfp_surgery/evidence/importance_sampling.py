@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.batch_size import checked_batch_size
 from tfp_surgery.evidence.importance_weights import log_weight_chunks, looked_at
 from tfp_surgery.evidence.log_evidence import LogEvidence, RunningWeights, warn_of_few_samples
 from tfp_surgery.measurement import consistency
@@ -26,7 +27,7 @@ def log_evidence_by_importance_sampling(
     *,
     num_importance_samples: int = 5000,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
     reencode: bool = False,
 ) -> LogEvidence:
@@ -53,7 +54,8 @@ def log_evidence_by_importance_sampling(
       num_importance_samples: m, at least 1.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the same
         draws.
-      batch_size: Number of observations encoded, and of codes decoded, at a time.
+      batch_size: Number of observations encoded, and of codes decoded, at a time; None for as
+        many as fit in 32 MiB by their shapes, whatever the machine is.
       condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
         `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
         get the conditions of their batch, repeated in step with the codes. The evidence is then
@@ -84,7 +86,7 @@ def log_evidence_by_importance_sampling(
     Sebastian Nowozin. Debiasing evidence approximations. ICLR 2018.
     """
     num_importance_samples = checked_integer("num_importance_samples", num_importance_samples, 1)
-    batch_size = checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_batch_size(batch_size)
     seed = seeds.checked_seed(seed)
     model = prepared_model(
         x, encoder, decoder, prior, seed, batch_size, condition=condition, reencode=reencode
@@ -97,15 +99,15 @@ def log_evidence_by_importance_sampling(
         components_lib.dtype_of(model.posteriors),
     )
     key = seeds.key(seed, "importance_sampling/codes")
-    for chunk in log_weight_chunks(
-        model, model.posteriors, num_importance_samples, key, batch_size
-    ):
+    chunks = log_weight_chunks(model, model.posteriors, num_importance_samples, key)
+    for chunk in chunks:
         weights.add(*chunk)
     result = weights.log_evidence(
         "lower",
         method=f"importance sampling, m = {num_importance_samples}",
         data=model.data,
         seed=seed,
+        decoding=chunks.decoding,
         warnings=sentences,
     )
     consistency.warn(sentences, stacklevel=3)

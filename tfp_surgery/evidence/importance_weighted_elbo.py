@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.batch_size import checked_batch_size
 from tfp_surgery.evidence.importance_weights import log_weight_chunks, looked_at
 from tfp_surgery.evidence.log_evidence import LogEvidence, RunningWeights
 from tfp_surgery.measurement import consistency
@@ -28,7 +29,7 @@ def importance_weighted_elbo(
     num_importance_samples: int,
     num_samples: int = 2,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
     reencode: bool = False,
 ) -> LogEvidence:
@@ -50,7 +51,8 @@ def importance_weighted_elbo(
     order by Var(w) / (2 m p(x)^2) (Nowozin 2018). To assess this bias, compare two values of m and
     look at the effective sample size.
 
-    A step holds at most `batch_size` codes, however large m is.
+    A step holds at most `batch_size` codes, however large m is. From the fifth step on they are
+    decoded by a graph, where the decoder can be traced as one that gives the same values.
 
     Args:
       x: The data set: array-like of shape `[N, *event_shape]`, a structure of these, or a
@@ -68,7 +70,8 @@ def importance_weighted_elbo(
         errors are NaN.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed, m, k and `batch_size` give the
         same draws; other values of m or k give independent draws.
-      batch_size: Number of observations encoded, and of codes decoded and scored, at a time.
+      batch_size: Number of observations encoded, and of codes decoded and scored, at a time; None
+        for as many as fit in 32 MiB by their shapes, whatever the machine is.
       condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
         `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
         get the conditions of their batch, repeated in step with the codes. The evidence is then
@@ -104,7 +107,7 @@ def importance_weighted_elbo(
     num_importance_samples = checked_integer("num_importance_samples", num_importance_samples, 1)
     num_samples = checked_integer("num_samples", num_samples, 1)
     seed = seeds.checked_seed(seed)
-    batch_size = checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_batch_size(batch_size)
     model = prepared_model(
         x, encoder, decoder, prior, seed, batch_size, condition=condition, reencode=reencode
     )
@@ -121,9 +124,8 @@ def importance_weighted_elbo(
         components_lib.dtype_of(model.posteriors),
     )
     key = seeds.key(seed, "importance_weighted_elbo/codes", num_importance_samples, num_samples)
-    for chunk in log_weight_chunks(
-        model, model.posteriors, num_importance_samples * num_samples, key, batch_size
-    ):
+    chunks = log_weight_chunks(model, model.posteriors, num_importance_samples * num_samples, key)
+    for chunk in chunks:
         weights.add(*chunk)
     consistency.warn(sentences, stacklevel=3)
     return weights.log_evidence(
@@ -131,5 +133,6 @@ def importance_weighted_elbo(
         method=f"MC_{num_samples}-IW_{num_importance_samples}",
         data=model.data,
         seed=seed,
+        decoding=chunks.decoding,
         warnings=sentences,
     )

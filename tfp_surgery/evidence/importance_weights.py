@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,8 +10,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
+from tfp_surgery.components.batch_size import equal_steps
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked, scored
 from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.likelihood_steps import LikelihoodSteps
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.prepared_model import PreparedModel
 from tfp_surgery.measurement.rounded_draws import draws_of, rounding_of_draws
@@ -20,34 +23,71 @@ from tfp_surgery.measurement.traced import traced
 tfd = tfp.distributions
 
 
+@dataclasses.dataclass(frozen=True)
+class LogWeightChunks:
+    """Log weights in chunks, which are computed when one iterates over them, once.
+
+    Each chunk is a tuple of three. Every draw of every observation occurs once, and the draws of an
+    observation are in order.
+
+      draws: Slice of the draws in the chunk.
+      rows: Slice of the observations in the chunk.
+      log_weights: Log weights, float64, shape `[S, B]`, in nats.
+    """
+
+    _likelihood: LikelihoodSteps
+    _chunks: Iterator[tuple[slice, slice, np.ndarray]]
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yields draws, rows and log weights."""
+        return self._chunks
+
+    @property
+    def decoding(self) -> str:
+        """How codes were decoded, in words; see `LikelihoodSteps.evaluation`."""
+        return self._likelihood.evaluation
+
+
 def log_weight_chunks(
     model: PreparedModel,
     posteriors: tfd.Distribution,
     num_samples: int,
     key: tf.Tensor,
-    batch_size: int,
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Computes log weights log p(x_n, z) - log q(z|x_n), at most `batch_size` at a time.
+) -> LogWeightChunks:
+    """Computes log weights log p(x_n, z) - log q(z|x_n), as many at a time as the model allows.
 
     Args:
       model: p(x, z) and the observations.
       posteriors: q(z|x_n), batch shape `[N]`, every parameter broadcast to it. May differ from the
         posteriors of the model.
       num_samples: Number of draws per observation over all chunks.
-      key: int32 `Tensor`, shape `[2]`.
-      batch_size: Number of codes decoded at a time.
+      key: int32 `Tensor`, shape `[2]`. With one `model.code_batch_size`, the same key gives the
+        same draws.
 
-    Yields:
-      draws: Slice of the draws in the chunk.
-      rows: Slice of the observations in the chunk.
-      log_weights: Log weights, float64, shape `[S, B]`, in nats. Every draw of every observation
-        occurs once, and the draws of an observation are in order.
+    Returns:
+      `LogWeightChunks`.
     """
     # All steps decode the same number of codes, so that kernels compile once. Nearly equal steps
     # waste the fewest codes.
-    length = _share(model.num_observations, batch_size)
-    chunk_size = _share(num_samples, batch_size // length)
+    length = equal_steps(model.num_observations, model.code_batch_size)
+    chunk_size = equal_steps(num_samples, model.code_batch_size // length)
+    num_steps = -(-model.num_observations // length) * -(-num_samples // chunk_size)
+    likelihood = LikelihoodSteps(model, num_steps)
+    return LogWeightChunks(
+        likelihood, _chunks(model, posteriors, num_samples, key, length, chunk_size, likelihood)
+    )
 
+
+def _chunks(
+    model: PreparedModel,
+    posteriors: tfd.Distribution,
+    num_samples: int,
+    key: tf.Tensor,
+    length: int,
+    chunk_size: int,
+    likelihood: LikelihoodSteps,
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yields the chunks of `LogWeightChunks`, of `length` rows and `chunk_size` draws each."""
     # Networks that are called here, for posteriors or for p(z|c), may be no graphs.
     is_reencoded = isinstance(posteriors, ReencodedPosteriors)
     prior = model.prior
@@ -67,7 +107,7 @@ def log_weight_chunks(
             z, log_posterior, *log_prior = draw(indices, seeds.fold_in(step_key, chunk))
             if not log_prior:
                 log_prior = [scored(model.prior_at(step.shown), z)]
-            log_weights = model.log_likelihood(z, step.shown).numpy().astype(np.float64)
+            log_weights = likelihood(z, step.shown).numpy().astype(np.float64)
             log_weights += log_prior[0].numpy()
             log_weights -= log_posterior.numpy()
             # The last chunk may draw more than is needed.
@@ -93,8 +133,3 @@ def looked_at(posteriors: tfd.Distribution, prior: tfd.Distribution | None) -> t
     if prior is not None:
         check_codes_in_support(prior, z)
     return consistency.explained([], rounding_of_draws(z.numpy(), posteriors))
-
-
-def _share(total: int, limit: int) -> int:
-    """Returns the size of parts when a total is split into the fewest equal parts up to a limit."""
-    return -(-total // -(-total // limit))

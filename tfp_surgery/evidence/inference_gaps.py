@@ -88,7 +88,7 @@ def inference_gaps(
     num_steps: int = 500,
     learning_rate: float = 0.05,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
 ) -> InferenceGaps:
     r"""Decomposes log p(x) - ELBO into approximation and amortization gap (Cremer et al. 2018).
@@ -124,7 +124,9 @@ def inference_gaps(
       learning_rate: Initial learning rate of Adam.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
-      batch_size: Number of observations encoded, and of codes decoded, at a time.
+      batch_size: Number of observations encoded, and of codes decoded, at a time; None for as many
+        as fit in 32 MiB by their shapes (a quarter of that where gradients are taken), whatever
+        the machine is.
       condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
         `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
         get the conditions of their batch, repeated in step with the codes. The evidence is then
@@ -161,7 +163,7 @@ def inference_gaps(
     # One key, so that both ELBOs share their noise.
     key = seeds.key(seed, "inference_gaps/codes")
     samples = {
-        name: _elbo_draws(model, posteriors, num_samples, key, refinement.batch_size)
+        name: _elbo_draws(model, posteriors, num_samples, key)
         for name, posteriors in (
             ("elbo", independent_gaussians(model.posteriors)),
             ("optimal_elbo", refined),
@@ -214,13 +216,10 @@ def _elbo_draws(
     posteriors: tfd.Distribution,
     num_samples: int,
     key: tf.Tensor,
-    batch_size: int,
 ) -> np.ndarray:
     """Returns draws of log p(x_n, z) - log q(z), shape `[S, N]`, in the dtype of the posteriors."""
     draws = np.empty([num_samples, model.num_observations], posteriors.dtype.as_numpy_dtype)
-    for samples, rows, log_weights in log_weight_chunks(
-        model, posteriors, num_samples, key, batch_size
-    ):
+    for samples, rows, log_weights in log_weight_chunks(model, posteriors, num_samples, key):
         draws[samples, rows] = log_weights
     return checked_draws(
         "log p(x, z) - log q(z)",

@@ -56,6 +56,8 @@ class LogEvidence(Result):
       method: How the weights were drawn.
       data: Description of the data set: its name, N and binarization.
       seed: Seed of the draws.
+      decoding: How codes were decoded: "by a graph" or "eagerly"; empty for other methods, which
+        are compiled by XLA.
       acceptance_rates: Acceptance rates of the Metropolis-Hastings steps at each temperature,
         averaged over the chains, float64, shape `[num_temperatures, N]`; None for other methods.
       rounding: Rounding error of the mean of the bounds, the smallest standard error reported.
@@ -81,6 +83,7 @@ class LogEvidence(Result):
     method: str
     data: str
     seed: Seed
+    decoding: str = ""
     acceptance_rates: np.ndarray | None = None
     rounding: float = 0.0
 
@@ -123,6 +126,8 @@ class LogEvidence(Result):
 
     def _title(self) -> list[str]:
         bound = f"stochastic {self.bound} bound by {self.method}, seed {self.seed}"
+        if self.decoding:
+            bound += f", decoded {self.decoding}"
         return [f"Log evidence of {self.data}", f"nats per observation; {bound}"]
 
     def _rows(self) -> list[tuple[str, Any]]:
@@ -195,7 +200,8 @@ class RunningWeights:
 
         Args:
           bound: "lower", or "upper" for weights of mean 1 / p(x_n).
-          **fields: Other fields of `LogEvidence`: method, data, seed, acceptance_rates, warnings.
+          **fields: Other fields of `LogEvidence`: method, data, seed, decoding, acceptance_rates,
+            warnings.
 
         Returns:
           `LogEvidence`.

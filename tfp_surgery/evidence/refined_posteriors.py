@@ -17,6 +17,11 @@ from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.gradients import check_gradient, check_graph, compiled
 from tfp_surgery.checks.networks import unwrap
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.batch_size import (
+    GRADIENT_PASSES,
+    checked_batch_size,
+    equal_steps,
+)
 from tfp_surgery.components.flat_joint import FlatJoint, describe
 from tfp_surgery.log_density.gaussian_scores import diagonal_parameters
 from tfp_surgery.measurement.log_likelihood import log_likelihood
@@ -39,7 +44,7 @@ def refined_posteriors(
     num_steps: int = 500,
     learning_rate: float = 0.05,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     condition: Any = None,
 ) -> tfd.Distribution:
     r"""Maximises the ELBO over q(z) of each observation, within the encoder's family.
@@ -75,7 +80,9 @@ def refined_posteriors(
       learning_rate: Initial learning rate of Adam.
       seed: Integer in [0, 2**31), or a pair of int32. The same seed and `batch_size` give the
         same result.
-      batch_size: Number of observations encoded, and of codes decoded, at a time.
+      batch_size: Number of observations encoded, and of codes decoded, at a time; None for as many
+        as fit in 32 MiB by their shapes (a quarter of that where gradients are taken), whatever
+        the machine is.
       condition: What encoder, decoder and prior may depend on beside x and z: array-like of shape
         `[N, ...]`, or a structure of these. Those of them that have a keyword argument `condition`
         get the conditions of their batch, repeated in step with the codes.
@@ -117,7 +124,8 @@ class Refinement:
       num_steps: Number of steps of Adam, at least 1.
       learning_rate: Initial learning rate of Adam.
       seed: Seed of the draws.
-      batch_size: Number of codes decoded at a time.
+      batch_size: Number of codes decoded at a time; None for a quarter of what the model decodes
+        without gradients.
 
     Raises:
       TypeError: If `num_steps` or `batch_size` is not an integer.
@@ -127,12 +135,12 @@ class Refinement:
     num_steps: int
     learning_rate: float
     seed: Seed
-    batch_size: int
+    batch_size: int | None
 
     def __post_init__(self) -> None:
         """Checks the settings."""
-        for name in ("num_steps", "batch_size"):
-            object.__setattr__(self, name, checked_integer(name, getattr(self, name), 1))
+        object.__setattr__(self, "num_steps", checked_integer("num_steps", self.num_steps, 1))
+        object.__setattr__(self, "batch_size", checked_batch_size(self.batch_size))
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
 
@@ -152,7 +160,9 @@ class Refinement:
         """
         _check_gradients(model)
         family, loc, scale = _family_and_parameters(model.posteriors)
-        length = min(model.num_observations, max(1, self.batch_size // _GRADIENT_SAMPLES))
+        num_codes = self.batch_size or model.code_batch_size // GRADIENT_PASSES
+        limit = max(1, num_codes // _GRADIENT_SAMPLES)
+        length = equal_steps(model.num_observations, limit)
         # In units of the encoder's scale: q* = N(loc + scale * shift, (scale * exp(log_factor))^2).
         shift, log_factor = (
             keras.Variable(tf.zeros([length, loc.shape[-1]], loc.dtype), dtype=loc.dtype.name)

@@ -24,10 +24,16 @@ from tfp_surgery.checks.networks import (
 from tfp_surgery.checks.takes_condition import call, check_condition_is_taken, joined
 from tfp_surgery.checks.tried import tried
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.batch_size import (
+    bytes_of_parameters,
+    bytes_of_row,
+    rows_of_a_step,
+)
 from tfp_surgery.components.encoding import (
     RowsEncoder,
     encode_observations,
     read_condition,
+    rows_encoded_at_a_time,
     rows_encoder,
 )
 from tfp_surgery.components.flat_joint import CodeLayout, describe, flattened
@@ -77,7 +83,9 @@ class PreparedModel:
       layout: Where the parts of structured codes lie in the vectors that represent them; None if
         codes are single tensors.
       reencode: Whether posteriors are encoded again whenever they are needed.
+      given_batch_size: The batch size that the caller asked for; None for one by memory.
       batch_size: Number of observations encoded at a time.
+      code_batch_size: Number of codes decoded and scored at a time.
     """
 
     observations: Observations
@@ -94,7 +102,9 @@ class PreparedModel:
     taking: tuple[str, ...]
     layout: CodeLayout | None
     reencode: bool
+    given_batch_size: int | None
     batch_size: int
+    code_batch_size: int
 
     @functools.cached_property
     def aggregate_posterior(self) -> AggregatePosterior:
@@ -152,7 +162,7 @@ def prepared_model(
     decoder: Network | None,
     prior: tfd.Distribution | Network,
     seed: Seed,
-    batch_size: int,
+    batch_size: int | None,
     condition: Any = None,
     reencode: bool = False,
     validate_args: bool | None = None,
@@ -170,7 +180,8 @@ def prepared_model(
         with batch shape `[B]` and event shape `event_shape`; None for none.
       prior: `tfd.Distribution` over codes with batch shape `[]`, or a callable that returns one.
       seed: Seed of a stochastic binarization.
-      batch_size: Number of observations encoded at a time.
+      batch_size: Number of observations encoded, and of codes decoded and scored, at a time; None
+        for as many as `batch_size.rows_of_a_step` allows.
       condition: Conditions of the observations, as x; handed by keyword to what takes it.
       reencode: Whether to encode again whenever posteriors are needed.
       validate_args: Whether x outside of the support of the likelihood is refused; None if it is
@@ -216,12 +227,13 @@ def prepared_model(
         )
     conditions = read_condition(condition, num_observations)
     taking = check_condition_is_taken(conditions, encoder=encoder, decoder=decoder, prior=prior)
+    rows_encoded = batch_size or rows_encoded_at_a_time(observations, conditions)
     if not is_given:
         encode_rows = rows_encoder(encoder, observations, conditions, reencode)
         first = _first_posteriors(encode_rows, observations)
         if reencode:  # which draws from posteriors that know no sample dimension, too
             few = tf.range(min(2, num_observations))
-            first = ReencodedPosteriors(few, encode_rows, batch_size)
+            first = ReencodedPosteriors(few, encode_rows, rows_encoded)
     layout = code_layout(first)
     prior_now, prior_given = _prior(prior, "prior" in taking, layout)
     given = None if conditions is None else conditions.rows(slice(0, min(2, num_observations)))
@@ -261,7 +273,15 @@ def prepared_model(
         taking=tuple(taking),
         layout=layout,
         reencode=reencode,
-        batch_size=batch_size,
+        given_batch_size=batch_size,
+        batch_size=rows_encoded,
+        code_batch_size=batch_size
+        or rows_of_a_step(
+            bytes_of_row((observations.parts, None if conditions is None else conditions.parts)),
+            bytes_of_row(codes[0]),
+            bytes_of_parameters(likelihood),
+            bytes_of_parameters(prior_of_few),
+        ),
     )
     few_codes = tf.reshape(codes, [-1, *codes.shape[2:]])  # [S, 2, *code] -> [S 2, *code]
     if model.prior is None:

@@ -42,4 +42,9 @@ def traced_for_many(
     Returns:
       The graph; `function` itself for at most 4 calls.
     """
-    return traced(function, *arguments) if num_calls > _EAGER_CALLS else function
+    return traced(function, *arguments) if pays(num_calls) else function
+
+
+def pays(num_calls: int) -> bool:
+    """Returns whether a function that is called so often is worth tracing."""
+    return num_calls > _EAGER_CALLS

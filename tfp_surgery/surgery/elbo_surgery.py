@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.checks.arrays import reject_missing
+from tfp_surgery.components.batch_size import checked_batch_size
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.evidence.log_evidence import LogEvidence
 from tfp_surgery.log_density.evaluation import checked_tolerance
@@ -43,7 +44,7 @@ def elbo_surgery(
     num_samples: int = 2,
     num_query: int | None = None,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     training_aggregate_posterior: AggregatePosterior | None = None,
     tolerance: float | None = None,
     detail: Literal["terms", "full"] = "terms",
@@ -112,10 +113,13 @@ def elbo_surgery(
       num_samples: Number of draws of z per observation, at least 1. With 1, the standard errors of
         the sampled estimates are NaN.
       num_query: Number of observations in the expectations; None for all N.
-      seed: Integer in [0, 2**31), or a TFP seed (pair of int32). The same seed and `batch_size`
-        give the same draws.
+      seed: Integer in [0, 2**31), or a TFP seed (pair of int32). The same seed gives the same
+        draws, whatever `batch_size` from 2000 on is; smaller ones give others, and with `reencode`
+        or p(z|c) each gives its own.
       batch_size: Number of observations encoded, and of codes decoded and scored, at a time (at
-        least the `num_samples` codes of one observation).
+        least the `num_samples` codes of one observation). None for as many as fit in 32 MiB by
+        their shapes, whatever the machine is. From the fifth step on, codes are decoded by a graph,
+        where the decoder can be traced as one that gives the same values.
       training_aggregate_posterior: Aggregate posterior of another data set over the same codes,
         batch shape `[]`.
       tolerance: Bound in nats on the error of log q(z) and H[q(n|z)] from a certified tree over the
@@ -160,7 +164,7 @@ def elbo_surgery(
         `docs/when-numbers-disagree.md`), or if standard errors are unknown.
     """
     num_samples = checked_integer("num_samples", num_samples, 1)
-    batch_size = checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_batch_size(batch_size)
     seed = seeds.checked_seed(seed)
     tolerance = checked_tolerance(tolerance)
     if detail not in ("terms", "full"):
@@ -197,7 +201,7 @@ def elbo_surgery(
             stacklevel=2,
         )
 
-    draws = score_draws(model, index, num_samples, seed, batch_size, tolerance, subset)
+    draws = score_draws(model, index, num_samples, seed, tolerance, subset)
     log_training_aggregate = None
     if training_aggregate_posterior is not None:
         log_training_aggregate = checked_draws(

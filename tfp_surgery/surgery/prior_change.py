@@ -12,6 +12,12 @@ import tensorflow_probability as tfp
 
 from tfp_surgery.checks.networks import build_prior
 from tfp_surgery.components import components as components_lib
+from tfp_surgery.components.batch_size import (
+    bytes_of_parameters,
+    bytes_of_row,
+    equal_steps,
+    rows_of_a_step,
+)
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
 from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.measurement import consistency
@@ -22,12 +28,13 @@ from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.measurement.steps import steps
 from tfp_surgery.measurement.traced import traced_for_many
 from tfp_surgery.seeds import Seed
-from tfp_surgery.surgery.scored_draws import describe_evaluation, posterior_draws
+from tfp_surgery.surgery.scored_draws import (
+    DRAWN_AT_A_TIME,
+    describe_evaluation,
+    posterior_draws,
+)
 
 tfd = tfp.distributions
-
-# The default batch size of elbo_surgery, since the draws depend on it.
-_BATCH_SIZE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +78,8 @@ class PriorChange(Result):
 class PriorMeasurement:
     """Measures the change from a former prior to others, on the same draws from q(z).
 
-    The draws equal those of `elbo_surgery` with the same `num_samples` and seed and the default
-    batch size, so that its results before and after differ by `PriorChange` up to rounding.
+    The draws equal those of `elbo_surgery` with the same `num_samples` and seed (and no batch size
+    below 2000), so that its results before and after differ by `PriorChange` up to rounding.
     """
 
     def __init__(
@@ -102,7 +109,7 @@ class PriorMeasurement:
         self._seed = seed
         everything = np.arange(num_observations)
         self._z, log_densities = posterior_draws(
-            posteriors, lambda _: former_prior, everything, num_samples, seed, _BATCH_SIZE
+            posteriors, lambda _: former_prior, everything, num_samples, seed, DRAWN_AT_A_TIME
         )
         check_codes_in_support(former_prior, self._z)
         self._log_former = checked_draws(
@@ -127,7 +134,8 @@ class PriorMeasurement:
         """
         prior = build_prior(prior)
         num_samples, num_observations = self._log_former.shape
-        length = min(num_observations, max(1, _BATCH_SIZE // num_samples))
+        num_codes = rows_of_a_step(bytes_of_row(self._z[0]), bytes_of_parameters(prior))
+        length = equal_steps(num_observations, max(1, num_codes // num_samples))
         shape = [num_samples, length, *self._z.shape[2:]]
         num_steps = -(-num_observations // length)
         log_prob = traced_for_many(num_steps, prior.log_prob, tf.TensorSpec(shape, self._z.dtype))

@@ -13,10 +13,12 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components.batch_size import checked_batch_size, equal_steps
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors, picked, scored
 from tfp_surgery.log_density.component_subset import NUM_GROUPS, log_prob_by_subset
 from tfp_surgery.log_density.evaluation import Evaluation, checked_tolerance
 from tfp_surgery.measurement.draws import checked_draws
+from tfp_surgery.measurement.likelihood_steps import LikelihoodSteps
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.prepared_model import PreparedModel, prepared_model
 from tfp_surgery.measurement.result import Result, count_draws
@@ -28,6 +30,10 @@ from tfp_surgery.surgery.closed_forms import closed_forms
 from tfp_surgery.surgery.saturation import saturated_reconstruction
 
 tfd = tfp.distributions
+
+# Codes drawn, and scored under posterior and prior, in one step. The draws depend on it, and so not
+# on the batches in which they are decoded.
+DRAWN_AT_A_TIME = 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,6 +62,7 @@ class ScoredDraws(Result):
       is_conditional: Whether the prior takes the condition.
       component_error: Error of the mean of `log_aggregate` if it comes from a subset of the
         components: the root of squared standard error and bias; None otherwise.
+      decoding: How codes were decoded: "by a graph" or "eagerly"; empty without a decoder.
     """
 
     z: tf.Tensor
@@ -75,6 +82,7 @@ class ScoredDraws(Result):
     outside_support: str = ""
     is_conditional: bool = False
     component_error: float | None = None
+    decoding: str = ""
 
     def _title(self) -> list[str]:
         num_samples, num_query = self.log_posterior.shape
@@ -99,7 +107,7 @@ def scored_draws(
     num_samples: int = 2,
     num_query: int | None = None,
     seed: Any = 0,
-    batch_size: int = 2000,
+    batch_size: int | None = None,
     tolerance: float | None = None,
     condition: Any = None,
     reencode: bool = False,
@@ -138,7 +146,7 @@ def scored_draws(
       ValueError: See `elbo_surgery`.
     """
     num_samples = checked_integer("num_samples", num_samples, 1)
-    batch_size = checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_batch_size(batch_size)
     seed = seeds.checked_seed(seed)
     tolerance = checked_tolerance(tolerance)
     model = prepared_model(
@@ -155,7 +163,7 @@ def scored_draws(
     )
     index = chosen_observations(model.num_observations, num_query, seed)
     subset = chosen_components(model, num_components, seed)
-    return score_draws(model, index, num_samples, seed, batch_size, tolerance, subset)
+    return score_draws(model, index, num_samples, seed, tolerance, subset)
 
 
 def chosen_observations(num_observations: int, num_query: Any, seed: Seed) -> np.ndarray:
@@ -223,7 +231,6 @@ def score_draws(
     index: np.ndarray,
     num_samples: int,
     seed: Seed,
-    batch_size: int,
     tolerance: float | None,
     subset: np.ndarray | None = None,
 ) -> ScoredDraws:
@@ -234,7 +241,6 @@ def score_draws(
       index: Indices of the observations, shape `[Q]`.
       num_samples: Number S of draws per observation.
       seed: Seed of the draws.
-      batch_size: Number of codes drawn, decoded and scored at a time.
       tolerance: See `AggregatePosterior.evaluate`.
       subset: Indices of the components that stand for all; None for all.
 
@@ -244,17 +250,22 @@ def score_draws(
     Raises:
       ValueError: If codes lie outside the support of the prior, or a log density is not finite.
     """
+    drawn_at_a_time = DRAWN_AT_A_TIME
+    if model.given_batch_size is not None:  # which bounds memory, the prior's as well
+        drawn_at_a_time = min(drawn_at_a_time, model.given_batch_size)
+    elif model.is_reencoded or model.prior is None:  # networks are called on these rows
+        drawn_at_a_time = min(drawn_at_a_time, model.batch_size)
     z, densities = posterior_draws(
-        model.posteriors, model.prior_at, index, num_samples, seed, batch_size
+        model.posteriors, model.prior_at, index, num_samples, seed, drawn_at_a_time
     )
     own = cause(z, own=True)
     log_posterior = checked_draws("log posterior", densities["log_posterior"], cause=own)
     log_prior = checked_draws("log prior", densities["log_prior"], cause=cause(z))
-    reconstruction = _reconstruction(model, z, index, batch_size)
+    reconstruction, decoding = _reconstruction(model, z, index)
     if model.prior is not None:
         check_codes_in_support(model.prior, z)
     else:
-        for step in steps(len(index), max(1, batch_size // num_samples)):
+        for step in steps(len(index), max(1, drawn_at_a_time // num_samples)):
             check_codes_in_support(model.prior_at(index[step.shown]), z[:, step.shown])
     entropy, error = None, None
     if subset is None:
@@ -265,7 +276,7 @@ def score_draws(
         evaluation = describe_evaluation(evaluated, model.num_observations, tolerance)
     else:
         log_aggregate, error, evaluation = _by_subset(model, z, index, log_posterior, subset)
-    closed_form_kl, closed_form_entropy = closed_forms(model, batch_size)
+    closed_form_kl, closed_form_entropy = closed_forms(model, model.batch_size)
     return ScoredDraws(
         z=z,
         index=index,
@@ -284,6 +295,7 @@ def score_draws(
         outside_support=model.outside_support,
         is_conditional=model.prior is None,
         component_error=error,
+        decoding=decoding,
     )
 
 
@@ -312,25 +324,29 @@ def _by_subset(
 
 
 def _reconstruction(
-    model: PreparedModel, z: tf.Tensor, index: np.ndarray, batch_size: int
-) -> np.ndarray | None:
-    """Returns log p(x_q|z_sq), shape `[S, Q]`; None without a decoder."""
+    model: PreparedModel, z: tf.Tensor, index: np.ndarray
+) -> tuple[np.ndarray | None, str]:
+    """Returns log p(x_q|z_sq), shape `[S, Q]`, and how it was computed; None without a decoder."""
     decoder = model.decoder
     if decoder is None:
-        return None
+        return None, ""
+    length = equal_steps(len(index), max(1, model.code_batch_size // z.shape[0]))
+    likelihood = LikelihoodSteps(model, -(-len(index) // length))
+    is_all = len(index) == model.num_observations
     log_densities = []
-    for step in steps(len(index), max(1, batch_size // z.shape[0])):
-        values = model.log_likelihood(z[:, step.shown], index[step.shown])
-        log_densities.append(values.numpy()[:, step.new])
-    return checked_draws(
+    for step in steps(len(index), length):
+        rows = step.shown if is_all else index[step.shown]  # a slice of x is no copy
+        log_densities.append(likelihood(z[:, step.shown], rows)[:, step.new])
+    draws = checked_draws(
         "reconstruction",
-        np.concatenate(log_densities, axis=1),
+        tf.concat(log_densities, axis=1).numpy(),
         cause=(
             (lambda failed: saturated_reconstruction(decoder, z, failed))
             if model.conditions is None
             else None
         ),
     )
+    return draws, likelihood.evaluation
 
 
 def posterior_draws(

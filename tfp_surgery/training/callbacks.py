@@ -15,6 +15,7 @@ import tensorflow_probability as tfp
 
 from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
+from tfp_surgery.components.batch_size import checked_batch_size
 from tfp_surgery.components.encoding import read_condition
 from tfp_surgery.datasets import Dataset
 from tfp_surgery.intensities import reject_raw_levels
@@ -69,7 +70,7 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
         num_query: int = 1000,
         num_samples: int = 2,
         seed: Any = 0,
-        batch_size: int = 2000,
+        batch_size: int | None = None,
         reencode: bool = False,
         validate_args: bool = True,
     ) -> None:
@@ -102,9 +103,9 @@ class ElboSurgeryCallback(keras.callbacks.Callback):
             ("every", every),
             ("num_query", num_query),
             ("num_samples", num_samples),
-            ("batch_size", batch_size),
         ):
             checked_integer(name, value, 1)
+        batch_size = checked_batch_size(batch_size)
         if not isinstance(x, Dataset):
             x = read_observations(x)
             if isinstance(x.parts, np.ndarray | tf.Tensor):
