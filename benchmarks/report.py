@@ -208,10 +208,8 @@ def exponents(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 def _surgery(rows: Sequence[Row]) -> str:
     return (
-        "`tfs.elbo_surgery` with two codes an observation, and log q(z_j) of a further code of "
-        "each observation in all dimensions. The networks alone encode each observation once, "
-        "decode the codes and score the observations; the difference is taken within each round."
-        "\n\n"
+        "`tfs.elbo_surgery` with two codes an observation. The networks alone, compiled by XLA, "
+        "encode each observation once, decode the codes and score the observations.\n\n"
     ) + _table(
         rows,
         {
@@ -221,6 +219,7 @@ def _surgery(rows: Sequence[Row]) -> str:
             "part": lambda row: row["method"],
             "seconds": _seconds,
             "range": _range,
+            "times the networks": lambda row: _figures(row["times_base"]),
             "peak MiB": lambda row: _rounded(row["peak_mib"]),
         },
     )

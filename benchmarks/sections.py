@@ -20,7 +20,7 @@ EXACT, TREE, GRADIENT = "exact", "tolerance 1e-4", "exact, forward and backward"
 COMPILATION = f"{TREE}, without numba's cache"
 TFD, TORCH = "tfd.MixtureSameFamily, XLA", "torch MixtureSameFamily"
 MARGINALS, MARGINALS_EXACT = "interpolated, tolerance 1e-5", "exact, one dimension times D"
-SURGERY, NETWORKS = "elbo_surgery and marginals", "the networks alone"
+SURGERY, NETWORKS = "elbo_surgery", "the networks alone, XLA"
 SURGERY_TREE = f"{SURGERY}, {TREE}"
 FIT, HAND_WRITTEN, TORCH_COMPILED = "tfs.VAE.fit", "hand-written tf.function, XLA", "torch.compile"
 ON_GPU = ", GPU"
@@ -217,7 +217,7 @@ def _compilation(setting: Setting) -> Rows:
 
 
 def surgery(setting: Setting) -> Rows:
-    """The whole of `elbo_surgery` with all marginals, and the part of the networks in it."""
+    """The whole of `elbo_surgery`, and beside it the networks that it calls."""
     if setting.run is None:
         raise ValueError("the section surgery needs the networks of a run, not synthetic codes.")
     size = setting.surgery_latent_size
@@ -230,27 +230,17 @@ def surgery(setting: Setting) -> Rows:
         "data_dir": setting.data_dir,
         "manual_dir": setting.manual_dir,
     }
-    source = setting.source(size)
-    extra = {"source": source, "marginal_tolerance": _MARGINAL_TOLERANCE}
     measured = setting.measured(
         [
-            Task(SURGERY, _OURS, "whole_surgery", {**common, **extra}),
-            Task(
-                SURGERY_TREE, _OURS, "whole_surgery", {**common, **extra, "tolerance": _TOLERANCE}
-            ),
+            Task(SURGERY, _OURS, "whole_surgery", common),
+            Task(SURGERY_TREE, _OURS, "whole_surgery", {**common, "tolerance": _TOLERANCE}),
             Task(NETWORKS, _OURS, "networks", common),
         ]
     )
     num = measured[SURGERY].outputs["num_observations"]
-    rows: Rows = []
-    for row in _rows("surgery", measured, SURGERY, source, 0):
-        rows.append({**row, "num_components": num, "num_queries": _NUM_SAMPLES * num})
-        if row["method"] != NETWORKS:
-            both = (measured[row["method"]].seconds, measured[NETWORKS].seconds)
-            rest = [whole - part for whole, part in zip(*both, strict=True)]
-            name = f"{row['method']}: all but the networks"
-            rows.append({**rows[-1], **_times(rest), "method": name, "peak_mib": None})
-    return rows
+    counts = {"num_components": num, "num_queries": _NUM_SAMPLES * num}
+    rows = _rows("surgery", measured, NETWORKS, setting.source(size), 0)
+    return [{**row, **counts} for row in rows]
 
 
 def training(setting: Setting) -> Rows:
