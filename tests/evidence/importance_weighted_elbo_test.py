@@ -369,3 +369,15 @@ def test_bad_input(changed: dict[str, Any], error: type[Exception], message: str
     }
     with pytest.raises(error, match=message):
         importance_weighted_elbo(**{**arguments, **changed})
+
+
+def test_the_default_batch_size_estimates_the_same_as_small_and_large_ones() -> None:
+    chosen, small, large = (
+        scalar_bound("overlapping", X, 50, 100, seed=3, batch_size=size)
+        for size in (None, 500, 10**6)
+    )
+    assert (small.decoding, large.decoding) == ("by a graph", "eagerly")
+    assert scalar_bound("overlapping", X, 50, 100, seed=3).to_dict() == chosen.to_dict()
+    for one, other in itertools.combinations((chosen, small, large), 2):
+        error = math.hypot(one.estimate.standard_error, other.estimate.standard_error)
+        assert abs(one.estimate.value - other.estimate.value) <= STANDARD_ERRORS * error

@@ -21,6 +21,7 @@ from tfp_surgery.log_density import streamed_pass
 from tfp_surgery.measurement.decoder_and_prior import decoder_and_prior
 from tfp_surgery.surgery.elbo_surgery import elbo_surgery
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
+from tfp_surgery.surgery.scored_draws import scored_draws
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -373,6 +374,18 @@ def test_many_steps_and_few_give_the_same_but_for_the_draws() -> None:
         other = few.estimates()[name]
         error = math.hypot(estimate.standard_error, other.standard_error)
         assert abs(estimate.value - other.value) <= 4.5 * error + 1e-12
+
+
+def test_draws_do_not_depend_on_the_batches_in_which_codes_are_decoded() -> None:
+    model = ProbabilisticPCA()
+    given = (model.x, model.encoder, model.decoder, model.prior)
+    drawn = [scored_draws(*given, batch_size=size, seed=4) for size in (None, 2000, 10**7)]
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(drawn[0].z, other.z)
+        np.testing.assert_allclose(drawn[0].reconstruction, other.reconstruction, rtol=1e-6)
+    smaller = scored_draws(*given, batch_size=100, seed=4)
+    assert smaller.decoding == "by a graph"
+    assert not np.array_equal(smaller.z, drawn[0].z)
 
 
 def test_codes_that_are_scalars_or_matrices_are_served() -> None:
