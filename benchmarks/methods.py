@@ -144,7 +144,7 @@ def networks(
         starts = range(0, len(x), _BATCH_SIZE)
         parts = [encoded(tf.constant(x[start : start + _BATCH_SIZE])) for start in starts]
         loc, scale = (tf.concat(part, axis=0) for part in zip(*parts, strict=True))
-        noise = tf.random.stateless_normal([num_samples, *loc.shape], (0, 1), loc.dtype)
+        noise = tf.random.stateless_normal([num_samples, *loc.shape], (0, 1), dtype=loc.dtype)
         z = loc + scale * noise  # [S, N, D]
         step = _BATCH_SIZE // num_samples
         log_prob = [
