@@ -237,7 +237,7 @@ def _call(**changes: Any) -> InferenceGaps:
         ({"num_samples": 1}, ValueError, "num_samples must be at least 2"),
         ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
-        ({"batch_size": None}, TypeError, "batch_size must be an integer"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be an integer"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"log_evidence": np.zeros(3)}, ValueError, "each of the 4 observations, got 3"),
         ({"log_evidence": np.full(4, np.nan)}, ValueError, "one finite value"),
