@@ -101,6 +101,8 @@ class ElboSurgery(Result):
         given.
       data: Description of the data set: its name, N and binarization.
       evaluation: How log q(z) and H[q(n|z)] were evaluated: "exact", or within a tolerance.
+      decoding: How codes were decoded and scored: "by a graph", or "eagerly" where the decoder is
+        no graph or steps were few; empty without a decoder.
       control_variates: What is known of posteriors and prior and used in the estimates, in words;
         empty if nothing is, if there is one draw an observation, or if observations are few.
       outside_support: What of x is outside of the support of the likelihood, in words; then the sum
@@ -134,6 +136,7 @@ class ElboSurgery(Result):
     seed: Seed | None
     data: str
     evaluation: str
+    decoding: str = ""
     control_variates: tuple[str, ...] = ()
     conditional_prior_term: Estimate | None = None
     outside_support: str = ""
@@ -210,9 +213,10 @@ class ElboSurgery(Result):
         draws = count_draws(self.num_observations, self.num_query, self.num_samples)
         seed = "" if self.seed is None else f", seed {self.seed}"
         name = "Surgery of an objective on" if self.outside_support else "ELBO surgery of"
+        decoded = f"; decoded {self.decoding}" if self.decoding else ""
         return [
             f"{name} {self.data}",
-            f"nats per observation; {draws}{seed}; log q(z) {self.evaluation}",
+            f"nats per observation; {draws}{seed}; log q(z) {self.evaluation}{decoded}",
         ]
 
     def _rows(self) -> list[tuple[str, Any]]:

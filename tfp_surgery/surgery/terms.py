@@ -123,6 +123,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         seed=draws.seed,
         data=draws.data,
         evaluation=draws.evaluation,
+        decoding=draws.decoding,
         control_variates=controls.names,
         outside_support=draws.outside_support,
         absent=absent,
