@@ -90,8 +90,8 @@ class PriorMeasurement:
 
     The draws equal those of `elbo_surgery` with the same `num_samples` and seed (and no batch size
     below 2000), whose marginal KL with the former prior is `marginal_kl_before`. That with another
-    prior is `marginal_kl_after` up to less than its standard error: which control variates there
-    are is a matter of the prior.
+    prior is `marginal_kl_after` up to their errors: which control variates there are is a matter of
+    the prior.
     """
 
     def __init__(
