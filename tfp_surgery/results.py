@@ -15,7 +15,7 @@ from tfp_surgery.surgery.condition_split import ConditionSplit
 from tfp_surgery.surgery.elbo_readings import ElboReadings
 from tfp_surgery.surgery.elbo_surgery_result import ElboSurgery
 from tfp_surgery.surgery.marginal_kl_split_result import GroupSplit, MarginalKLSplit
-from tfp_surgery.surgery.per_part import PartTerms, PerPart
+from tfp_surgery.surgery.per_part_result import PartTerms, PerPart
 from tfp_surgery.surgery.prior_change import PriorChange
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.training.prior_fit import PriorFit, PriorFitProgress

@@ -13,6 +13,7 @@ from scipy import special, stats
 
 import tfp_surgery as tfs
 from tfp_surgery import priors
+from tfp_surgery.estimate import stratified_estimate
 
 tfd = tfp.distributions
 
@@ -96,10 +97,65 @@ def test_terms_given_the_condition_are_those_of_numpy(
         (split.condition_mutual_information, logs["given"] - logs["aggregate"]),
     ]:
         assert estimate is not None
-        assert estimate.value == pytest.approx(values.mean(), rel=1e-6, abs=1e-9)
+        plain = stratified_estimate(values, N)
+        error = 5.0 * plain.standard_error  # of few draws
+        assert estimate.value == pytest.approx(values.mean(), rel=1e-6, abs=error + 1e-9)
+    check_sums(surgery)
     assert split.num_values == 3
     assert split.ceiling == pytest.approx(np.log(N / 3))
     assert "condition given to encoder, decoder and prior" in surgery.data
+
+
+def check_sums(surgery: tfs.ElboSurgery) -> None:
+    """The split adds up to the terms of the same result."""
+    split = surgery.condition_split
+    assert split is not None
+    inside = split.index_code_mutual_information.value
+    for total, rest in (
+        (surgery.average_kl, split.marginal_kl),
+        (surgery.index_code_mutual_information, split.condition_mutual_information),
+    ):
+        assert total.value == pytest.approx(inside + rest.value, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_what_is_known_makes_the_errors_smaller(with_prior: bool) -> None:
+    """Against a mean over many draws of numpy's, and the errors of plain means."""
+    encoder, decoder, prior = model("overlapping")
+    spread, scale = CASES["overlapping"]
+    loc = spread * (LOC + C[:, None])
+    noise = np.random.default_rng(1).normal(size=(20000, N, 2))
+    everything = np.arange(N)
+    if not with_prior:  # one whose KL is not known
+        mixture = tfd.MixtureSameFamily(
+            tfd.Categorical(logits=np.zeros(2)),
+            tfd.MultivariateNormalDiag(np.array([[0.0, 0.0], [1.0, 1.0]]), np.full(2, 1.5)),
+        )
+
+    def logs_of(z: np.ndarray) -> dict[str, np.ndarray]:
+        logs = brute_force("overlapping", z, everything)
+        if not with_prior:
+            both = stats.norm.logpdf(z[..., None, :], np.array([[0.0], [1.0]]), 1.5).sum(-1)
+            logs["prior"] = special.logsumexp(both, axis=-1) - np.log(2.0)
+        return {
+            "index_code_mutual_information": logs["own"] - logs["given"],
+            "marginal_kl": logs["given"] - logs["prior"],
+            "condition_mutual_information": logs["given"] - logs["aggregate"],
+        }
+
+    truth = logs_of(loc + scale * noise)
+    chosen = (encoder, decoder, prior if with_prior else mixture)
+    options: Any = {"condition": C, "num_samples": 60}
+    surgery = tfs.elbo_surgery(OBSERVED, *chosen, **options)
+    check_sums(surgery)
+    sampled = logs_of(tfs.scored_draws(OBSERVED, *chosen, **options).z.numpy())
+    for name, values in truth.items():
+        estimate, exact = getattr(surgery.condition_split, name), stratified_estimate(values, N)
+        error = np.hypot(estimate.standard_error, exact.standard_error)
+        assert abs(estimate.value - exact.value) <= 4.0 * error, name
+        plain = stratified_estimate(sampled[name], N).standard_error
+        is_known = with_prior or name != "marginal_kl"
+        assert estimate.standard_error < (0.6 if is_known else 0.95) * plain, name
 
 
 def test_a_prior_of_the_condition_has_no_marginal_kl() -> None:

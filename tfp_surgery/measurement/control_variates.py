@@ -50,6 +50,79 @@ class ControlVariate:
         values = np.sum([np.asarray(term, np.float64) for term in terms], axis=0)
         return cls(name, values, rounding(*terms) + truncation, own_means, unseen)
 
+    @classmethod
+    def of_known(
+        cls, name: str, known: np.ndarray, index: np.ndarray, *terms: np.ndarray
+    ) -> ControlVariate:
+        """Makes a control variate of a sum of terms whose expectation is known.
+
+        Args:
+          name: What is known, in words.
+          known: The expectation of the sum for each of all N observations, shape `[N]`.
+          index: Indices of the Q observations, shape `[Q]`.
+          *terms: Draws, shape `[S, Q]`, each in the dtype in which it was computed.
+
+        Returns:
+          The sum less the mean of what is known.
+        """
+        mean = known.mean(dtype=np.float64)
+        constant = np.full(terms[0].shape, -mean, known.dtype)
+        return cls.of(name, *terms, constant, own_means=known[index] - mean)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReducedDraws:
+    """Draws of a quantity less control variates, of the same mean; these add and subtract.
+
+    Attributes:
+      values: The draws, float64, shape `[S, Q]`.
+      own_values: Likewise, but of the same mean for each observation.
+      rounding: Error of the mean by rounding and truncation.
+      unseen: Factor of the unseen part of log q(n|z) in it; see `ControlVariates`.
+    """
+
+    values: np.ndarray
+    own_values: np.ndarray
+    rounding: float
+    unseen: float
+
+    @classmethod
+    def known(
+        cls, values: np.ndarray, index: np.ndarray, num_samples: int, least_error: float
+    ) -> ReducedDraws:
+        """Makes draws that all equal the mean of closed forms of all N observations.
+
+        Args:
+          values: The closed forms, shape `[N]`.
+          index: Indices of the Q observations, shape `[Q]`.
+          num_samples: Number S of draws per observation.
+          least_error: Rounding error of the mean, in which the terms that cancel count.
+
+        Returns:
+          `ReducedDraws`.
+        """
+        wide = np.asarray(values, np.float64)
+        shape = num_samples, len(index)
+        return cls(
+            np.full(shape, wide.mean()), np.broadcast_to(wide[index], shape), least_error, 0.0
+        )
+
+    def __add__(self, other: ReducedDraws) -> ReducedDraws:
+        """Returns the sum."""
+        return self._plus(other, 1.0)
+
+    def __sub__(self, other: ReducedDraws) -> ReducedDraws:
+        """Returns the difference."""
+        return self._plus(other, -1.0)
+
+    def _plus(self, other: ReducedDraws, sign: float) -> ReducedDraws:
+        return ReducedDraws(
+            self.values + sign * other.values,
+            self.own_values + sign * other.own_values,
+            self.rounding + other.rounding,
+            self.unseen + sign * other.unseen,
+        )
+
 
 class ControlVariates:
     r"""Estimates of means of f from draws of f and of quantities C of expectation 0.
@@ -90,15 +163,19 @@ class ControlVariates:
           num_observations: N.
           unseen_variance: Variance of the mean of log q(n|z) from draws too rare to be among these.
         """
+        self.candidates = tuple(candidates)
         self.num_observations = num_observations
         self.unseen_variance = unseen_variance
+        self.is_cut = False  # whether there were too few degrees of freedom for all
         controls = [control for control in candidates if self._varies(control)]
         if controls:
             num_samples, num_query = controls[0].values.shape
             # That of the smallest set of draws that coefficients are estimated from.
             rows = num_query - -(-num_query // _NUM_FOLDS)
             freedom = rows * (num_samples - 1) if num_query == num_observations else rows - 1
-            controls = controls[: freedom // _FREEDOM_PER_COEFFICIENT]
+            most = freedom // _FREEDOM_PER_COEFFICIENT
+            self.is_cut = len(controls) > most
+            controls = controls[:most]
         self.names = tuple(control.name for control in controls)
         self._roundings = np.array([control.rounding for control in controls])
         self._loadings = np.array([control.unseen for control in controls])
@@ -185,6 +262,40 @@ class ControlVariates:
           The `Estimate`, with the population standard error of a functional whose influence
           function is the mean of the sum given the observation.
         """
+        return self.estimate_of(self.reduced(*terms, truncation=truncation, unseen=unseen))
+
+    def estimate_of(self, draws: ReducedDraws) -> Estimate:
+        """Estimates the mean of draws, or of sums and differences of draws.
+
+        Args:
+          draws: What `reduced` returns, also of other control variates of the same observations.
+
+        Returns:
+          The `Estimate`, as of `estimate`.
+        """
+        result = two_stage_estimate(draws.values, self.num_observations, draws.rounding)
+        error = math.hypot(result.standard_error, draws.unseen * math.sqrt(self.unseen_variance))
+        return dataclasses.replace(
+            result,
+            standard_error=error,
+            population_standard_error=_population_error(
+                draws.own_values, self.num_observations, error
+            ),
+        )
+
+    def reduced(
+        self, *terms: np.ndarray, truncation: float = 0.0, unseen: float = 0.0
+    ) -> ReducedDraws:
+        """Subtracts the control variates from a sum of terms.
+
+        Args:
+          *terms: See `estimate`.
+          truncation: See `estimate`.
+          unseen: See `estimate`.
+
+        Returns:
+          `ReducedDraws`, linear in the sum.
+        """
         values = np.sum([term.astype(np.float64) for term in terms], axis=0)  # [S, Q]
         least_error = rounding(*terms) + truncation
         own_values = values
@@ -194,13 +305,7 @@ class ControlVariates:
             values = values - np.einsum("sqk,qk->sq", self._values, coefficients)
             unseen -= float(coefficients.mean(axis=0) @ self._loadings)
             least_error += float(np.abs(coefficients).mean(axis=0) @ self._roundings)
-        result = two_stage_estimate(values, self.num_observations, least_error)
-        error = math.hypot(result.standard_error, unseen * math.sqrt(self.unseen_variance))
-        return dataclasses.replace(
-            result,
-            standard_error=error,
-            population_standard_error=_population_error(own_values, self.num_observations, error),
-        )
+        return ReducedDraws(values, own_values, least_error, unseen)
 
     def exact(self, values: np.ndarray, least_error: float) -> Estimate:
         """Estimates a mean from closed forms of all N observations.

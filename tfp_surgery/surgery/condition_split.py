@@ -10,11 +10,13 @@ import tensorflow as tf
 
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.estimate import Estimate, rounding
 from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.control_variates import ControlVariate, ControlVariates
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.prepared_model import PreparedModel
 from tfp_surgery.measurement.result import Result
+from tfp_surgery.surgery.reduced_terms import reduced_terms
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
 _MOST_VALUES = 1000
@@ -30,7 +32,13 @@ class ConditionSplit(Result):
         I(n; z)    = I(c; z) + I(n; z|c),
 
     the surgery of Hoffman and Johnson (2016) within each group of observations of one condition.
-    p(z|c) is p(z) where the prior does not take the condition.
+    p(z|c) is p(z) where the prior does not take the condition. In a result of `elbo_surgery`, both
+    lines hold for its average KL and its mutual information up to rounding: I(n; z|c) is estimated
+    with the control variates of the terms and with
+
+        log q(z|x_n) - log q(z|c_n) - log N_c + H[q(n|z, c)],  of mean 0,
+
+    and the other two are what is left.
 
     Attributes:
       index_code_mutual_information: I(n; z|c) = E[log q(z|x_n) - log q(z|c_n)], at most
@@ -60,12 +68,15 @@ class ConditionSplit(Result):
         ]
 
 
-def condition_split(model: PreparedModel, draws: ScoredDraws) -> ConditionSplit | str:
+def condition_split(
+    model: PreparedModel, draws: ScoredDraws, controls: ControlVariates
+) -> ConditionSplit | str:
     """Splits the average KL given the condition of a model.
 
     Args:
       model: A model with conditions.
       draws: Its scored draws.
+      controls: The control variates of its terms.
 
     Returns:
       `ConditionSplit`; or the reason why there is none, in words.
@@ -85,23 +96,36 @@ def condition_split(model: PreparedModel, draws: ScoredDraws) -> ConditionSplit 
         return f"the condition has {num_values} values, more than {_MOST_VALUES}"
     sizes = np.bincount(group)
     log_given = np.empty_like(draws.log_aggregate)
+    entropy = np.empty_like(draws.log_aggregate)  # H[q(n|z, c)]
     of_draws = group[draws.index]
     for value in np.unique(of_draws):
         rows = tf.constant(np.flatnonzero(group == value), tf.int32)
         given = AggregatePosterior(components_lib.gather(model.posteriors, rows))
         columns = np.flatnonzero(of_draws == value)
         z = tf.gather(draws.z, columns, axis=1)
-        log_given[:, columns] = given.evaluate(z, tolerance=draws.tolerance).log_prob.numpy()
+        evaluated = given.evaluate(z, tolerance=draws.tolerance)
+        log_given[:, columns] = evaluated.log_prob.numpy()
+        entropy[:, columns] = evaluated.index_entropy.numpy()
     log_given = checked_draws("log q(z|c)", log_given)
     left_out = draws.tolerance or 0.0
-
-    def estimate(*summands: np.ndarray) -> Estimate:
-        return stratified_estimate(summands, draws.num_observations, left_out)
-
+    known = ControlVariate.of(
+        "H[q(n|z, c)]",
+        draws.log_posterior,
+        -log_given,
+        np.broadcast_to(-np.log(sizes[of_draws]).astype(log_given.dtype), log_given.shape),
+        entropy,
+        truncation=2.0 * left_out + rounding(log_given),
+        unseen=1.0,
+    )
+    finer = ControlVariates(
+        [*controls.candidates, known], draws.num_observations, controls.unseen_variance
+    )
+    whole = reduced_terms(draws, controls)
+    information = finer.reduced(draws.log_posterior, -log_given, truncation=left_out, unseen=1.0)
     split = ConditionSplit(
-        index_code_mutual_information=estimate(draws.log_posterior, -log_given),
-        marginal_kl=estimate(log_given, -draws.log_prior),
-        condition_mutual_information=estimate(log_given, -draws.log_aggregate),
+        index_code_mutual_information=finer.estimate_of(information),
+        marginal_kl=finer.estimate_of(whole.average_kl - information),
+        condition_mutual_information=finer.estimate_of(whole.information - information),
         num_values=num_values,
         ceiling=float(sizes @ np.log(sizes) / sizes.sum()),
     )

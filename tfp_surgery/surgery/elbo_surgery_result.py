@@ -15,7 +15,7 @@ from tfp_surgery.surgery.active_units import ActiveUnits
 from tfp_surgery.surgery.condition_split import ConditionSplit
 from tfp_surgery.surgery.elbo_readings import ElboReadings
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
-from tfp_surgery.surgery.per_part import PerPart
+from tfp_surgery.surgery.per_part_result import PerPart
 
 PARTS = (
     "condition_split",

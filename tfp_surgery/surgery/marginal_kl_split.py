@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +16,17 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components import named_component
 from tfp_surgery.components.flat_events import with_flat_events
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.log_density.evaluation import checked_tolerance
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_aggregate_posterior
-from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
+from tfp_surgery.measurement.rounded_draws import cause
 from tfp_surgery.surgery import mixture_marginals
-from tfp_surgery.surgery.marginal_kl_split_result import GroupSplit, MarginalKLSplit
+from tfp_surgery.surgery.closed_forms import closed_forms_of
+from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
+from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.split_of_draws import split_of_draws
+from tfp_surgery.surgery.terms import control_variates
 
 tfd = tfp.distributions
 
@@ -39,6 +41,7 @@ def marginal_kl_split(
     tolerance: float | None = None,
     log_aggregate: Any = None,
     log_prior: Any = None,
+    index_entropy: Any = None,
 ) -> MarginalKLSplit:
     r"""Splits the marginal KL over the dimensions of the code, from draws of z.
 
@@ -59,8 +62,14 @@ def marginal_kl_split(
 
     otherwise the sum is smaller by 1/N sum_n TC(q(z|x_n)). It may exceed log N.
 
-    log q(z), log q(z_j) and log q(z_g) are exact over all N components, or within `tolerance`.
-    Otherwise, the estimates are unbiased.
+    log q(z), log q(z_j) and log q(z_g) are exact over all N components, or within `tolerance`. The
+    means of log q(z) and log p(z) have the control variates of `elbo_surgery`: the entropies of the
+    posteriors, their KL to the prior, and H[q(n|z)]. Those of a dimension or a group have the
+    entropies of q(z_j|x_n) and their KL to p(z_j), or to a Gaussian with the moments of q(z_j)
+    where that of a dimension is not known. With fewer than 20 degrees of freedom for each of the
+    former, all have the same. All terms are sums and differences of these means, so that they add
+    up to rounding. The prior factorization has no Monte Carlo error where all KLs are known.
+    Otherwise, the estimates are unbiased up to the fit of the coefficients (see `ControlVariates`).
 
     Args:
       z: Draws from q(z|x_n), shape `[S, Q, *code_shape]`, S for each of Q observations. The D
@@ -79,6 +88,8 @@ def marginal_kl_split(
         as large. None for exact values, which take minutes for D marginals of N = 60000.
       log_aggregate: log q(z) of the draws, shape `[S, Q]`; computed if None.
       log_prior: log p(z) of the draws, shape `[S, Q]`; computed if None.
+      index_entropy: H[q(n|z)] of the draws, shape `[S, Q]`, a control variate; computed with
+        log q(z), and without it if `log_aggregate` was given.
 
     Returns:
       `MarginalKLSplit`, in nats per observation. Standard errors are NaN if S = 1.
@@ -103,153 +114,57 @@ def marginal_kl_split(
     tolerance = checked_tolerance(tolerance)
     prior = build_prior(prior)
     z, index = _checked_codes(z, index, aggregate_posterior, prior)
+    log_aggregate = _known(log_aggregate, "log_aggregate", z)
     log_prior = _known(log_prior, "log_prior", z)
-    mixture = mixture_marginals.as_mixture(prior)
-    if mixture is None and log_prior is None:
-        log_prior = checked_draws("log p(z)", prior.log_prob(z), cause=cause(z))
-    aggregate_posterior = AggregatePosterior(
-        with_flat_events(aggregate_posterior.components_distribution)
-    )
-    z = tf.reshape(z, [*z.shape[:2], -1])  # [S, Q, *code_shape] -> [S, Q, D]
-    num_samples, num_query, event_size = z.shape
+    index_entropy = _known(index_entropy, "index_entropy", z)
+    components = components_lib.broadcast(aggregate_posterior.components_distribution)
     num_observations = int(aggregate_posterior.num_components)
+    num_samples, num_query = z.shape[:2]
+    event_size = int(aggregate_posterior.event_shape.num_elements())
     partition = None if groups is None else _checked_partition(groups, event_size)
 
-    q = _LogDensities(
-        "q", z, aggregate_posterior, tolerance, _known(log_aggregate, "log_aggregate", z)
-    )
-    if mixture is not None:
-        # A single component is exact at no cost.
-        p_tolerance = None if int(mixture.num_components) == 1 else tolerance
-        p = _LogDensities("p", z, mixture, p_tolerance, log_prior)
-        log_prior = p.joint
-    else:
-        p = None
-
-    left_out = tolerance or 0.0  # error bound of each log density of a mixture
-
-    def estimate(*terms: np.ndarray) -> Estimate:
-        return stratified_estimate(terms, num_observations, len(terms) * left_out)
-
-    def estimates(*terms: np.ndarray) -> tuple[Estimate, ...]:
-        """Returns one estimate for each dimension of terms `[S, Q, D]`."""
-        return tuple(estimate(*(term[..., j] for term in terms)) for j in range(event_size))
-
-    by_name: dict[str, Any] = {
-        "marginal_kl": estimate(q.joint, -log_prior),
-        "total_correlation": estimate(q.joint, *_dimensions(-q.marginals)),
-        "dimension_wise_mutual_information": estimates(_own(z, index, q), -q.marginals),
-        "dimension_wise_kl": None,
-        "summed_dimension_wise_kl": None,
-        "prior_factorization": None,
-    }
-    if p is not None:
-        by_name["dimension_wise_kl"] = estimates(q.marginals, -p.marginals)
-        by_name["summed_dimension_wise_kl"] = estimate(
-            *_dimensions(q.marginals), *_dimensions(-p.marginals)
-        )
-        by_name["prior_factorization"] = estimate(*_dimensions(p.marginals), -p.joint)
-    split = MarginalKLSplit(
-        **by_name,
-        groups=None if partition is None else _group_split(partition, q, p, estimate),
-        absent=_absent(by_name, prior, partition is not None),
+    if log_aggregate is None:
+        evaluated = aggregate_posterior.evaluate(z, tolerance=tolerance)
+        log_aggregate = checked_draws("log q(z)", evaluated.log_prob, cause=cause(z, True))
+        index_entropy = checked_draws("H[q(n|z)]", evaluated.index_entropy, cause=cause(z, True))
+    if log_prior is None:
+        log_prior = checked_draws("log p(z)", _log_prob(prior, z, tolerance), cause=cause(z))
+    own = tf.broadcast_to(index, [num_samples, num_query])  # [Q] -> [S, Q]
+    log_posterior = named_component.log_prob(components, z, own)
+    kl, entropy = closed_forms_of(components, lambda _: prior, num_observations, num_observations)
+    draws = ScoredDraws(
+        z=z,
+        index=index.numpy(),
+        reconstruction=None,
+        log_posterior=checked_draws("log q(z|x)", log_posterior, cause=cause(z, True)),
+        log_prior=log_prior,
+        log_aggregate=log_aggregate,
+        index_entropy=index_entropy,
+        closed_form_kl=kl,
+        closed_form_entropy=entropy,
         num_observations=num_observations,
-        num_query=num_query,
-        num_samples=num_samples,
+        seed=None,
+        data="",
+        tolerance=tolerance,
+        evaluation="",
     )
-    sentences = consistency.explained(
-        split.impossible_values(),
-        rounding_of_draws(z.numpy(), aggregate_posterior.components_distribution),
-    )
-    consistency.warn(sentences, stacklevel=3)
-    return dataclasses.replace(split, warnings=sentences)
+    controls = control_variates(draws)
+    left_out = tolerance or 0.0
+    whole = controls.reduced(log_aggregate, -log_prior, truncation=left_out, unseen=-1.0)
+    split = split_of_draws(draws, aggregate_posterior, prior, controls, whole, partition, tolerance)
+    consistency.warn(split.warnings, stacklevel=3)
+    return split
 
 
-@dataclasses.dataclass
-class _LogDensities:
-    """Log densities of the draws under a mixture, joint and of each dimension."""
-
-    name: str
-    z: tf.Tensor
-    mixture: AggregatePosterior
-    tolerance: float | None
-    joint: Any  # [S, Q]; computed if None
-
-    def __post_init__(self) -> None:
-        if self.joint is None:
-            self.joint = self._score(self.mixture, self.z, "z")
-        self.mixture_marginals = self.mixture.marginals()
-        self.marginals = self._score(self.mixture_marginals, self.z, "z_j")  # [S, Q, D]
-
-    def _score(self, mixture: AggregatePosterior, z: tf.Tensor, argument: str) -> np.ndarray:
-        values = mixture.log_prob(z, tolerance=self.tolerance)
-        own = self.name == "q"
-        return checked_draws(f"log {self.name}({argument})", values, cause=cause(z, own))
-
-    def group(self, dimensions: tuple[int, ...]) -> np.ndarray:
-        """Returns log q(z_g), shape `[S, Q]`."""
-        if len(dimensions) == 1:
-            return self.marginals[..., dimensions[0]]
-        marginal = mixture_marginals.aggregate_group_marginal(self.mixture, dimensions)
-        return self._score(marginal, tf.gather(self.z, dimensions, axis=-1), "z_g")
-
-
-def _own(z: tf.Tensor, index: tf.Tensor, q: _LogDensities) -> np.ndarray:
-    """Returns log q(z_j|x_n) of each draw under its own posterior, shape `[S, Q, D]`."""
-    components = components_lib.broadcast(q.mixture_marginals.components_distribution)
-    index = tf.broadcast_to(index[:, tf.newaxis], z.shape)  # [Q] -> [S, Q, D]
-    return checked_draws(
-        "log q(z_j|x)", named_component.log_prob(components, z, index), cause=cause(z, True)
-    )
-
-
-def _dimensions(values: np.ndarray, group: Sequence[int] | None = None) -> list[np.ndarray]:
-    """Splits values `[S, Q, D]` into terms `[S, Q]`, one per dimension of the group, or per j."""
-    return [values[..., j] for j in (range(values.shape[-1]) if group is None else group)]
-
-
-def _group_split(
-    partition: tuple[tuple[int, ...], ...],
-    q: _LogDensities,
-    p: _LogDensities | None,
-    estimate: Callable[..., Estimate],
-) -> GroupSplit:
-    log_q = [q.group(group) for group in partition]
-    log_p = None if p is None else [p.group(group) for group in partition]
-    return GroupSplit(
-        dimensions=partition,
-        total_correlation=estimate(q.joint, *(-values for values in log_q)),
-        prior_factorization=(None if p is None or log_p is None else estimate(*log_p, -p.joint)),
-        group_wise_kl=(
-            None
-            if log_p is None
-            else tuple(estimate(a, -b) for a, b in zip(log_q, log_p, strict=True))
-        ),
-        within_total_correlation=tuple(
-            estimate(values, *_dimensions(-q.marginals, group))
-            for values, group in zip(log_q, partition, strict=True)
-        ),
-        within_prior_factorization=(
-            None
-            if p is None or log_p is None
-            else tuple(
-                estimate(*_dimensions(p.marginals, group), -values)
-                for values, group in zip(log_p, partition, strict=True)
-            )
-        ),
-    )
-
-
-def _absent(by_name: dict[str, Any], prior: tfd.Distribution, grouped: bool) -> dict[str, str]:
-    names = [name for name, value in by_name.items() if value is None]
-    if names and grouped:
-        parts = ("prior_factorization", "group_wise_kl", "within_prior_factorization")
-        names += [f"groups.{part}" for part in parts]
-    reason = (
-        f"the marginals of the prior {prior.name} ({type(prior).__name__}) are not known in closed "
-        "form here"
-    )
-    return dict.fromkeys(names, reason)
+def _log_prob(prior: tfd.Distribution, z: tf.Tensor, tolerance: float | None) -> tf.Tensor:
+    """Returns log p(z), of mixtures without an array of queries times components."""
+    mixture = mixture_marginals.as_mixture(prior)
+    if mixture is None:
+        return prior.log_prob(z)
+    # A single component is exact at no cost.
+    is_single = int(mixture.num_components) == 1
+    flat = tf.reshape(z, [*z.shape[:2], -1])  # [S, Q, *code_shape] -> [S, Q, D]
+    return mixture.log_prob(flat, tolerance=None if is_single else tolerance)
 
 
 def _known(values: Any, name: str, z: tf.Tensor) -> np.ndarray | None:

@@ -22,10 +22,11 @@ from tfp_surgery.surgery.elbo_surgery_result import (
     PARTS,
     ElboSurgery,
 )
-from tfp_surgery.surgery.marginal_kl_split import marginal_kl_split
 from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
 from tfp_surgery.surgery.per_part import per_part
+from tfp_surgery.surgery.reduced_terms import reduced_terms
 from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.split_of_draws import split_of_draws
 from tfp_surgery.surgery.terms import control_variates
 
 # Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
@@ -62,7 +63,7 @@ def parts_of(
     elif draws.component_error is not None:
         absent["condition_split"] = _SUBSET
     else:
-        split = condition_split(model, draws)
+        split = condition_split(model, draws, control_variates(draws))
         if isinstance(split, str):
             absent["condition_split"] = split
         else:
@@ -145,15 +146,15 @@ def _split(
     if model.prior is None:
         absent["marginal_kl_split"] = NO_MARGINAL_KL
         return None
+    controls = control_variates(draws)
     try:
-        return marginal_kl_split(
-            draws.z,
-            draws.index,
+        return split_of_draws(
+            draws,
             model.aggregate_posterior,
             model.prior,
+            controls,
+            reduced_terms(draws, controls).third,
             tolerance=MARGINAL_TOLERANCE if draws.tolerance is None else draws.tolerance,
-            log_aggregate=draws.log_aggregate,
-            log_prior=draws.log_prior,
         )
     except NotImplementedError as error:  # the posteriors' marginals have no closed form
         absent["marginal_kl_split"] = str(error)

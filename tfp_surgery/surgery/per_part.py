@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ from tfp_surgery.components import components as components_lib
 from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.components.reencoded_posteriors import ReencodedPosteriors
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, stratified_estimate
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.prepared_model import PreparedModel
-from tfp_surgery.measurement.result import Result
 from tfp_surgery.measurement.rounded_draws import cause
+from tfp_surgery.surgery.closed_forms import closed_forms_of
+from tfp_surgery.surgery.per_part_result import PartTerms, PerPart
 from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.terms import terms
 
 tfd = tfp.distributions
 
@@ -31,77 +31,10 @@ _NO_POSTERIOR = "the posterior of a part is not known: parts depend on each othe
 _NO_PRIOR = "the prior of a part is not known: parts depend on each other"
 
 
-@dataclasses.dataclass(frozen=True)
-class PartTerms(Result):
-    """The terms of one part z_g of a structured code, in nats per observation.
-
-    Attributes:
-      index_code_mutual_information: I(n; z_g), at most log N; None if the posteriors of the part
-        are not known.
-      marginal_kl: KL(q(z_g) || p(z_g)); None if these are not known.
-      average_kl: 1/N sum_n KL(q(z_g|x_n) || p(z_g)), their sum.
-    """
-
-    index_code_mutual_information: Estimate | None
-    marginal_kl: Estimate | None
-    average_kl: Estimate | None
-
-    def _title(self) -> list[str]:
-        return ["One part of a code, nats per observation"]
-
-    def _rows(self) -> list[tuple[str, Any]]:
-        return [
-            ("index-code mutual information", self.index_code_mutual_information),
-            ("marginal KL", self.marginal_kl),
-            ("average KL", self.average_kl),
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class PerPart(Result, Mapping[str, PartTerms]):
-    """The terms of each part of a structured code, by the name of the part.
-
-    The terms of parts do not add up to those of the code: the marginal KL of a code also has the
-    dependence between its parts.
-
-    Attributes:
-      parts: `PartTerms` by name.
-    """
-
-    parts: Mapping[str, PartTerms] = dataclasses.field(hash=False)
-
-    def __getitem__(self, name: str) -> PartTerms:
-        """Returns the terms of a part."""
-        return self.parts[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields the names of the parts."""
-        return iter(self.parts)
-
-    def __len__(self) -> int:
-        """Returns the number of parts."""
-        return len(self.parts)
-
-    def _title(self) -> list[str]:
-        return ["Parts of the code, nats per observation"]
-
-    def _rows(self) -> list[tuple[str, Any]]:
-        rows: list[tuple[str, Any]] = []
-        for name, terms in self.parts.items():
-            rows.append((f"{name}: index-code MI", terms.index_code_mutual_information))
-            rows.append((f"{name}: marginal KL", terms.marginal_kl))
-        return rows
-
-    def _remarks(self) -> list[str]:
-        return [
-            f"  ({name}: {', '.join(terms.absent)} absent: {next(iter(terms.absent.values()))})"
-            for name, terms in self.parts.items()
-            if terms.absent
-        ]
-
-
 def per_part(model: PreparedModel, draws: ScoredDraws) -> PerPart | None:
-    """Computes the terms of each part of a structured code.
+    """Computes the terms of each part of a structured code, as `elbo_surgery` does of all of it.
+
+    That is with closed forms and control variates of the part, where they are known.
 
     Args:
       model: The model.
@@ -131,9 +64,8 @@ def per_part(model: PreparedModel, draws: ScoredDraws) -> PerPart | None:
         z = draws.z[..., slices[number]]
         z = tf.cast(tf.reshape(z, [*z.shape[:2], *shapes[number]]), dtypes[number])
         prior = None if priors is None else priors[number]
-        parts[name] = _terms(
-            z, draws, None if posteriors is None else posteriors[number], prior, shapes[number]
-        )
+        posterior = None if posteriors is None else posteriors[number]
+        parts[name] = _terms(z, draws, posterior, prior, shapes[number], model.batch_size)
     return PerPart(parts, warnings=tuple(w for part in parts.values() for w in part.warnings))
 
 
@@ -143,6 +75,7 @@ def _terms(
     posterior: tfd.Distribution | None,
     prior: tfd.Distribution | None,
     shape: tf.TensorShape,
+    batch_size: int,
 ) -> PartTerms:
     if posterior is None:
         names = ("index_code_mutual_information", "marginal_kl", "average_kl")
@@ -151,20 +84,34 @@ def _terms(
     log_own = checked_draws("log q(z_g|x)", own.log_prob(z), cause=cause(z, own=True))
     evaluated = AggregatePosterior(posterior).evaluate(z, tolerance=draws.tolerance)
     log_aggregate = checked_draws("log q(z_g)", evaluated.log_prob, cause=cause(z, own=True))
-    left_out = draws.tolerance or 0.0
-
-    def estimate(*summands: np.ndarray) -> Estimate:
-        return stratified_estimate(summands, draws.num_observations, left_out)
-
-    information = estimate(log_own, -log_aggregate)
+    has_prior = prior is not None and prior.event_shape == shape
+    log_prior = np.zeros_like(log_own)
+    if has_prior:
+        log_prior = checked_draws("log p(z_g)", prior.log_prob(z), cause=cause(z))
+    kl, entropy = closed_forms_of(
+        posterior, lambda _: prior if has_prior else None, draws.num_observations, batch_size
+    )
+    of_part = terms(
+        dataclasses.replace(
+            draws,
+            z=z,
+            reconstruction=None,
+            log_posterior=log_own,
+            log_prior=log_prior,
+            log_aggregate=log_aggregate,
+            index_entropy=checked_draws("H[q(n|z_g)]", evaluated.index_entropy),
+            closed_form_kl=kl,
+            closed_form_entropy=entropy,
+            is_conditional=False,
+        )
+    )
+    information, marginal = of_part.index_code_mutual_information, of_part.marginal_kl
     found = consistency.negative("Index-code mutual information of a part", information)
-    if prior is None or prior.event_shape != shape:
+    if not has_prior:
         absent = dict.fromkeys(("marginal_kl", "average_kl"), _NO_PRIOR)
         return PartTerms(information, None, None, absent=absent, warnings=tuple(found))
-    log_prior = checked_draws("log p(z_g)", prior.log_prob(z), cause=cause(z))
-    marginal = estimate(log_aggregate, -log_prior)
     found += consistency.negative("Marginal KL of a part", marginal)
-    return PartTerms(information, marginal, estimate(log_own, -log_prior), warnings=tuple(found))
+    return PartTerms(information, marginal, of_part.average_kl, warnings=tuple(found))
 
 
 def _parts(distribution: Any) -> list[Any] | None:

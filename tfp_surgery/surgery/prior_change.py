@@ -19,8 +19,9 @@ from tfp_surgery.components.batch_size import (
     rows_of_a_step,
 )
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, stratified_estimate
+from tfp_surgery.estimate import Estimate, rounding
 from tfp_surgery.measurement import consistency
+from tfp_surgery.measurement.control_variates import ReducedDraws
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.result import Result, count_draws
@@ -28,11 +29,15 @@ from tfp_surgery.measurement.rounded_draws import cause, rounding_of_draws
 from tfp_surgery.measurement.steps import steps
 from tfp_surgery.measurement.traced import traced_for_many
 from tfp_surgery.seeds import Seed
+from tfp_surgery.surgery.closed_forms import closed_forms_of
+from tfp_surgery.surgery.reduced_terms import finite, reduced_terms
 from tfp_surgery.surgery.scored_draws import (
     DRAWN_AT_A_TIME,
+    ScoredDraws,
     describe_evaluation,
     posterior_draws,
 )
+from tfp_surgery.surgery.terms import control_variates
 
 tfd = tfp.distributions
 
@@ -42,7 +47,10 @@ class PriorChange(Result):
     """Comparison of two priors on common draws, in nats per observation.
 
     The ELBO is reconstruction - I(n; z) - KL(q(z) || p(z)). The prior occurs in the last term
-    alone, so that `elbo_change` = `marginal_kl_before` - `marginal_kl_after`.
+    alone, so that `elbo_change` = `marginal_kl_before` - `marginal_kl_after`, up to rounding. The
+    estimates are those of `elbo_surgery` with the former prior: with its control variates, and with
+    the average KL to each prior in closed form where TFP registers one. If it registers both, the
+    change has no Monte Carlo error.
 
     Attributes:
       marginal_kl_before: KL(q(z) || p(z)) of the former prior.
@@ -53,6 +61,7 @@ class PriorChange(Result):
       num_samples: Number of draws of z per observation.
       seed: Seed of the draws.
       evaluation: How log q(z) was evaluated: "exact", or within a tolerance.
+      control_variates: What is known of posteriors and former prior and used; see `ElboSurgery`.
     """
 
     marginal_kl_before: Estimate
@@ -62,6 +71,7 @@ class PriorChange(Result):
     num_samples: int
     seed: Seed
     evaluation: str
+    control_variates: tuple[str, ...] = ()
 
     def _title(self) -> list[str]:
         draws = count_draws(self.num_observations, self.num_observations, self.num_samples)
@@ -79,7 +89,9 @@ class PriorMeasurement:
     """Measures the change from a former prior to others, on the same draws from q(z).
 
     The draws equal those of `elbo_surgery` with the same `num_samples` and seed (and no batch size
-    below 2000), so that its results before and after differ by `PriorChange` up to rounding.
+    below 2000), whose marginal KL with the former prior is `marginal_kl_before`. That with another
+    prior is `marginal_kl_after` up to their errors: which control variates there are is a matter of
+    the prior.
     """
 
     def __init__(
@@ -106,7 +118,6 @@ class PriorMeasurement:
         former_prior = build_prior(former_prior)
         posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
         num_observations = int(aggregate_posterior.num_components)
-        self._seed = seed
         everything = np.arange(num_observations)
         self._z, log_densities = posterior_draws(
             posteriors, lambda _: former_prior, everything, num_samples, seed, DRAWN_AT_A_TIME
@@ -116,12 +127,31 @@ class PriorMeasurement:
             "log p(z) of the former prior", log_densities["log_prior"], cause=cause(self._z)
         )
         evaluated = aggregate_posterior.evaluate(self._z, tolerance=tolerance)
-        self._log_aggregate = checked_draws(
-            "log q(z)", evaluated.log_prob, cause=cause(self._z, own=True)
+        own = cause(self._z, own=True)
+        log_posterior = checked_draws("log q(z|x)", log_densities["log_posterior"], cause=own)
+        kl, entropy = closed_forms_of(
+            posteriors, lambda _: former_prior, num_observations, DRAWN_AT_A_TIME
         )
-        self._truncation = tolerance or 0.0
+        draws = ScoredDraws(
+            z=self._z,
+            index=everything,
+            reconstruction=None,
+            log_posterior=log_posterior,
+            log_prior=self._log_former,
+            log_aggregate=checked_draws("log q(z)", evaluated.log_prob, cause=own),
+            index_entropy=checked_draws("H[q(n|z)]", evaluated.index_entropy, cause=own),
+            closed_form_kl=kl,
+            closed_form_entropy=entropy,
+            num_observations=num_observations,
+            seed=seed,
+            data="",
+            tolerance=tolerance,
+            evaluation=describe_evaluation(evaluated, num_observations, tolerance),
+        )
+        self._posteriors, self._draws = posteriors, draws
+        self._controls = control_variates(draws)
+        self._before = reduced_terms(draws, self._controls)
         self._cause = rounding_of_draws(self._z.numpy(), posteriors)
-        self._evaluation = describe_evaluation(evaluated, num_observations, tolerance)
 
     def log_prob(self, prior: tfd.Distribution | Callable[[], tfd.Distribution]) -> np.ndarray:
         """Returns log p(z) of the draws under another prior.
@@ -148,12 +178,15 @@ class PriorMeasurement:
         )
 
     def change_to(
-        self, prior: tfd.Distribution | Callable[[], tfd.Distribution] | np.ndarray
+        self,
+        prior: tfd.Distribution | Callable[[], tfd.Distribution],
+        log_prior: np.ndarray | None = None,
     ) -> PriorChange:
         """Measures the change to another prior, on the same draws.
 
         Args:
-          prior: p(z), a callable that returns it, or the value of `log_prob(prior)`.
+          prior: p(z), or a callable that returns it.
+          log_prior: The value of `log_prob(prior)`; computed if None.
 
         Returns:
           The `PriorChange` from the former prior to this one.
@@ -161,29 +194,36 @@ class PriorMeasurement:
         Raises:
           ValueError: If a log density of a draw is not finite.
         """
-        log_prior = prior if isinstance(prior, np.ndarray) else self.log_prob(prior)
+        prior = build_prior(prior)
+        log_prior = self.log_prob(prior) if log_prior is None else log_prior
         log_prior = checked_draws("log p(z) of the prior", log_prior, cause=cause(self._z))
+        draws, controls, before = self._draws, self._controls, self._before
         num_samples, num_observations = log_prior.shape
-
-        def estimate(*terms: np.ndarray, truncation: float = 0.0) -> Estimate:
-            return stratified_estimate(terms, num_observations, truncation)
-
-        before, after = (
-            estimate(self._log_aggregate, -log_density, truncation=self._truncation)
-            for log_density in (self._log_former, log_prior)
+        kl = finite(
+            closed_forms_of(self._posteriors, lambda _: prior, num_observations, DRAWN_AT_A_TIME)[0]
         )
+        average_kl = (
+            controls.reduced(draws.log_posterior, -log_prior)
+            if kl is None
+            else ReducedDraws.known(
+                kl, draws.index, num_samples, rounding(draws.log_posterior, log_prior)
+            )
+        )
+        marginal_kl_before = controls.estimate_of(before.third)
+        marginal_kl_after = controls.estimate_of(average_kl - before.information)
         return PriorChange(
-            marginal_kl_before=before,
-            marginal_kl_after=after,
-            elbo_change=estimate(log_prior, -self._log_former),
+            marginal_kl_before=marginal_kl_before,
+            marginal_kl_after=marginal_kl_after,
+            elbo_change=controls.estimate_of(before.average_kl - average_kl),
             num_observations=num_observations,
             num_samples=num_samples,
-            seed=self._seed,
-            evaluation=self._evaluation,
+            seed=draws.seed,
+            evaluation=draws.evaluation,
+            control_variates=controls.names,
             warnings=consistency.explained(
                 [
-                    *consistency.negative("Marginal KL before", before),
-                    *consistency.negative("Marginal KL after", after),
+                    *consistency.negative("Marginal KL before", marginal_kl_before),
+                    *consistency.negative("Marginal KL after", marginal_kl_after),
                 ],
                 self._cause,
             ),

@@ -17,6 +17,7 @@ from tfp_surgery.log_density.component_subset import NUM_GROUPS
 from tfp_surgery.measurement import consistency
 from tfp_surgery.measurement.control_variates import ControlVariate, ControlVariates
 from tfp_surgery.surgery.elbo_surgery_result import NO_CLOSED_FORM, NO_DECODER, ElboSurgery
+from tfp_surgery.surgery.reduced_terms import finite
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 
 # Used by the comparisons. Below this entropy of q(n|z), one component has more than 80% of it.
@@ -39,7 +40,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     left_out = draws.tolerance or 0.0  # error bound of log q(z) and H[q(n|z)]
     log_posterior = draws.log_posterior
     log_prior, log_aggregate = draws.log_prior, draws.log_aggregate
-    kl = _finite(draws.closed_form_kl)
+    kl = finite(draws.closed_form_kl)
     unseen = _unseen_variance(draws)
     plain = ControlVariates((), num_observations, unseen)
     controls = control_variates(draws)
@@ -147,18 +148,14 @@ def control_variates(draws: ScoredDraws) -> ControlVariates:
     """
     log_posterior, log_prior = draws.log_posterior, draws.log_prior
     left_out = draws.tolerance or 0.0
-    entropy, kl = _finite(draws.closed_form_entropy), _finite(draws.closed_form_kl)
+    entropy, kl = finite(draws.closed_form_entropy), finite(draws.closed_form_kl)
     candidates = []
     for name, known, *summands in (
         ("H[q(z|x)]", None if entropy is None else -entropy, log_posterior),
         ("KL(q(z|x) || p(z))", kl, log_posterior, -log_prior),
     ):
         if known is not None:
-            mean = known.mean(dtype=np.float64)
-            constant = np.full(log_posterior.shape, -mean, known.dtype)
-            candidates.append(
-                ControlVariate.of(name, *summands, constant, own_means=known[draws.index] - mean)
-            )
+            candidates.append(ControlVariate.of_known(name, known, draws.index, *summands))
     if draws.index_entropy is not None and draws.component_error is None:
         candidates.append(
             ControlVariate.of(
@@ -172,10 +169,6 @@ def control_variates(draws: ScoredDraws) -> ControlVariates:
             )
         )
     return ControlVariates(candidates, draws.num_observations, _unseen_variance(draws))
-
-
-def _finite(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None or not np.isfinite(values).all() else values
 
 
 def _difference_of(

@@ -243,7 +243,7 @@ def fit_prior(
 
     at_end = measured()
     changes = [
-        measurement.change_to(log_prob)
+        measurement.change_to(prior, log_prob)
         for measurement, log_prob in zip(measurements, at_end, strict=True)
     ]
     for change in changes:
