@@ -2,11 +2,11 @@ r"""Measures whether the standard errors of tfp_surgery's estimates are what the
 
     python -m benchmarks.calibration --workdir=runs/calibration --page=docs/calibration.md
 
-computes every public estimate with many seeds, on data sets of three regimes, and compares it with a
-float64 reference: how often 95% intervals cover it, the bias in units of the standard error, and the
-ratio of reported to actual standard deviation. What is measured is left in --workdir as results.json,
-results.csv and report.md. A run that was stopped goes on with the parts that are missing when the same
-command is given again.
+computes every public estimate with many seeds, on data sets of three regimes, and compares it with
+a float64 reference: how often 95% intervals cover it, the bias in units of the standard error, and
+the ratio of reported to actual standard deviation. What is measured is left in --workdir as
+results.json, results.csv and report.md. A run that was stopped goes on with the parts that are
+missing when the same command is given again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,13 @@ def run(folder: Path, config: Mapping[str, Any], command: str, processes: int) -
     print(f"{len(parts) - len(missing)} parts were done before.", flush=True)
     with _pool(min(processes, max(1, len(missing)))) as pool:
         regimes = dict.fromkeys(part.setting.regime for part in missing)
-        waiting = [
+        references = [
             pool.submit(_write_references, folder, regime, config["num_observations"])
             for regime in regimes
             if not _references_file(folder, regime).exists()
         ]
-        for done in concurrent.futures.as_completed(waiting):
-            done.result()
+        for written in concurrent.futures.as_completed(references):
+            written.result()
         waiting = [pool.submit(record_of, folder, part) for part in missing]
         for number, done in enumerate(concurrent.futures.as_completed(waiting), start=1):
             record = done.result()
@@ -195,13 +196,13 @@ def _references_file(folder: Path, regime: str) -> Path:
 def _write_references(folder: Path, regime: str, num_observations: int) -> None:
     from tfp_surgery.files import replaced_when_whole
 
-    means = calibration_references.code_expectations(case(regime, num_observations))
-    with replaced_when_whole(_references_file(folder, regime)) as unfinished:
-        with unfinished.open("wb") as file:
-            np.savez(file, **means)
+    means: dict[str, Any] = calibration_references.code_expectations(case(regime, num_observations))
+    path = _references_file(folder, regime)
+    with replaced_when_whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **means)
 
 
-def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
+def _pool(processes: int) -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_begin_process
     )
@@ -220,9 +221,8 @@ def _check(config: Mapping[str, Any], processes: int) -> None:
     for name, known in (("measurements", MEASUREMENTS), ("regimes", REGIMES)):
         unknown = sorted(set(config[name]) - set(known))
         if unknown or not config[name]:
-            raise ValueError(
-                f"--{name} takes some of {', '.join(known)}, got {','.join(config[name]) or 'none'}."
-            )
+            given = ",".join(config[name]) or "none"
+            raise ValueError(f"--{name} takes some of {', '.join(known)}, got {given}.")
     for name in _COUNTS:
         if config[name] < 2:
             raise ValueError(f"--{name} must be at least 2, got {config[name]}.")
@@ -248,7 +248,7 @@ def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:
         print(page, flush=True)
         if values.page is not None:
             Path(values.page).write_text(page, encoding="utf-8")
-    except (OSError, ValueError, concurrent.futures.process.BrokenProcessPool) as error:
+    except (OSError, ValueError, BrokenProcessPool) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

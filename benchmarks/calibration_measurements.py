@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,14 +95,16 @@ class Measurement:
 
 
 def _over_seeds(
-    setting: Setting, measure: Callable[[int], Any], names: Callable[[Any], Estimates] = estimates_of
+    setting: Setting,
+    measure: Callable[[int], Any],
+    chosen: Callable[[Any], Estimates] = estimates_of,
 ) -> dict[str, list[Estimate]]:
     """Measures with each seed, and collects the estimates by name."""
     found: dict[str, list[Estimate]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for seed in range(setting.num_seeds):
-            for name, estimate in names(measure(seed)).items():
+            for name, estimate in chosen(measure(seed)).items():
                 found.setdefault(name, []).append(estimate)
     return found
 
@@ -118,7 +120,9 @@ class _Model:
 
         self.tfd = tfp.distributions
         self.x = of.x
-        self.posteriors = self.tfd.MultivariateNormalDiag(tf.constant(of.loc), tf.constant(of.scale))
+        self.posteriors = self.tfd.MultivariateNormalDiag(
+            tf.constant(of.loc), tf.constant(of.scale)
+        )
         self.aggregate_posterior = tfs.AggregatePosterior(self.posteriors)
         zeros = tf.zeros([LATENT_SIZE], tf.float64)
         self.prior = self.tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
@@ -536,9 +540,7 @@ def _generative(setting: Setting, means: Means) -> Calibrated:
             seed=seed,
         )
 
-    return Calibrated(
-        _over_seeds(setting, measure), references.generative_bounds(of, _INNER_CODES)
-    )
+    return Calibrated(_over_seeds(setting, measure), references.generative_bounds(of, _INNER_CODES))
 
 
 def _repeated(of: Case, times: int) -> Case:
@@ -672,7 +674,10 @@ def _bidirectional(setting: Setting, means: Means) -> Calibrated:
     }
     truths = {name: mean_over_seeds(found) for name, found in estimates.items()}
     of_one = "conditional on the simulated codes: its docstring says that its errors are too small"
-    truths |= {"forward.estimate": no_truth(_SAME_AS_ANNEALED), "reverse.estimate": no_truth(of_one)}
+    truths |= {
+        "forward.estimate": no_truth(_SAME_AS_ANNEALED),
+        "reverse.estimate": no_truth(of_one),
+    }
     found = estimates_of(result)
     for name in ("forward.estimate", "reverse.estimate"):
         estimates[name] = [found.pop(name)] * 2
@@ -767,11 +772,12 @@ def _population(setting: Setting, means: Means) -> Calibrated:
         ),
     }
     return Calibrated(
-        estimates, {name: known.get(name, mean_over_seeds(found)) for name, found in estimates.items()}
+        estimates,
+        {name: known.get(name, mean_over_seeds(found)) for name, found in estimates.items()},
     )
 
 
-MEASUREMENTS: Mapping[str, Measurement] = {
+MEASUREMENTS: dict[str, Measurement] = {
     "elbo_surgery": Measurement(
         'elbo_surgery(..., detail="full")', _elbo_surgery, with_query=True, seconds=0.45
     ),
@@ -795,7 +801,10 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "minibatch_mutual_information": Measurement("minibatch_mutual_information", _minibatches),
     "generative_mutual_information": Measurement("generative_mutual_information", _generative),
     "component_subset": Measurement(
-        "elbo_surgery(..., reencode=True, num_components=N/2)", _component_subset, "num_dear_seeds", seconds=1.2
+        "elbo_surgery(..., reencode=True, num_components=N/2)",
+        _component_subset,
+        "num_dear_seeds",
+        seconds=1.2,
     ),
     "importance_weighted_elbo": Measurement(
         "importance_weighted_elbo, k = 2, m = 8", _importance_weighted, seconds=0.02

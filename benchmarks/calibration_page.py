@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration_measurements import MEASUREMENTS
-from benchmarks.calibration_statistics import coverage_range
+from benchmarks.calibration_statistics import MOST_TRUTH_ERROR, coverage_range
 
 Row = Mapping[str, Any]
 
@@ -65,58 +65,64 @@ def _introduction(results: Mapping[str, Any]) -> str:
     config = results["config"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     minutes = sum(results["seconds"].values()) / 60.0
-    low, high = coverage_range(config["num_seeds"])
-    return f"""* Command: `{results["command"]}`, {results["date"]}; {minutes:.0f} minutes of one process altogether.
-* Versions: {versions}.
+    num, dear, query = (config[name] for name in ("num_seeds", "num_dear_seeds", "num_query"))
+    low, high = (100.0 * end for end in coverage_range(num))
+    return f"""* Command: `{results["command"]}`
+* {results["date"]}; {minutes:.0f} minutes of one process altogether
+* Versions: {versions}
 
-Every public estimate is computed with {config["num_seeds"]} seeds ({config["num_dear_seeds"]} where one takes
-seconds), in float64, on N = {config["num_observations"]} observations of a linear-Gaussian model with 3 latent and 5
-observed dimensions and diagonal Gaussian posteriors that are off the exact ones. Its noise makes the posteriors
-*collapsed* (nearly the prior), *overlapping*, or *separated* (the nearest two more than 60 standard deviations
-apart). "all" averages over all N observations, "{config["num_query"]}" over a random subset of so many
-(`num_query`). Each cell holds
+Every public estimate is computed with {num} seeds ({dear} where one takes seconds), in float64,
+on N = {config["num_observations"]} observations of a linear-Gaussian model with 3 latent and 5
+observed dimensions and diagonal Gaussian posteriors that are off the exact ones. Its noise makes
+the posteriors *collapsed* (nearly the prior), *overlapping*, or *separated* (the nearest two more
+than 60 standard deviations apart). "all" averages over all observations, "{query}" over a random
+subset of so many (`num_query`). Each cell holds
 
-* the coverage in percent: of the 95% intervals (`Estimate.interval()`), how many hold the truth. Right intervals give
-  {100 * low:.1f} to {100 * high:.1f} with {config["num_seeds"]} seeds (4 binomial standard errors);
-* the bias: the mean of estimate - truth over the seeds, divided by the mean reported standard error. Its own error is
-  {1 / np.sqrt(config["num_seeds"]):.2f} with {config["num_seeds"]} seeds, {1 / np.sqrt(config["num_dear_seeds"]):.2f} with
-  {config["num_dear_seeds"]};
-* the ratio: the mean reported standard error, divided by the standard deviation of the estimates over the seeds.
+* the coverage in percent: of the 95% intervals (`Estimate.interval()`), how many hold the truth.
+  Right intervals give {low:.1f} to {high:.1f} with {num} seeds (4 binomial standard errors);
+* the bias: the mean of estimate - truth over the seeds, divided by the mean reported standard
+  error. Its own error is {num**-0.5:.2f} with {num} seeds, {dear**-0.5:.2f} with {dear};
+* the ratio: the mean reported standard error, divided by the standard deviation of the estimates
+  over the seeds.
 
-*exact* stands where there is no standard error and the value is the truth within 1e-6; *rounding* where the standard
-error is at most 1e-6 of the value, or of one nat; *bound* where it is a bound on rounding or on a tolerance, of which
-no seed used more than half. The truth of a bound is the expectation of the bound, since that is what its interval
-refers to. It is in closed form, or computed in float64 by NumPy alone, with an error of its own below 5% of the
-standard error; where it is the mean over the seeds, a bias cannot be told. Estimates of many observations that depend
-on no other (`importance_weighted_elbo`, importance sampling, AIS, bidirectional Monte Carlo) were made of data sets
-behind one another in one call."""
+*exact* stands where there is no standard error and the value is the truth within 1e-6; *rounding*
+where the standard error is at most 1e-6 of the value, or of one nat; *bound* where it is a bound
+on rounding or on a tolerance, of which no seed used more than half; *no truth* where the column
+says why. The truth of a bound is the expectation of the bound, since that is what its interval
+refers to. It is in closed form, or computed in float64 by NumPy alone, with an error of its own
+below {100 * MOST_TRUTH_ERROR:.0f}% of the standard error; where it is the mean over the seeds, a
+bias cannot be told. Estimates of which each observation depends on no other
+(`importance_weighted_elbo`, importance sampling, AIS, bidirectional Monte Carlo) were made of data
+sets behind one another in one call."""
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    sampled = counted(rows)
-    known = [row for row in sampled if row["coverage"] is not None]
-    good = [row for row in known if row["verdict"] == "good"]
-    coverages = np.array([row["coverage"] for row in known])
-    students = np.array([row["student_coverage"] for row in known])
-    biases = np.array([abs(row["bias"]) for row in known if row["bias"] is not None])
-    ratios = np.array([row["ratio"] for row in known if row["ratio"] is not None])
-    errors = [
-        row["truth_error"] / row["mean_standard_error"] for row in known if row["truth_error"]
-    ]
-    return "\n".join(
-        [
-            f"* {len(rows)} rows, of which {len(known)} have a standard error from sampling.",
-            f"* Mean coverage {100 * coverages.mean():.2f}%, from {100 * coverages.min():.1f}% to "
-            f"{100 * coverages.max():.1f}%; with the quantiles of Student's t "
-            f"{100 * students.mean():.2f}%.",
-            f"* |bias| {biases.mean():.3f} on average, at most {biases.max():.3f} standard errors.",
-            f"* Ratio of reported to actual standard deviation {np.median(ratios):.3f} in the "
-            f"median, from {ratios.min():.3f} to {ratios.max():.3f}.",
-            f"* Largest error of a truth: {100 * max(errors, default=0.0):.1f}% of the standard "
-            "error.",
-            f"* In range: {len(good)} of {len(known)}.",
-        ]
+    known = [row for row in counted(rows) if row["mean_standard_error"] is not None]
+    if not known:
+        return f"{len(rows)} rows, none of which has a standard error from sampling."
+    good = sum(row["verdict"] == "good" for row in known)
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in known if row[name] is not None])
+
+    coverage, student, ratio = (column(name) for name in ("coverage", "student_coverage", "ratio"))
+    bias = np.abs(column("bias"))
+    errors = column("truth_error") / column("mean_standard_error")
+    low, mean, high = (
+        f"{100 * part:.1f}%" for part in (coverage.min(), coverage.mean(), coverage.max())
     )
+    lines = [
+        f"{len(rows)} rows, of which {len(known)} have a standard error from sampling",
+        f"mean coverage {mean}, from {low} to {high}",
+        f"mean coverage with the quantiles of Student's t {100 * student.mean():.1f}%",
+        f"reported / actual standard deviation {np.median(ratio):.3f} in the median",
+        f"the same from {ratio.min():.3f} to {ratio.max():.3f}",
+        f"largest error of a truth: {100 * errors.max():.1f}% of the standard error",
+        f"in range: {good} of {len(known)}",
+    ]
+    if bias.size:
+        lines += [f"|bias| {bias.mean():.3f} standard errors on average, at most {bias.max():.3f}"]
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def _exceptions(rows: Sequence[Row]) -> str:

@@ -33,7 +33,7 @@ DRAWS = "many draws in float64"
 CLOSED_FORM = "closed form"
 _NUM_POINTS, _NUM_REPEATS = 256, 16
 _BLOCK = 8  # posteriors whose codes are scored together
-_NUM_BATCHES = 10000
+_NUM_REPEATS_OF_BATCHES = 10_000
 _NUM_PAIRS = 400_000
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -87,7 +87,7 @@ def code_expectations(case: Case) -> Means:
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean(axis=0)).ravel()
+    return np.asarray(values - values.mean(axis=0)).ravel()
 
 
 def _scores(case: Case, z: np.ndarray, owner: np.ndarray) -> dict[str, np.ndarray]:
@@ -180,12 +180,15 @@ def exact(value: float) -> Truth:
     return Truth(float(value), 0.0, CLOSED_FORM)
 
 
-def contrastive_gaps(case: Case, batch_size: int) -> dict[str, Truth]:
+def contrastive_gaps(
+    case: Case, batch_size: int, num_repeats: int = _NUM_REPEATS_OF_BATCHES
+) -> dict[str, Truth]:
     """What InfoNCE and leave-one-out differ by from I(n; z), in expectation over batches.
 
     Args:
       case: The data set.
       batch_size: B.
+      num_repeats: Number of means over the N observations that are averaged.
 
     Returns:
       E[log q(z_i) - log 1/B sum_j q_j(z_i)], and likewise without j = i, by name.
@@ -199,10 +202,12 @@ def contrastive_gaps(case: Case, batch_size: int) -> dict[str, Truth]:
             "leave_one_out": aggregate - left + math.log(batch_size - 1),
         }
 
-    return _over_batches(case, batch_size, gaps)
+    return _over_batches(case, batch_size, num_repeats, gaps)
 
 
-def stratified_gap(case: Case, batch_size: int) -> Truth:
+def stratified_gap(
+    case: Case, batch_size: int, num_repeats: int = _NUM_REPEATS_OF_BATCHES
+) -> Truth:
     """What minibatch-stratified sampling adds to I(n; z): E[log q(z_b) - log of its estimate].
 
     The weights are 1/N for the own posterior, (N - M)/(N M) for the next, and 1/M for the others,
@@ -211,6 +216,7 @@ def stratified_gap(case: Case, batch_size: int) -> Truth:
     Args:
       case: The data set.
       batch_size: B.
+      num_repeats: Number of means over the N observations that are averaged.
 
     Returns:
       The expectation over minibatches.
@@ -223,12 +229,13 @@ def stratified_gap(case: Case, batch_size: int) -> Truth:
         left = special.logsumexp(others, axis=1, b=weights)
         return {"gap": aggregate - np.logaddexp(own - math.log(num), left)}
 
-    return _over_batches(case, batch_size, gap)["gap"]
+    return _over_batches(case, batch_size, num_repeats, gap)["gap"]
 
 
 def _over_batches(
     case: Case,
     batch_size: int,
+    num_repeats: int,
     compute: Callable[[np.ndarray, np.ndarray, np.ndarray], Means],
 ) -> dict[str, Truth]:
     """Averages over codes of all observations, each beside B - 1 random others in random order."""
@@ -236,7 +243,7 @@ def _over_batches(
     num = len(case.loc)
     places = np.arange(num)
     means: dict[str, list[float]] = {}
-    for _ in range(_NUM_BATCHES):
+    for _ in range(num_repeats):
         z = case.loc + case.scale * rng.normal(size=case.loc.shape)
         scores = normal_log_densities(z[:, np.newaxis], case.loc, case.scale).sum(axis=2)
         order = rng.random(scores.shape)
@@ -301,7 +308,9 @@ def generative_bounds(case: Case, num_importance_samples: int) -> dict[str, Trut
     }
 
 
-def normal_log_densities(z: np.ndarray, loc: np.ndarray | float, scale: np.ndarray | float) -> np.ndarray:
+def normal_log_densities(
+    z: np.ndarray, loc: np.ndarray | float, scale: np.ndarray | float
+) -> np.ndarray:
     """log N(z; loc, scale^2), element by element."""
     values: np.ndarray = -0.5 * (((z - loc) / scale) ** 2 + LOG_2PI) - np.log(scale)
     return values

@@ -23,6 +23,11 @@ MOST_BIAS = 0.2
 _BIAS_ERRORS = 4.0
 _ENOUGH_SEEDS = 20  # all of which lie within half a standard error by chance once in 10^8 times
 MOST_TRUTH_ERROR = 0.05
+_COLUMNS = (
+    *("num_seeds", "truth", "truth_error", "truth_how", "mean", "mean_standard_error"),
+    *("standard_deviation", "coverage", "student_coverage", "bias", "bias_error", "ratio"),
+    *("degrees_of_freedom", "largest_error", "verdict"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,15 @@ def calibration(estimates: Sequence[Estimate], truth: Truth) -> dict[str, Any]:
     """
     values = np.array([estimate.value for estimate in estimates])
     errors = np.array([estimate.standard_error for estimate in estimates])
+    if math.isnan(truth.value):
+        known: dict[str, Any] = {
+            "num_seeds": len(values),
+            "truth_how": truth.how,
+            "mean": float(values.mean()),
+            "mean_standard_error": float(errors.mean()),
+            "verdict": "no truth",
+        }
+        return {name: known.get(name) for name in _COLUMNS}
     freedom = np.array([estimate.degrees_of_freedom for estimate in estimates])
     off = values - truth.value
     num = len(values)
@@ -141,8 +155,8 @@ def calibration(estimates: Sequence[Estimate], truth: Truth) -> dict[str, Any]:
         row["bias_error"] = bias_error / mean_error
     row["verdict"] = verdict_of(row)
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
+        name: None if isinstance(row[name], float) and not math.isfinite(row[name]) else row[name]
+        for name in _COLUMNS
     }
 
 
@@ -153,17 +167,15 @@ def verdict_of(row: Mapping[str, Any]) -> str:
       row: The row, numbers as floats.
 
     Returns:
-      "no truth"; "exact" for values without a standard error that are the truth up to rounding;
+      "exact" for values without a standard error that are the truth up to rounding;
       "rounding" where standard errors are at most 1e-6 of the value (of one nat, for smaller
       values); "bound" where they are bounds on rounding or on a tolerance, so that no estimate of
-      all seeds is off by more than half of one; "good"; or what is wrong, of "not exact", "standard error unknown", "coverage" (more
-      than 4 binomial standard errors from 95%: 91 to 99% for 500 seeds), "bias" (more than 0.2
-      standard errors, and more than 4 of its own) and "truth" (its own error is more than 5% of the
-      standard error), separated by commas.
+      all seeds is off by more than half of one; "good"; or what is wrong, of "not exact", "standard
+      error unknown", "coverage" (more than 4 binomial standard errors from 95%: 91 to 99% for 500
+      seeds), "bias" (more than 0.2 standard errors, and more than 4 of its own) and "truth" (its
+      own error is more than 5% of the standard error), separated by commas.
     """
     truth, error = row["truth"], row["mean_standard_error"]
-    if math.isnan(truth):
-        return "no truth"
     if math.isnan(error):
         return "standard error unknown"
     unit = max(1.0, abs(truth))
