@@ -70,7 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("num_seeds", 500, "seeds of most measurements", flag_values=values)
     flags.DEFINE_integer("num_dear_seeds", 100, "seeds of the dear ones", flag_values=values)
     flags.DEFINE_integer(
-        "num_data_sets", 400, "data sets drawn from a population", flag_values=values
+        "num_data_sets", 300, "data sets drawn from a population", flag_values=values
     )
     flags.DEFINE_integer("num_observations", 200, "N", flag_values=values)
     flags.DEFINE_integer("num_query", 60, "M where it is less than N", flag_values=values)

@@ -13,6 +13,7 @@ import numpy as np
 
 EVENT_SIZE, LATENT_SIZE = 5, 3
 GROUPS = ((0, 1), (2,))
+PARTS = ("first", "second")  # names of the groups as parts of a code
 NUM_CONDITIONS = 3
 
 
