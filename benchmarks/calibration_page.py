@@ -14,8 +14,20 @@ from benchmarks.calibration_statistics import MOST_TRUTH_ERROR, coverage_range
 Row = Mapping[str, Any]
 
 _FINE = ("good", "exact", "rounding", "bound", "no truth")
+_OF_A_SUBSET = (
+    "log q(z) of a random half of the components is biased, the mutual information upwards and the "
+    "marginal KL downwards, as `elbo_surgery` says of `num_components`. The standard error has the "
+    "bias in it, and the intervals are wide for it: they cover more than they claim."
+)
+_FAR_FROM_THE_PRIOR = (
+    "50 temperatures do not bring chains from the prior to posteriors 500 times as narrow. What is "
+    "left is skewed from pair to pair, and the mean of 40 pairs is not normal."
+)
 # Measurement, estimate and regime (patterns of fnmatch), and why they are out of range.
-EXCEPTIONS: tuple[tuple[str, str, str, str], ...] = ()
+EXCEPTIONS = (
+    ("component_subset", "*", "*", _OF_A_SUBSET),
+    ("bidirectional_monte_carlo", "*", "separated", _FAR_FROM_THE_PRIOR),
+)
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -341,31 +342,35 @@ def test_the_page_names_what_is_out_of_range() -> None:
     assert "`never_explained`, collapsed, 60: coverage" in text
 
 
+@functools.cache
+def _means(regime: str) -> dict[str, np.ndarray]:
+    return references.code_expectations(cases.case(regime, 200))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "regime", "num_query", "num_seeds"),
     [
         ("elbo_surgery", "overlapping", 60, 100),
-        ("elbo_surgery", "separated", None, 40),
-        ("from_log_probs", "collapsed", None, 200),
-        ("from_log_probs", "overlapping", 60, 200),
+        ("from_log_probs", "overlapping", None, 200),
         ("marginal_kl_split", "overlapping", None, 100),
         ("importance_weighted_elbo", "overlapping", None, 200),
-        ("generative_mutual_information", "overlapping", None, 100),
+        ("from_log_probs", "separated", 60, 200),
+        ("bidirectional_monte_carlo", "collapsed", None, 100),
     ],
 )
 def test_intervals_cover_and_unbiased_estimates_are(
     name: str, regime: str, num_query: int | None, num_seeds: int
 ) -> None:
     """A part of the report, whose coverage is 95% within 4.5 binomial standard errors."""
-    setting = Setting(regime, 200, num_query, num_seeds)
-    found = MEASUREMENTS[name].run(setting, references.code_expectations(setting.case))
+    found = MEASUREMENTS[name].run(Setting(regime, 200, num_query, num_seeds), _means(regime))
     width = STANDARD_ERRORS * math.sqrt(0.95 * 0.05 / num_seeds)
     assert found.estimates
     for estimate, values in found.estimates.items():
         row = calibration(values, found.truths[estimate])
-        if row["verdict"] in ("exact", "rounding", "bound"):
+        if row["verdict"] in ("exact", "rounding", "bound", "no truth"):
             continue
         assert row["coverage"] >= 0.95 - width, (estimate, row)
-        assert abs(row["bias"]) < STANDARD_ERRORS * row["bias_error"], (estimate, row)
+        if row["bias"] is not None:
+            assert abs(row["bias"]) < STANDARD_ERRORS * row["bias_error"], (estimate, row)
         assert abs(math.log(row["ratio"])) < STANDARD_ERRORS * math.sqrt(2.0 / num_seeds), estimate
