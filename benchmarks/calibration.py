@@ -29,7 +29,8 @@ from absl import app, flags
 
 from benchmarks import calibration_page, calibration_references
 from benchmarks.calibration_cases import REGIMES, case
-from benchmarks.calibration_measurements import MEASUREMENTS, Setting
+from benchmarks.calibration_measurements import MEASUREMENTS
+from benchmarks.calibration_setting import Setting
 from benchmarks.calibration_statistics import calibration
 
 _EXPERIMENT = "calibration"
@@ -116,12 +117,11 @@ def run(folder: Path, config: Mapping[str, Any], command: str, processes: int) -
         ]
         for written in concurrent.futures.as_completed(references):
             written.result()
-        waiting = [pool.submit(record_of, folder, part) for part in missing]
+        waiting = [pool.submit(_write_record, folder, part) for part in missing]
         for number, done in enumerate(concurrent.futures.as_completed(waiting), start=1):
-            record = done.result()
-            workdir.write_json(folder / f"{record['part']}.json", record)
-            seconds = f"{record['seconds']:.0f} s"
-            print(f"{number}/{len(missing)} {record['part']}: {seconds}", flush=True)
+            if done.exception() is not None:
+                pool.shutdown(cancel_futures=True)
+            print(f"{number}/{len(missing)} {done.result()}", flush=True)
     records = [workdir.read_json(folder / f"{part.name}.json") for part in parts]
     rows = [row for record in records for row in record["rows"]]
     results = {
@@ -130,6 +130,7 @@ def run(folder: Path, config: Mapping[str, Any], command: str, processes: int) -
         "versions": workdir.versions(),
         "config": dict(config),
         "seconds": {record["part"]: record["seconds"] for record in records},
+        "cpu_seconds": {record["part"]: record["cpu_seconds"] for record in records},
         "rows": rows,
     }
     workdir.write_csv(folder / "results.csv", rows)
@@ -162,12 +163,12 @@ def record_of(folder: Path, part: Part) -> dict[str, Any]:
       part: The part.
 
     Returns:
-      Its name, its duration and its rows, JSON-ready.
+      Its name, its duration and CPU time in seconds, and its rows, JSON-ready.
 
     Raises:
       ValueError: If an estimate has neither a truth nor a reason why there is none.
     """
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     with np.load(_references_file(folder, part.setting.regime)) as file:
         means = dict(file)
     found = MEASUREMENTS[part.measurement].run(part.setting, means)
@@ -186,7 +187,21 @@ def record_of(folder: Path, part: Part) -> dict[str, Any]:
         {**heading, "estimate": name, **calibration(estimates, found.truths[name])}
         for name, estimates in found.estimates.items()
     ]
-    return {"part": part.name, "seconds": time.perf_counter() - began, "rows": rows}
+    return {
+        "part": part.name,
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu_began,
+        "rows": rows,
+    }
+
+
+def _write_record(folder: Path, part: Part) -> str:
+    """Computes a part and writes its file; returns its name and duration."""
+    from experiments.common import workdir
+
+    record = record_of(folder, part)
+    workdir.write_json(folder / f"{part.name}.json", record)
+    return f"{part.name}: {record['seconds']:.0f} s, {record['cpu_seconds']:.0f} of the CPU"
 
 
 def _references_file(folder: Path, regime: str) -> Path:

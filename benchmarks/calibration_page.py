@@ -76,11 +76,11 @@ def counted(rows: Iterable[Row]) -> list[Row]:
 def _introduction(results: Mapping[str, Any]) -> str:
     config = results["config"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    minutes = sum(results["seconds"].values()) / 60.0
+    minutes = sum(results["cpu_seconds"].values()) / 60.0
     num, dear, query = (config[name] for name in ("num_seeds", "num_dear_seeds", "num_query"))
     low, high = (100.0 * end for end in coverage_range(num))
     return f"""* Command: `{results["command"]}`
-* {results["date"]}; {minutes:.0f} minutes of one process altogether
+* {results["date"]}; {minutes:.0f} minutes of one core
 * Versions: {versions}
 
 Every public estimate is computed with {num} seeds ({dear} where one takes seconds), in float64,
