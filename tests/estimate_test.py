@@ -81,7 +81,12 @@ def test_standard_error_is_the_spread_over_repetitions(num_query: int, num_sampl
 
 def test_exact_strata_have_an_error_as_a_subset_only() -> None:
     values = np.array([1.0, 2.0, 6.0])
-    assert exact_strata_estimate(values, 3) == Estimate(3.0, 0.0, 0)
+    whole = exact_strata_estimate(values, 3)
+    assert (whole.value, whole.num_draws) == (3.0, 0)
+    assert whole.standard_error == 3.0 * np.finfo(np.float64).eps  # of rounding alone
+    single = exact_strata_estimate(values.astype(np.float32), 3)
+    assert single.standard_error == pytest.approx(3.0 * np.finfo(np.float32).eps)
+    assert math.isnan(exact_strata_estimate(values[:1], 3).standard_error)
     subset = exact_strata_estimate(values, 12)
     assert subset.standard_error == pytest.approx(math.sqrt(0.75 * 7.0 / 3))
 

@@ -107,4 +107,11 @@ def test_log_densities_alone(dtype: str) -> None:
         given[name] = scores if name == "log_posteriors" else aggregate
         without = tfs.elbo_surgery_from_log_probs(**given)
         assert without.elbo is None
-        assert without.marginal_kl.value == pytest.approx(surgery.marginal_kl.value, rel=1e-6)
+        for term in ("marginal_kl_sampled", "average_kl_sampled"):
+            value = surgery.estimates()[term].value
+            assert without.estimates()[term].value == pytest.approx(value, rel=1e-6)
+        # The scores of all posteriors give H[q(n|z)], the aggregate alone gives nothing.
+        is_known = name == "log_posteriors"
+        assert without.control_variates == (("H[q(n|z)]",) if is_known else ())
+        same = surgery.marginal_kl if is_known else surgery.marginal_kl_sampled
+        assert without.marginal_kl.value == pytest.approx(same.value, rel=1e-6)

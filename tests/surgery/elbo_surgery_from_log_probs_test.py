@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow_probability as tfp
 from scipy import special, stats
 
 import tfp_surgery as tfs
+from tests.testing.regression import controlled_mean
 
 tfd = tfp.distributions
 
@@ -44,24 +46,57 @@ def log_densities(spread: float) -> dict[str, Any]:
     }
 
 
+def _unseen_variance(log_ratio: np.ndarray, entropy: np.ndarray) -> float:
+    """What is missing of the variance of the mean of log q(n|z): see the module of the terms."""
+    other = -np.expm1(np.minimum(log_ratio - np.log(N), 0.0))
+    rare = (entropy < 0.5) & (other > 1e-10)
+    if other[rare].sum() >= 20.0:
+        return 0.0
+    known = rare & (other < 0.5)
+    return float(((entropy[known] - other[known]) ** 2 / other[known]).sum() / entropy.size**2)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_terms_are_means_of_differences_of_log_densities(case: str) -> None:
+def test_terms_are_means_of_differences_of_log_densities_with_control_variates(case: str) -> None:
     given = log_densities(CASES[case])
     surgery = tfs.elbo_surgery_from_log_probs(**given)
     log_q = special.logsumexp(given["log_posteriors"], axis=-1) - np.log(N)
-    expected = {
-        "average_reconstruction": given["log_likelihood"],
-        "average_kl": given["log_posterior"] - given["log_prior"],
-        "index_code_mutual_information": given["log_posterior"] - log_q,
-        "marginal_kl": log_q - given["log_prior"],
+    plain = {
+        "average_kl_sampled": given["log_posterior"] - given["log_prior"],
+        "index_code_mutual_information_sampled": given["log_posterior"] - log_q,
+        "marginal_kl_sampled": log_q - given["log_prior"],
     }
-    for name, values in expected.items():
+    for name, values in plain.items():
         assert getattr(surgery, name).value == pytest.approx(values.mean(), abs=1e-10), name
     posterior = special.softmax(given["log_posteriors"], axis=-1)
     entropy = special.entr(posterior).sum(-1)
     assert surgery.index_code_mutual_information_from_entropy.value == pytest.approx(
         np.log(N) - entropy.mean(), abs=1e-10
     )
+    # The two ways to the mutual information are the one control variate that scores give.
+    control = plain["index_code_mutual_information_sampled"] - np.log(N) + entropy
+    varies = case == "overlapping"
+    assert surgery.control_variates == (("H[q(n|z)]",) if varies else ())
+    terms = {
+        "average_reconstruction": given["log_likelihood"],
+        "elbo": given["log_likelihood"] - plain["average_kl_sampled"],
+        "average_kl": plain["average_kl_sampled"],
+        "index_code_mutual_information": plain["index_code_mutual_information_sampled"],
+        "marginal_kl": plain["marginal_kl_sampled"],
+    }
+    unseen = {"index_code_mutual_information": 1.0, "marginal_kl": -1.0}
+    for name, values in terms.items():
+        mean, error = controlled_mean(
+            values,
+            [control] if varies else [],
+            N,
+            unseen_variance=_unseen_variance(given["log_posterior"] - log_q, entropy),
+            unseen=unseen.get(name, 0.0),
+            loadings=[1.0] if varies else None,
+        )
+        estimate = getattr(surgery, name)
+        assert estimate.value == pytest.approx(mean, abs=1e-10), name
+        assert estimate.standard_error == pytest.approx(error, rel=1e-8, abs=1e-9), name
     assert surgery.warnings == ()
 
 
@@ -79,8 +114,21 @@ def test_the_scored_draws_of_a_model_give_its_surgery(case: str) -> None:
         num_observations=N,
         data="the same",
     )
-    for name in ("elbo", "average_kl", "index_code_mutual_information", "marginal_kl"):
-        assert getattr(again, name) == getattr(surgery, name), name
+    sampled = [name for name in surgery.estimates() if name.endswith("_sampled")]
+    assert len(sampled) == 3
+    for name in sampled:
+        estimate = getattr(again, name)
+        assert dataclasses.replace(
+            getattr(surgery, name), standard_error=estimate.standard_error
+        ) == dataclasses.replace(
+            estimate, population_standard_error=getattr(surgery, name).population_standard_error
+        ), name
+        # Without log q(z|x_n) of all n, nothing is known of it but its draws.
+        assert again.estimates()[name.removesuffix("_sampled")] == estimate
+    assert again.control_variates == ()
+    assert surgery.average_kl_method == "analytic"
+    assert again.average_kl_method == "monte_carlo"
+    assert again.average_reconstruction.value == surgery.average_reconstruction.value
     assert again.index_code_mutual_information_from_entropy is None
     assert "index_code_mutual_information_from_entropy" in again.absent
     assert again.data == "the same, N = 12"

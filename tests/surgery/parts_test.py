@@ -183,7 +183,7 @@ def test_what_a_model_does_not_have_is_absent_with_the_reason() -> None:
         tfd.WishartTriL(df=4.0, scale_tril=tf.eye(3)),
     )
     assert matrix.absent.keys() == {
-        "average_kl_analytic",
+        "index_code_mutual_information_by_subtraction",
         "condition_split",
         "per_part",
         "marginal_kl_split",

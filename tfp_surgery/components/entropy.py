@@ -7,7 +7,9 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_surgery.checks.networks import unwrap
+from tfp_surgery.checks.networks import plain_class, unwrap
+from tfp_surgery.checks.parts_given import has_dependent_parts
+from tfp_surgery.checks.point_mass import measures
 from tfp_surgery.components.flat_joint import FlatJoint
 from tfp_surgery.components.gaussian_form import gaussian_form
 from tfp_surgery.tfp_internals import prefer_static as ps
@@ -33,7 +35,7 @@ def closed_form_entropy(distribution: tfd.Distribution) -> tf.Tensor | None:
     distribution = unwrap(distribution)
     if isinstance(distribution, FlatJoint):
         return _of_parts(distribution)
-    if _has_another_density(distribution):
+    if _has_another_density(distribution) or _is_without_formula(distribution):
         return None
     try:
         entropy = distribution.entropy()
@@ -48,6 +50,20 @@ def closed_form_entropy(distribution: tfd.Distribution) -> tf.Tensor | None:
     if distribution.batch_shape.is_fully_defined():
         return tf.broadcast_to(entropy, distribution.batch_shape)
     return tf.broadcast_to(entropy, distribution.batch_shape_tensor())
+
+
+def _is_without_formula(distribution: tfd.Distribution) -> bool:
+    """Returns whether TFP has no entropy of a distribution or a part of it, or a wrong one.
+
+    TFP raises a ValueError for joint distributions of dependent parts. To the entropy of numbers
+    that have masses it adds the Jacobian of a bijector, under which masses do not change.
+    """
+    is_transformed = isinstance(distribution, plain_class(tfd.TransformedDistribution))
+    if is_transformed and "mass" in measures(distribution.distribution):
+        return True
+    return has_dependent_parts(distribution) or any(
+        map(_is_without_formula, _distributions_in(distribution))
+    )
 
 
 def _of_parts(joint: FlatJoint) -> tf.Tensor | None:
@@ -70,7 +86,9 @@ def _has_another_density(distribution: tfd.Distribution) -> bool:
             break
         if {"log_prob", "_log_prob"} & names:
             return True
+    return any(map(_has_another_density, _distributions_in(distribution)))
+
+
+def _distributions_in(distribution: tfd.Distribution) -> list[tfd.Distribution]:
     parameters = tf.nest.flatten(list(distribution.parameters.values()))
-    return any(
-        _has_another_density(part) for part in parameters if isinstance(part, tfd.Distribution)
-    )
+    return [part for part in parameters if isinstance(part, tfd.Distribution)]

@@ -300,12 +300,26 @@ class ControlVariates:
         least_error = rounding(*terms) + truncation
         own_values = values
         if self.names:
+            own_values = self._with_less_noise(values)
             coefficients = self._coefficients(values, unseen)
-            own_values = values - np.einsum("sqk,qk->sq", self._own_deviations, coefficients)
             values = values - np.einsum("sqk,qk->sq", self._values, coefficients)
             unseen -= float(coefficients.mean(axis=0) @ self._loadings)
             least_error += float(np.abs(coefficients).mean(axis=0) @ self._roundings)
         return ReducedDraws(values, own_values, least_error, unseen)
+
+    def _with_less_noise(self, values: np.ndarray) -> np.ndarray:
+        """Subtracts from draws `[S, Q]` what explains them and has mean 0 for each observation.
+
+        What makes the error of the mean least leaves much of the spread of single draws where the
+        control variate that it takes has mean 0 over all observations only.
+        """
+        num_controls = self._own_deviations.shape[-1]
+        deviations = self._own_deviations - self._own_deviations.mean(axis=0)
+        of_values = values - values.mean(axis=0)
+        coefficients = np.linalg.lstsq(
+            deviations.reshape(-1, num_controls), of_values.reshape(-1), rcond=_RANK_TOLERANCE
+        )[0]
+        return np.asarray(values - self._own_deviations @ coefficients)
 
     def exact(self, values: np.ndarray, least_error: float) -> Estimate:
         """Estimates a mean from closed forms of all N observations.

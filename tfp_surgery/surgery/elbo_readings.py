@@ -183,6 +183,7 @@ def readings_of(
     log_prior: np.ndarray,
     log_aggregate: np.ndarray,
     log_evidence: np.ndarray | None,
+    unseen_of_prior: float = 0.0,
 ) -> ElboReadings:
     """Estimates the readings as `elbo_readings` does, with control variates of the draws.
 
@@ -193,13 +194,15 @@ def readings_of(
       log_prior: See `elbo_readings`.
       log_aggregate: See `elbo_readings`.
       log_evidence: See `elbo_readings`.
+      unseen_of_prior: Factor of the unseen part of log q(n|z) in -log p(z).
 
     Returns:
       `ElboReadings`, with warnings that have not been issued.
     """
     estimate = controls.estimate
     # All readings are the same sum over the draws.
-    elbo = estimate(reconstruction, log_prior, -log_posterior)
+    unseen = unseen_of_prior
+    elbo = estimate(reconstruction, log_prior, -log_posterior, unseen=-unseen)
     evidence: dict[str, Any]
     if log_evidence is None:
         reason = "the log evidence log p(x) was not given, and the posterior KL needs it"
@@ -210,20 +213,22 @@ def readings_of(
         evidence = {
             "evidence_minus_posterior_kl": elbo,
             "log_evidence": estimate(repeated),
-            "posterior_kl": estimate(log_posterior, -reconstruction, -log_prior, repeated),
+            "posterior_kl": estimate(
+                log_posterior, -reconstruction, -log_prior, repeated, unseen=unseen
+            ),
         }
         absent = {}
     readings = ElboReadings(
         **evidence,
         negative_energy_plus_entropy=elbo,
-        negative_energy=estimate(reconstruction, log_prior),
+        negative_energy=estimate(reconstruction, log_prior, unseen=-unseen),
         entropy=estimate(-log_posterior),
         term_by_term=elbo,
         average_reconstruction=estimate(reconstruction),
-        average_kl=estimate(log_posterior, -log_prior),
+        average_kl=estimate(log_posterior, -log_prior, unseen=unseen),
         surgery=elbo,
         index_code_mutual_information=estimate(log_posterior, -log_aggregate, unseen=1.0),
-        marginal_kl=estimate(log_aggregate, -log_prior, unseen=-1.0),
+        marginal_kl=estimate(log_aggregate, -log_prior, unseen=unseen - 1.0),
         absent=absent,
         num_observations=controls.num_observations,
         num_query=reconstruction.shape[1],

@@ -23,6 +23,7 @@ from tfp_surgery.surgery.elbo_surgery_result import (
 )
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.surgery.terms import control_variates, disagreements, terms
+from tfp_surgery.surgery.unseen_variance import unseen_of_prior
 
 _AXES = (
     "The last two axes of log_posteriors may be swapped: log_posteriors[s, q, n] is the score of "
@@ -146,7 +147,13 @@ def elbo_surgery_from_log_probs(
             raise ValueError("log_evidence is for the readings of the ELBO: give log_likelihood.")
         evidence = checked_draws("log_evidence", log_evidence, shape[1:])
         parts["readings"] = readings_of(
-            control_variates(draws), reconstruction, own, draws.log_prior, aggregate, evidence
+            control_variates(draws),
+            reconstruction,
+            own,
+            draws.log_prior,
+            aggregate,
+            evidence,
+            unseen_of_prior(draws),
         )
     else:
         absent["readings"] = "log_evidence is not given"

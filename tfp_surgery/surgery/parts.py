@@ -28,6 +28,7 @@ from tfp_surgery.surgery.reduced_terms import reduced_terms
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.surgery.split_of_draws import split_of_draws
 from tfp_surgery.surgery.terms import control_variates
+from tfp_surgery.surgery.unseen_variance import unseen_of_prior
 
 # Default tolerance of log q(z_j): exact marginals of 60000 observations take minutes.
 MARGINAL_TOLERANCE = 1e-5
@@ -90,6 +91,7 @@ def parts_of(
             draws.log_prior,
             draws.log_aggregate,
             log_evidence,
+            unseen_of_prior(draws),
         )
     if not full:
         absent |= {

@@ -9,6 +9,7 @@ import numpy as np
 from tfp_surgery.estimate import rounding
 from tfp_surgery.measurement.control_variates import ControlVariates, ReducedDraws
 from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.unseen_variance import unseen_of_prior
 
 
 class ReducedTerms(NamedTuple):
@@ -41,7 +42,7 @@ def reduced_terms(draws: ScoredDraws, controls: ControlVariates) -> ReducedTerms
     )
     kl = finite(draws.closed_form_kl)
     if kl is None:
-        average_kl = controls.reduced(log_posterior, -log_prior)
+        average_kl = controls.reduced(log_posterior, -log_prior, unseen=unseen_of_prior(draws))
     else:
         least_error = rounding(log_posterior, log_prior)
         average_kl = ReducedDraws.known(kl, draws.index, len(log_posterior), least_error)

@@ -19,11 +19,9 @@ from tfp_surgery.measurement.control_variates import ControlVariate, ControlVari
 from tfp_surgery.surgery.elbo_surgery_result import NO_CLOSED_FORM, NO_DECODER, ElboSurgery
 from tfp_surgery.surgery.reduced_terms import finite
 from tfp_surgery.surgery.scored_draws import ScoredDraws
+from tfp_surgery.surgery.unseen_variance import RARE_ENTROPY, unseen_of_prior, unseen_variance
 
-# Used by the comparisons. Below this entropy of q(n|z), one component has more than 80% of it.
-_RARE_ENTROPY = 0.5
 _ENOUGH_DRAWS = 10  # draws per observation from which its variance can be estimated
-_ENOUGH_RARE = 20.0  # rare draws from which their part of a variance can be estimated
 
 
 def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) -> ElboSurgery:
@@ -41,7 +39,7 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
     log_posterior = draws.log_posterior
     log_prior, log_aggregate = draws.log_prior, draws.log_aggregate
     kl = finite(draws.closed_form_kl)
-    unseen = _unseen_variance(draws)
+    unseen = unseen_variance(draws)
     plain = ControlVariates((), num_observations, unseen)
     controls = control_variates(draws)
 
@@ -62,21 +60,23 @@ def terms(draws: ScoredDraws, log_training_aggregate: np.ndarray | None = None) 
         )
         for way in (controls, plain)
     )
+    of_prior = unseen_of_prior(draws)
     third, sampled_third = (
         _with_error(
-            way.estimate(log_aggregate, -log_prior, truncation=left_out, unseen=-1.0), draws
+            way.estimate(log_aggregate, -log_prior, truncation=left_out, unseen=of_prior - 1.0),
+            draws,
         )
         for way in (controls, plain)
     )
-    sampled_average_kl = plain.estimate(log_posterior, -log_prior)
+    sampled_average_kl = plain.estimate(log_posterior, -log_prior, unseen=of_prior)
     elbo = reconstruction = None
     if draws.reconstruction is None:
         absent |= dict.fromkeys(("elbo", "average_reconstruction"), NO_DECODER)
     else:
         reconstruction = controls.estimate(draws.reconstruction)
-        elbo = controls.estimate(draws.reconstruction, -log_posterior, log_prior)
+        elbo = controls.estimate(draws.reconstruction, -log_posterior, log_prior, unseen=-of_prior)
     if kl is None:
-        average_kl = controls.estimate(log_posterior, -log_prior)
+        average_kl = controls.estimate(log_posterior, -log_prior, unseen=of_prior)
     else:
         average_kl = controls.exact(kl, rounding(log_posterior, log_prior))
         of_draws = np.broadcast_to(kl[draws.index], log_prior.shape)
@@ -168,7 +168,7 @@ def control_variates(draws: ScoredDraws) -> ControlVariates:
                 unseen=1.0,
             )
         )
-    return ControlVariates(candidates, draws.num_observations, _unseen_variance(draws))
+    return ControlVariates(candidates, draws.num_observations, unseen_variance(draws))
 
 
 def _difference_of(
@@ -224,10 +224,12 @@ def disagreements(surgery: ElboSurgery, draws: ScoredDraws) -> list[str]:
             continue
         exact = closed_form[draws.index]
         if not np.isfinite(exact).all():
-            found.append(
-                f"{name} in closed form is not finite for {np.sum(~np.isfinite(exact))} of "
-                f"{exact.size} observations, and is not used."
-            )
+            # TFP's entropies are NaN for some parameters that are right, such as infinite ones.
+            if closed_form is draws.closed_form_kl:
+                found.append(
+                    f"{name} in closed form is not finite for {np.sum(~np.isfinite(exact))} of "
+                    f"{exact.size} observations, and is not used."
+                )
             continue
         found += consistency.apart(
             name,
@@ -298,29 +300,6 @@ def _unseen(index_entropy: np.ndarray, log_num_observations: float) -> float:
     2 H (1 + log N - log H) with H = H[q(n|z)].
     """
     rare = np.asarray(index_entropy, np.float64)
-    rare = np.where(rare < _RARE_ENTROPY, rare, 0.0)
+    rare = np.where(rare < RARE_ENTROPY, rare, 0.0)
     variance = 2.0 * rare * (1.0 + log_num_observations - np.log(np.maximum(rare, 1e-300)))
     return math.sqrt(variance.mean() / variance.size)
-
-
-def _unseen_variance(draws: ScoredDraws) -> float:
-    """Returns the variance of the mean of log q(n|z) that is missing from the sample variance.
-
-    Given a code z whose component has probability 1 - d and entropy H = H[q(n|z)], the other
-    components have log q(n|z) near 1 - H / d, so that the variance of log q(n|z) is near
-    (H - d)^2 / d. All of it is missing if the draws hold hardly any from the other components; none
-    of it is if they hold enough.
-    """
-    if draws.index_entropy is None:
-        return 0.0
-    entropy = np.asarray(draws.index_entropy, np.float64)
-    log_own = draws.log_posterior.astype(np.float64) - draws.log_aggregate
-    other = -np.expm1(np.minimum(log_own - math.log(draws.num_observations), 0.0))  # d
-    size = 1.0 + np.abs(draws.log_posterior) + np.abs(draws.log_aggregate)
-    is_rounding = other <= 4.0 * np.finfo(draws.log_posterior.dtype).eps * size
-    rare = (entropy < _RARE_ENTROPY) & ~is_rounding
-    if other[rare].sum() >= _ENOUGH_RARE:
-        return 0.0
-    known = rare & (other < 0.5)
-    variance = np.square(entropy[known] - other[known]) / other[known]
-    return float(variance.sum()) / entropy.size**2
