@@ -26,6 +26,7 @@ from benchmarks.calibration_references import Means, average_kl, exact
 from benchmarks.calibration_setting import Calibrated, Model, Setting, over_seeds
 from benchmarks.calibration_statistics import estimates_of, mean_over_seeds
 from benchmarks.calibration_terms import (
+    bound_terms,
     elbo_terms,
     prefixed,
     rate_distortion_terms,
