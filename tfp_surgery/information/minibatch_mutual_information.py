@@ -40,9 +40,9 @@ class MinibatchInformation(Result):
       mutual_information: Estimate of I(n; z).
       aggregate_entropy: Estimate of H[q(z)] = -E_q(z)[log q(z)] from the same draws: the mutual
         information plus the average entropy of q(z|x_n), with the same bias.
-      bias: The bias of both: the mean of log q(z) over all N components, less the estimate of it, at
-        the same draws. Its standard error is that of these differences, without the variance that
-        they have in common.
+      bias: The bias of both: log q(z) over all N components less the estimate of it at the same
+        draws, on average. Its standard error is that of these differences, without the variance
+        that both have in common.
       ceiling: The ceiling of `mutual_information`: log N, log B or log(N B). The ceiling of the
         entropy is larger by the average entropy of q(z|x_n).
       method: How log q(z) was estimated; see `minibatch_log_prob`.
@@ -175,7 +175,8 @@ def minibatch_mutual_information(
         warnings.warn(
             f'the "{method}" estimate of the index-code mutual information, '
             f"{result.mutual_information} nats, sits at its ceiling of {ceiling:.4f}: it says "
-            "nothing of how much larger or smaller the quantity is. elbo_surgery gives it over all observations.",
+            "nothing of how much larger or smaller the quantity is. elbo_surgery gives it over all "
+            "observations.",
             stacklevel=2,
         )
     return result
