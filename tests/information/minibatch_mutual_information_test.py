@@ -47,10 +47,27 @@ def test_information_and_entropy_have_their_expectation(method: str, case: str) 
     for estimate, value in (
         (found.mutual_information, expected),
         (found.aggregate_entropy, expected + entropy),
+        (found.bias, expected - exact),
     ):
         assert estimate.num_draws == 100 * 20 * size
         assert abs(estimate.value - value) < 4.5 * estimate.standard_error + 1e-9
     assert found.ceiling == mutual_information_ceiling(method, size, NUM)
+    assert "bias of both" in str(found)
+
+
+@pytest.mark.parametrize("method", ["batch", "mws", "mss", "partially_stratified"])
+def test_the_bias_is_that_of_paired_differences(method: str) -> None:
+    """A difference from the exact value of other draws has the variance of both."""
+    aggregate = posteriors(*gaussian_case("overlapping", 200, 5))
+    found = minibatch_mutual_information(aggregate, batch_size=50, method=method, seed=1)
+    exact = minibatch_mutual_information(aggregate, batch_size=200, method="full", seed=2)
+    assert exact.bias.value == pytest.approx(0.0, abs=1e-9)
+    unpaired = math.hypot(
+        found.mutual_information.standard_error, exact.mutual_information.standard_error
+    )
+    gap = found.mutual_information.value - exact.mutual_information.value
+    assert abs(gap - found.bias.value) < 4.0 * unpaired
+    assert 0.0 < found.bias.standard_error < 0.8 * unpaired
 
 
 def test_it_warns_at_the_ceiling_and_not_below() -> None:
@@ -78,7 +95,9 @@ def test_it_warns_at_the_ceiling_and_not_below() -> None:
 def test_the_rule_of_the_ceiling() -> None:
     def at(value: float, error: float) -> bool:
         estimate = Estimate(value, error, 10)
-        return MinibatchInformation(estimate, estimate, 4.0, "batch", 99, 9, 2, 0).at_ceiling
+        return MinibatchInformation(
+            estimate, estimate, estimate, 4.0, "batch", 99, 9, 2, 0
+        ).at_ceiling
 
     assert at(3.961, 0.0)
     assert not at(3.959, 0.0)

@@ -14,7 +14,7 @@ from tfp_surgery import seeds
 from tfp_surgery.checks.arguments import checked_integer
 from tfp_surgery.components import components as components_lib
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate
+from tfp_surgery.estimate import Estimate, rounding
 from tfp_surgery.information.minibatch_log_prob import (
     minibatch_log_prob,
     mutual_information_ceiling,
@@ -34,12 +34,15 @@ class MinibatchInformation(Result):
     """Minibatch estimates of index-code mutual information and aggregate entropy, in nats.
 
     The standard errors refer to the expectations of the estimates. They do not contain the bias of
-    each method, which is stated by `minibatch_log_prob`.
+    each method, which is stated by `minibatch_log_prob` and measured in `bias`.
 
     Attributes:
       mutual_information: Estimate of I(n; z).
       aggregate_entropy: Estimate of H[q(z)] = -E_q(z)[log q(z)] from the same draws: the mutual
         information plus the average entropy of q(z|x_n), with the same bias.
+      bias: The bias of both: log q(z) over all N components less the estimate of it at the same
+        draws, on average. Its standard error is that of these differences, without the variance
+        that both have in common.
       ceiling: The ceiling of `mutual_information`: log N, log B or log(N B). The ceiling of the
         entropy is larger by the average entropy of q(z|x_n).
       method: How log q(z) was estimated; see `minibatch_log_prob`.
@@ -53,6 +56,7 @@ class MinibatchInformation(Result):
 
     mutual_information: Estimate
     aggregate_entropy: Estimate
+    bias: Estimate
     ceiling: float
     method: str
     num_observations: int
@@ -74,6 +78,7 @@ class MinibatchInformation(Result):
             ("index-code mutual information", self.mutual_information),
             ("  ceiling", f"{self.ceiling:.4f}{' REACHED' if self.at_ceiling else ''}"),
             ("aggregate entropy", self.aggregate_entropy),
+            ("bias of both", self.bias),
         ]
 
 
@@ -91,7 +96,9 @@ def minibatch_mutual_information(
     Use it to study minibatch estimators: the estimates have the biases stated by
     `minibatch_log_prob`. To measure the quantities, use `elbo_surgery` or `AggregatePosterior`,
     which are exact in log q(z). The minibatches are independent of one another, each drawn
-    uniformly without replacement. Standard errors are those of the mean over minibatches.
+    uniformly without replacement. Standard errors are those of the mean over minibatches. For the
+    bias, log q(z) is evaluated over all N components at each of the `num_batches * num_samples *
+    batch_size` draws.
 
     Args:
       aggregate_posterior: q(z) of the whole data set, batch shape `[]`, equal weights.
@@ -126,48 +133,50 @@ def minibatch_mutual_information(
     def one_batch(indices: tf.Tensor, step_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         minibatch = components_lib.gather(components, indices)
         z = minibatch.sample(num_samples, seed=step_seed)  # [S, B, E...]
-        log_aggregate = minibatch_log_prob(z, minibatch, num_observations, method)
-        log_posterior = minibatch.log_prob(z)
-        parts = (
-            log_posterior - log_aggregate,
-            -log_aggregate,
-            tf.abs(log_posterior) + tf.abs(log_aggregate),
-            tf.abs(log_aggregate),
-        )
-        return tuple(tf.reduce_mean(tf.cast(part, tf.float64)) for part in parts)
+        estimated = minibatch_log_prob(z, minibatch, num_observations, method)
+        return z, minibatch.log_prob(z), estimated
 
     one_batch = traced(
         one_batch, tf.TensorSpec([batch_size], tf.int32), tf.TensorSpec([2], tf.int32)
     )
     rng = seeds.generator(seed, "minibatch_mutual_information/batches")
     key = seeds.key(seed, "minibatch_mutual_information/codes")
-    means = np.empty([num_batches, 4])  # two estimates, then magnitudes for their rounding errors
+    drawn = []
     for number in range(num_batches):
         indices = rng.choice(num_observations, size=batch_size, replace=False)
-        step_seed = seeds.fold_in(key, number)
-        means[number] = [
-            mean.numpy() for mean in one_batch(tf.constant(indices, tf.int32), step_seed)
-        ]
-    checked_draws(
-        "a log density of the posteriors at their own draws",
-        means,
-        cause=lambda _: "has training diverged?",
-    )
-    roundings = np.finfo(components_lib.dtype_of(components).as_numpy_dtype).eps * means[
-        :, 2:
-    ].mean(axis=0)
-    information, entropy = (
-        batch_estimate(means[:, number], num_samples * batch_size, float(roundings[number]))
-        for number in range(2)
-    )
+        drawn.append(one_batch(tf.constant(indices, tf.int32), seeds.fold_in(key, number)))
+    z, log_posterior, estimated = (tf.stack(part) for part in zip(*drawn, strict=True))
+    log_posterior, estimated, log_aggregate = (
+        checked_draws(
+            "a log density of the posteriors at their own draws",
+            values,
+            cause=lambda _: "has training diverged?",
+        )
+        for values in (log_posterior, estimated, aggregate_posterior.log_prob(z))
+    )  # [K, S, B]
+
+    def estimate(*terms: np.ndarray) -> Estimate:
+        values = np.sum([term.astype(np.float64) for term in terms], axis=0)
+        means = values.reshape(num_batches, -1).mean(axis=1)
+        return batch_estimate(means, num_samples * batch_size, rounding(*terms))
+
     result = MinibatchInformation(
-        information, entropy, ceiling, method, num_observations, batch_size, num_batches, seed
+        mutual_information=estimate(log_posterior, -estimated),
+        aggregate_entropy=estimate(-estimated),
+        bias=estimate(log_aggregate, -estimated),
+        ceiling=ceiling,
+        method=method,
+        num_observations=num_observations,
+        batch_size=batch_size,
+        num_batches=num_batches,
+        seed=seed,
     )
     if result.at_ceiling and method != "full":  # "full" is exact, and log N bounds I(n; z) itself
         warnings.warn(
-            f'the "{method}" estimate of the index-code mutual information, {information} nats, '
-            f"sits at its ceiling of {ceiling:.4f}: it says nothing of how much larger or smaller "
-            "the quantity is. elbo_surgery gives it over all observations.",
+            f'the "{method}" estimate of the index-code mutual information, '
+            f"{result.mutual_information} nats, sits at its ceiling of {ceiling:.4f}: it says "
+            "nothing of how much larger or smaller the quantity is. elbo_surgery gives it over all "
+            "observations.",
             stacklevel=2,
         )
     return result
