@@ -357,7 +357,8 @@ def test_intervals_cover_the_truth(case: str, num_query: int) -> None:
 
     The binomial standard error of the coverage is 1.1%, so that this is three of them. What is too
     rare to be drawn makes errors too large where posteriors are close, and not one code in twenty
-    is confused. Nothing warns of numbers that are right.
+    is confused; there, the reconstruction is a function of log q(z|x), and as exact as that. No
+    numbers that are right are warned of.
     """
     # Of nearly collapsed posteriors, what is left of the information after its control variates is
     # a polynomial of the draws with a few large values.
@@ -391,7 +392,7 @@ def test_intervals_cover_the_truth(case: str, num_query: int) -> None:
             covered[name] += low <= value <= high
     for name, count in covered.items():
         assert count / 400 >= 0.915, (name, count / 400)
-        if case != "close" or name in ("average_kl_sampled", "average_reconstruction", "elbo"):
+        if case != "close" or name == "average_kl_sampled":
             assert count / 400 <= 0.985, (name, count / 400)
 
 

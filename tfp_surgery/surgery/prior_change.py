@@ -19,9 +19,8 @@ from tfp_surgery.components.batch_size import (
     rows_of_a_step,
 )
 from tfp_surgery.distributions.aggregate_posterior import AggregatePosterior
-from tfp_surgery.estimate import Estimate, rounding
+from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement import consistency
-from tfp_surgery.measurement.control_variates import ReducedDraws
 from tfp_surgery.measurement.draws import checked_draws
 from tfp_surgery.measurement.model_checks import check_codes_in_support
 from tfp_surgery.measurement.result import Result, count_draws
@@ -30,7 +29,7 @@ from tfp_surgery.measurement.steps import steps
 from tfp_surgery.measurement.traced import traced_for_many
 from tfp_surgery.seeds import Seed
 from tfp_surgery.surgery.closed_forms import closed_forms_of
-from tfp_surgery.surgery.reduced_terms import finite, reduced_terms
+from tfp_surgery.surgery.reduced_terms import reduced_terms
 from tfp_surgery.surgery.scored_draws import (
     DRAWN_AT_A_TIME,
     ScoredDraws,
@@ -199,22 +198,18 @@ class PriorMeasurement:
         log_prior = checked_draws("log p(z) of the prior", log_prior, cause=cause(self._z))
         draws, controls, before = self._draws, self._controls, self._before
         num_samples, num_observations = log_prior.shape
-        kl = finite(
-            closed_forms_of(self._posteriors, lambda _: prior, num_observations, DRAWN_AT_A_TIME)[0]
+        kl, _ = closed_forms_of(
+            self._posteriors, lambda _: prior, num_observations, DRAWN_AT_A_TIME
         )
-        average_kl = (
-            controls.reduced(draws.log_posterior, -log_prior)
-            if kl is None
-            else ReducedDraws.known(
-                kl, draws.index, num_samples, rounding(draws.log_posterior, log_prior)
-            )
+        after = reduced_terms(
+            dataclasses.replace(draws, log_prior=log_prior, closed_form_kl=kl), controls
         )
         marginal_kl_before = controls.estimate_of(before.third)
-        marginal_kl_after = controls.estimate_of(average_kl - before.information)
+        marginal_kl_after = controls.estimate_of(after.third)
         return PriorChange(
             marginal_kl_before=marginal_kl_before,
             marginal_kl_after=marginal_kl_after,
-            elbo_change=controls.estimate_of(before.average_kl - average_kl),
+            elbo_change=controls.estimate_of(before.average_kl - after.average_kl),
             num_observations=num_observations,
             num_samples=num_samples,
             seed=draws.seed,
