@@ -84,13 +84,12 @@ def _terms(
     log_own = checked_draws("log q(z_g|x)", own.log_prob(z), cause=cause(z, own=True))
     evaluated = AggregatePosterior(posterior).evaluate(z, tolerance=draws.tolerance)
     log_aggregate = checked_draws("log q(z_g)", evaluated.log_prob, cause=cause(z, own=True))
-    has_prior = prior is not None and prior.event_shape == shape
+    if prior is not None and prior.event_shape != shape:
+        prior = None
     log_prior = np.zeros_like(log_own)
-    if has_prior:
+    if prior is not None:
         log_prior = checked_draws("log p(z_g)", prior.log_prob(z), cause=cause(z))
-    kl, entropy = closed_forms_of(
-        posterior, lambda _: prior if has_prior else None, draws.num_observations, batch_size
-    )
+    kl, entropy = closed_forms_of(posterior, lambda _: prior, draws.num_observations, batch_size)
     of_part = terms(
         dataclasses.replace(
             draws,
@@ -107,7 +106,7 @@ def _terms(
     )
     information, marginal = of_part.index_code_mutual_information, of_part.marginal_kl
     found = consistency.negative("Index-code mutual information of a part", information)
-    if not has_prior:
+    if prior is None:
         absent = dict.fromkeys(("marginal_kl", "average_kl"), _NO_PRIOR)
         return PartTerms(information, None, None, absent=absent, warnings=tuple(found))
     found += consistency.negative("Marginal KL of a part", marginal)

@@ -114,6 +114,7 @@ class PriorMeasurement:
           ValueError: If a log density of a draw is not finite, or codes lie outside the support of
             the former prior.
         """
+        self._seed = seed
         former_prior = build_prior(former_prior)
         posteriors = components_lib.broadcast(aggregate_posterior.components_distribution)
         num_observations = int(aggregate_posterior.num_components)
@@ -212,7 +213,7 @@ class PriorMeasurement:
             elbo_change=controls.estimate_of(before.average_kl - after.average_kl),
             num_observations=num_observations,
             num_samples=num_samples,
-            seed=draws.seed,
+            seed=self._seed,
             evaluation=draws.evaluation,
             control_variates=controls.names,
             warnings=consistency.explained(
