@@ -66,6 +66,7 @@ def test_values_and_errors_are_those_of_a_regression(
         unseen_variance=unseen_variance,
         unseen=unseen,
         loadings=[unseen if name == "c" else 0.0 for name in used],
+        own_means=[None if name == "c" else np.zeros(num_query) for name in used],
     )
     assert estimate.value == pytest.approx(value, rel=1e-9)
     assert estimate.standard_error == pytest.approx(error, rel=1e-9)

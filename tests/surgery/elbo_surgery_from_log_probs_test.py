@@ -93,6 +93,7 @@ def test_terms_are_means_of_differences_of_log_densities_with_control_variates(c
             unseen_variance=_unseen_variance(given["log_posterior"] - log_q, entropy),
             unseen=unseen.get(name, 0.0),
             loadings=[1.0] if varies else None,
+            own_means=[None] if varies else None,
         )
         estimate = getattr(surgery, name)
         assert estimate.value == pytest.approx(mean, abs=1e-10), name

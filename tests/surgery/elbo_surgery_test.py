@@ -456,6 +456,10 @@ def test_memory_of_a_surgery_of_60000_observations() -> None:
 def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """95% intervals of 500 seeded repetitions cover in 92 to 98 of 100 cases.
 
+    Of the mutual information, control variates leave a variance of which ten observations in the
+    tails hold 40%, so that four draws of each estimate it roughly: these cover in at least 88. Three
+    standard errors of the coverage are 4%.
+
     The interval is a normal one: the subset is large enough for the few observations with an
     entropy far below the others' not to make its mean skewed. The codes are scalars, for which TFP
     assembles its ops in a quarter of the time: what a surgery of this size takes.
@@ -472,7 +476,9 @@ def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.Mo
     )
     encoder = table_encoder(scalar)
     truth = {
-        "average_kl": average_kl,
+        "average_kl_sampled": average_kl,
+        "index_code_mutual_information_sampled": information,
+        "marginal_kl_sampled": marginal,
         "index_code_mutual_information": information,
         "index_code_mutual_information_from_entropy": information,
         "index_code_mutual_information_by_subtraction": information,
@@ -493,11 +499,13 @@ def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.Mo
             seed=seed,
             training_aggregate_posterior=q_train,
         )
+        assert surgery.average_kl.value == pytest.approx(average_kl, rel=1e-6)
         for name, value in truth.items():
             low, high = surgery.estimates()[name].interval(0.95)
             covered[name] += low <= value <= high
     for name, count in covered.items():
-        assert 0.92 <= count / 500 <= 0.98, (name, count / 500)
+        least = 0.88 if name in ("index_code_mutual_information", "marginal_kl") else 0.92
+        assert least <= count / 500 <= 0.98, (name, count / 500)
 
 
 def _cross_term(loc: np.ndarray, scale: np.ndarray, num_train: int) -> float:

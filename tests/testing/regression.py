@@ -23,6 +23,7 @@ def controlled_mean(
     unseen_variance: float = 0.0,
     unseen: float = 0.0,
     loadings: Sequence[float] | None = None,
+    own_means: Sequence[np.ndarray | None] | None = None,
 ) -> tuple[float, float]:
     """Returns mean and standard error of values less their regression on control variates.
 
@@ -37,6 +38,8 @@ def controlled_mean(
       unseen_variance: Variance of the mean of log q(n|z) that is not among the draws.
       unseen: Its factor in the values.
       loadings: Its factor in each control; None for 0.
+      own_means: The expectation of each control for each observation, `[Q]`, or None where it is
+        not known; None for 0.
 
     Returns:
       mean: The mean.
@@ -58,19 +61,32 @@ def controlled_mean(
         found.append(np.array([factor * math.sqrt(unseen_variance * num_query)]))
         return np.concatenate(found)
 
-    residual = values.astype(np.float64).copy()
-    left = 0.0
+    known = [np.zeros(num_query)] * len(controls) if own_means is None else own_means
+    # What has mean 0 for each observation has the coefficients of its fold, what is left has one.
+    own = [
+        np.zeros_like(control) if means is None else control - means
+        for control, means in zip(controls, known, strict=True)
+    ]
+    used = [
+        part if not is_subset and means is not None else control
+        for part, control, means in zip(own, controls, known, strict=True)
+    ]
+    coefficients = np.zeros([len(controls), num_query])
     for fold in range(5) if controls else ():
-        own = folds(num_query) == fold
+        inside = folds(num_query) == fold
         design = np.stack(
-            [rows(part[:, ~own], factor) for part, factor in zip(controls, factors, strict=True)],
+            [rows(part[:, ~inside], factor) for part, factor in zip(used, factors, strict=True)],
             axis=1,
         )
         scale = np.sqrt(np.square(design).sum(axis=0))
-        target = rows(values[:, ~own], unseen)
-        coefficients = np.linalg.lstsq(design / scale, target, rcond=None)[0] / scale
-        for coefficient, control, factor in zip(coefficients, controls, factors, strict=True):
-            residual[:, own] -= coefficient * control[:, own]
-            left += coefficient * factor * own.sum() / num_query
+        target = rows(values[:, ~inside], unseen)
+        fitted = np.linalg.lstsq(design / scale, target, rcond=None)[0] / scale
+        coefficients[:, inside] = fitted[:, np.newaxis]
+    residual = values.astype(np.float64).copy()
+    left = unseen
+    for number, factor in enumerate(factors):
+        average = coefficients[number].mean()
+        residual -= coefficients[number] * own[number] + average * (used[number] - own[number])
+        left -= average * factor
     variance = np.square(rows(residual, 0.0)).sum() / num_query
-    return float(residual.mean()), math.sqrt(variance + (unseen - left) ** 2 * unseen_variance)
+    return float(residual.mean()), math.sqrt(variance + left**2 * unseen_variance)

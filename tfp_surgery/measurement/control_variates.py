@@ -134,8 +134,10 @@ class ControlVariates:
     for each part from the draws of the other four (cross-fitting, Chernozhukov et al. 2018). It is
     then independent of the draws it is applied to: with coefficients of the same draws, the
     estimate would be biased by the order of the standard error over the degrees of freedom (Owen
-    2013, section 8.9), and the standard error too small. Since b is linear in f, the estimates of
-    terms that add up add up.
+    2013, section 8.9), and the standard error too small. What has mean 0 over all observations only
+    has another mean in each part, and there the average of the five coefficients: five of them
+    would turn their own error into one of the estimate, which no deviation within observations
+    shows. Since b is linear in f, the estimates of terms that add up add up.
 
     With fewer than 20 degrees of freedom for each coefficient, the last candidates are not used;
     with a single draw per observation, none is. A C_j that does not vary by more than rounding is
@@ -302,8 +304,10 @@ class ControlVariates:
         if self.names:
             own_values = self._with_less_noise(values)
             coefficients = self._coefficients(values, unseen)
-            values = values - np.einsum("sqk,qk->sq", self._values, coefficients)
-            unseen -= float(coefficients.mean(axis=0) @ self._loadings)
+            average = coefficients.mean(axis=0)
+            values = values - np.einsum("sqk,qk->sq", self._own_deviations, coefficients)
+            values -= (self._values - self._own_deviations) @ average
+            unseen -= float(average @ self._loadings)
             least_error += float(np.abs(coefficients).mean(axis=0) @ self._roundings)
         return ReducedDraws(values, own_values, least_error, unseen)
 
