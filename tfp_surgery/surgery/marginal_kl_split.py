@@ -27,6 +27,7 @@ from tfp_surgery.surgery.marginal_kl_split_result import MarginalKLSplit
 from tfp_surgery.surgery.scored_draws import ScoredDraws
 from tfp_surgery.surgery.split_of_draws import split_of_draws
 from tfp_surgery.surgery.terms import control_variates
+from tfp_surgery.surgery.unseen_variance import unseen_of_prior
 
 tfd = tfp.distributions
 
@@ -150,7 +151,8 @@ def marginal_kl_split(
     )
     controls = control_variates(draws)
     left_out = tolerance or 0.0
-    whole = controls.reduced(log_aggregate, -log_prior, truncation=left_out, unseen=-1.0)
+    unseen = unseen_of_prior(draws) - 1.0
+    whole = controls.reduced(log_aggregate, -log_prior, truncation=left_out, unseen=unseen)
     split = split_of_draws(draws, aggregate_posterior, prior, controls, whole, partition, tolerance)
     consistency.warn(split.warnings, stacklevel=3)
     return split
