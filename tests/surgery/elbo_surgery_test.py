@@ -457,8 +457,8 @@ def test_intervals_cover_the_truth(num_query: int | None, monkeypatch: pytest.Mo
     """95% intervals of 500 seeded repetitions cover in 92 to 98 of 100 cases.
 
     Of the mutual information, control variates leave a variance of which ten observations in the
-    tails hold 40%, so that four draws of each estimate it roughly: these cover in at least 88. Three
-    standard errors of the coverage are 4%.
+    tails hold 40%, so that four draws of each estimate it roughly: these cover in at least 88.
+    Three standard errors of the coverage are 4%.
 
     The interval is a normal one: the subset is large enough for the few observations with an
     entropy far below the others' not to make its mean skewed. The codes are scalars, for which TFP
