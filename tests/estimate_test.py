@@ -9,7 +9,11 @@ import pytest
 from tfp_surgery.estimate import Estimate, exact_strata_estimate, stratified_estimate
 
 
-def test_interval_is_the_normal_one() -> None:
+def test_interval_is_that_of_student() -> None:
+    """The quantiles of tables: 1.96 for a normal distribution, 2.228 for ten degrees of freedom."""
+    low, high = Estimate(1.0, 0.5, 12, degrees_of_freedom=10.0).interval()
+    assert low == pytest.approx(1.0 - 2.228139 * 0.5, abs=1e-6)
+    assert high == pytest.approx(1.0 + 2.228139 * 0.5, abs=1e-6)
     low, high = Estimate(1.0, 0.5, 10).interval()
     assert low == pytest.approx(1.0 - 1.959964 * 0.5, abs=1e-6)
     assert high == pytest.approx(1.0 + 1.959964 * 0.5, abs=1e-6)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 
 from tfp_surgery.checks import arrays
 
@@ -38,7 +38,10 @@ class Estimate:
     population_standard_error: float | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Returns the symmetric normal confidence interval.
+        """Returns the symmetric confidence interval of Student's t distribution.
+
+        Its quantile has the estimate's degrees of freedom (Welch 1947), and is that of the normal
+        distribution for many draws.
 
         Args:
           level: Nominal coverage, in (0, 1).
@@ -51,7 +54,8 @@ class Estimate:
         """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie in (0, 1); got {level}.")
-        half_width = statistics.NormalDist().inv_cdf(0.5 + level / 2.0) * self.standard_error
+        quantile = float(scipy.stats.t.ppf(0.5 + level / 2.0, self.degrees_of_freedom))
+        half_width = quantile * self.standard_error
         return self.value - half_width, self.value + half_width
 
     def to_dict(self) -> dict[str, float | None]:
