@@ -117,7 +117,7 @@ def _summary(rows: Sequence[Row]) -> str:
     def column(name: str) -> np.ndarray:
         return np.array([row[name] for row in known if row[name] is not None])
 
-    coverage, student, ratio = (column(name) for name in ("coverage", "student_coverage", "ratio"))
+    coverage, ratio = column("coverage"), column("ratio")
     bias = np.abs(column("bias"))
     errors = column("truth_error") / column("mean_standard_error")
     low, mean, high = (
@@ -126,7 +126,6 @@ def _summary(rows: Sequence[Row]) -> str:
     lines = [
         f"{len(rows)} rows, of which {len(known)} have a standard error from sampling",
         f"mean coverage {mean}, from {low} to {high}",
-        f"mean coverage with the quantiles of Student's t {100 * student.mean():.1f}%",
         f"reported / actual standard deviation {np.median(ratio):.3f} in the median",
         f"the same from {ratio.min():.3f} to {ratio.max():.3f}",
         f"largest error of a truth: {100 * errors.max():.1f}% of the standard error",

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tfp_surgery.estimate import Estimate
 from tfp_surgery.measurement.bound import Bound
@@ -25,7 +24,7 @@ _ENOUGH_SEEDS = 20  # all of which lie within half a standard error by chance on
 MOST_TRUTH_ERROR = 0.05
 _COLUMNS = (
     *("num_seeds", "truth", "truth_error", "truth_how", "mean", "mean_standard_error"),
-    *("standard_deviation", "coverage", "student_coverage", "bias", "bias_error", "ratio"),
+    *("standard_deviation", "coverage", "bias", "bias_error", "ratio"),
     *("degrees_of_freedom", "largest_error", "verdict"),
 )
 
@@ -104,8 +103,6 @@ def calibration(estimates: Sequence[Estimate], truth: Truth) -> dict[str, Any]:
         mean_standard_error: Mean over seeds of the reported standard errors.
         standard_deviation: Of estimate - truth over the seeds (divided by their number less 1).
         coverage: Part of the 95% intervals (`Estimate.interval`) that hold the truth.
-        student_coverage: Likewise with the quantiles of Student's t with the estimate's degrees of
-          freedom.
         bias: Mean of estimate - truth over the seeds, divided by `mean_standard_error`; None where
           the truth is the mean over the seeds.
         bias_error: Its standard error: of the mean over seeds, and of the truth.
@@ -132,7 +129,6 @@ def calibration(estimates: Sequence[Estimate], truth: Truth) -> dict[str, Any]:
     mean_error, deviation = float(errors.mean()), float(off.std(ddof=1))
     has_error = mean_error > 0.0  # False for NaN, too
     low, high = np.transpose([estimate.interval(LEVEL) for estimate in estimates])
-    quantiles = stats.t.ppf(0.5 + LEVEL / 2.0, np.minimum(freedom, 1e9))
     row: dict[str, Any] = {
         "num_seeds": num,
         "truth": truth.value,
@@ -142,7 +138,6 @@ def calibration(estimates: Sequence[Estimate], truth: Truth) -> dict[str, Any]:
         "mean_standard_error": mean_error,
         "standard_deviation": deviation,
         "coverage": float(np.mean((low <= truth.value) & (truth.value <= high))),
-        "student_coverage": float(np.mean(np.abs(off) <= quantiles * errors)),
         "bias": math.nan,
         "bias_error": math.nan,
         "ratio": mean_error / deviation if deviation > 0.0 else math.nan,
