@@ -122,8 +122,13 @@ class TestSurgeryBeforeAndAfter:
 
     def test_no_other_term_changes(self, fit_and_surgeries: tuple[Any, ...]) -> None:
         for before, after in fit_and_surgeries[1]:
-            assert after.average_reconstruction == before.average_reconstruction
-            assert after.index_code_mutual_information == before.index_code_mutual_information
+            same, field = "index_code_mutual_information_sampled", "index_code_mutual_information"
+            assert getattr(after, same) == getattr(before, same)
+            # What is known of the priors, and so the control variates, differs.
+            for name in ("average_reconstruction", field):
+                old, new = getattr(before, name), getattr(after, name)
+                error = np.hypot(old.standard_error, new.standard_error)
+                assert abs(new.value - old.value) <= _ERRORS * error
             assert before.marginal_kl.value - after.marginal_kl.value > 0.1
 
     def test_the_elbo_rises_by_the_number_of_the_result(
@@ -133,16 +138,17 @@ class TestSurgeryBeforeAndAfter:
         change = fit.training
         before, after = same_draws
         rise = after.elbo.value - before.elbo.value
-        np.testing.assert_allclose(change.elbo_change.value, rise, atol=1e-5)  # float32
+        error = np.hypot(before.elbo.standard_error, after.elbo.standard_error)
+        assert abs(change.elbo_change.value - rise) <= _ERRORS * error
         np.testing.assert_allclose(
             change.marginal_kl_before.value, before.marginal_kl.value, atol=1e-5
         )
-        np.testing.assert_allclose(
-            change.marginal_kl_after.value, after.marginal_kl.value, atol=1e-5
-        )
+        error = np.hypot(change.marginal_kl_after.standard_error, after.marginal_kl.standard_error)
+        assert abs(change.marginal_kl_after.value - after.marginal_kl.value) <= _ERRORS * error
         before, after = other_draws
         rise = after.elbo.value - before.elbo.value
-        error = np.sqrt(2) * change.elbo_change.standard_error  # both are sampled
+        error = np.hypot(before.elbo.standard_error, after.elbo.standard_error)
+        error = np.hypot(error, change.elbo_change.standard_error)
         assert 0 < abs(change.elbo_change.value - rise) <= _ERRORS * error
         assert fit.former_prior == "MultivariateNormalDiag"
 

@@ -204,8 +204,7 @@ def fit_prior(
         if q_z is not None
     ]
 
-    def measured() -> list[np.ndarray]:
-        prior_now = build_prior(prior)
+    def measured(prior_now: tfd.Distribution) -> list[np.ndarray]:
         return [measurement.log_prob(prior_now) for measurement in measurements]
 
     started = time.perf_counter()
@@ -213,7 +212,7 @@ def fit_prior(
         codes_seed = seeds.key(seed, "fit_prior/initial_codes")
         prior.initialize(_one_draw_each(aggregate_posterior, codes_seed).numpy(), seed)
     initialized = time.perf_counter()
-    at_start = measured() if num_steps > 0 else []
+    at_start = measured(build_prior(prior)) if num_steps > 0 else []
     started += time.perf_counter() - initialized
     codes = None
     if validation is not None:
@@ -241,9 +240,10 @@ def fit_prior(
     looks.restore_best()
     seconds = time.perf_counter() - started
 
-    at_end = measured()
+    fitted = build_prior(prior)
+    at_end = measured(fitted)
     changes = [
-        measurement.change_to(prior, log_prob)
+        measurement.change_to(fitted, log_prob)
         for measurement, log_prob in zip(measurements, at_end, strict=True)
     ]
     for change in changes:
