@@ -51,7 +51,9 @@ class ElboSurgery(Result):
     That they add up is algebra and proves nothing. Other fields estimate the same quantities in
     other ways from the same draws and check them: the plain means `average_kl_sampled`,
     `index_code_mutual_information_sampled` and `marginal_kl_sampled`, and
-    `index_code_mutual_information_from_entropy` and `..._by_subtraction`.
+    `index_code_mutual_information_from_entropy` and `..._by_subtraction`. With one draw an
+    observation, or fewer than some thirty observations of two, no control variate is used, and
+    `marginal_kl_sampled` may be sharper than `marginal_kl`.
 
     `standard_error` of an estimate is that of the draws, given the data. The
     `population_standard_error` of ELBO, terms and average KL is that of the data as well, taken as
