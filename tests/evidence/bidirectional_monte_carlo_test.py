@@ -120,7 +120,7 @@ def test_intervals_cover_the_expectations_of_the_bounds() -> None:
     for values in (lower, upper, upper - lower):
         estimates = [pair_average(part, 4) for part in values.reshape(num_results, size)]
         found = covered(estimates, values.mean())
-        # Of a normal interval for the mean of 40 skewed values; Student's would have 0.943.
+        # Of an interval for the mean of 40 values, which are skewed.
         check_coverage(found, num_results, 0.93, 0.95)
     # Given z_n the reverse chains' own errors are too small, as the docstring says.
     truth = NOISY_MODEL.log_evidence(result.x)

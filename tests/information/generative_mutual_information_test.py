@@ -303,7 +303,6 @@ def test_intervals_cover_the_expectations_of_the_bounds() -> None:
         for name, hits in covered.items():
             low, high = getattr(bounds, name).estimate.interval()
             hits.append(low <= expected[name] <= high)
-    # The interval is the normal one; with 50 groups Student's would cover 0.944.
     tolerance = _STANDARD_ERRORS * math.sqrt(0.95 * 0.05 / results)
     for name, hits in covered.items():
         assert abs(np.mean(hits) - 0.95) <= tolerance, (name, np.mean(hits))

@@ -39,7 +39,10 @@ def closed_form_entropy(distribution: tfd.Distribution) -> tf.Tensor | None:
         return None
     try:
         entropy = distribution.entropy()
-    except NotImplementedError:
+    except Exception as error:
+        # A user's class may fail in its own way; without its entropy a measurement is as right.
+        if not isinstance(error, NotImplementedError):
+            return None
         form = gaussian_form(distribution)
         if form is None:
             return None
@@ -48,6 +51,8 @@ def closed_form_entropy(distribution: tfd.Distribution) -> tf.Tensor | None:
         shape = ps.broadcast_shape(ps.shape(of_dimensions), ps.shape(form.loc))
         return tf.reduce_sum(tf.broadcast_to(of_dimensions, shape), axis=-1)
     if distribution.batch_shape.is_fully_defined():
+        if entropy.shape.rank > distribution.batch_shape.rank:  # of a class with a shape of its own
+            return None
         return tf.broadcast_to(entropy, distribution.batch_shape)
     return tf.broadcast_to(entropy, distribution.batch_shape_tensor())
 

@@ -41,9 +41,8 @@ class LogEvidence(Result):
 
     Coverage of the intervals was measured on one-dimensional Gaussian models, by importance
     sampling and by annealing. The interval of the mean over 20 observations covers in 94 to 97 of
-    100 cases from m = 4 on. The interval of one observation, which is normal although the logarithm
-    of few weights is skewed, covers in 84 to 87 cases at m = 4 or 5, in 90 to 94 at m = 16 or 20,
-    and in 93 to 95 from m = 100 on.
+    100 cases from m = 4 on. The interval of one observation, symmetric although the logarithm of
+    few weights is skewed, covers in 91 to 95 cases from m = 4 on, and in 93 to 95 from m = 100 on.
 
     Attributes:
       values: The bound on each log p(x_n) from each repetition, float64, shape `[k, N]`.
