@@ -67,7 +67,7 @@ def elbo_surgery(
     q(z|x_n), stratified by observation, from which control variates take what is known of their
     variance: entropies and divergences of the posteriors, and H[q(n|z)] (see `ElboSurgery`). On the
     codes of images, the standard error of the marginal KL falls by 10 to 14 and that of the mutual
-    information by 2, and for posteriors that overlap by up to 20 (docs/calibration.md). Standard
+    information by 2, and for posteriors that overlap by up to 20 (docs/performance.md). Standard
     errors are conditional on the data; `population_standard_error` is not.
 
     With `num_query`, the expectations run over a random subset of the observations, and standard
@@ -78,9 +78,11 @@ def elbo_surgery(
 
     All estimates are unbiased, up to rounding in the dtype of the model and a part of the standard
     error that vanishes as 1 / (N num_samples), since the coefficients of the control variates come
-    from the same draws. Where posteriors are so narrow that hardly any draw lies between two of
-    them, log N - I(n; z) rests on draws that may be missing, and intervals are too narrow
-    (docs/calibration.md).
+    from the same draws. Intervals are too narrow in two cases. Where posteriors are so narrow that
+    hardly any draw lies between two of them, log N - I(n; z) rests on draws that may be missing.
+    With `num_query`, if few of the observations have most of the average KL, the standard errors of
+    mutual information and marginal KL are too small (by 1.6 where the KL has mean 12 and spread
+    54): take all N there, or the plain means.
 
     The index-code mutual information is a property of this finite data set, and at most log N. It
     is not the mutual information of X and Z in the population. A held-out data set is decomposed
