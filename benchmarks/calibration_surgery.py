@@ -126,9 +126,7 @@ def conditional_prior(setting: Setting, means: Means) -> Calibrated:
     reconstruction = float(terms["average_reconstruction"].value)
     truths = {
         **terms,
-        **dict.fromkeys(
-            ("average_kl", "average_kl_analytic", "average_kl_sampled"), exact(divergence)
-        ),
+        **dict.fromkeys(("average_kl", "average_kl_sampled"), exact(divergence)),
         "elbo": exact(reconstruction - divergence),
         **dict.fromkeys(
             ("conditional_prior_term", "conditional_prior_term_sampled"),
@@ -266,7 +264,7 @@ def population(setting: Setting, means: Means) -> Calibrated:
                 seed=seed,
             )
             for name, estimate in estimates_of(surgery).items():
-                error = getattr(estimate, "population_standard_error", None)
+                error = estimate.population_standard_error
                 if error is not None:
                     own = dataclasses.replace(
                         estimate, standard_error=error, degrees_of_freedom=math.inf
@@ -276,9 +274,7 @@ def population(setting: Setting, means: Means) -> Calibrated:
     known = {
         "elbo": exact(reconstruction - divergence),
         "average_reconstruction": exact(reconstruction),
-        **dict.fromkeys(
-            ("average_kl", "average_kl_sampled", "average_kl_analytic"), exact(divergence)
-        ),
+        **dict.fromkeys(("average_kl", "average_kl_sampled"), exact(divergence)),
     }
     return Calibrated(
         estimates,

@@ -30,7 +30,6 @@ def elbo_terms(of: Case, means: Means) -> dict[str, Truth]:
         "elbo": exact(reconstruction - divergence),
         "average_reconstruction": exact(reconstruction),
         "average_kl": kl,
-        "average_kl_analytic": kl,
         "average_kl_sampled": kl,
         "index_code_mutual_information": information,
         "index_code_mutual_information_sampled": information,
